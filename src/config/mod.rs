@@ -1,0 +1,5 @@
+//! `cai.env` + `cai.toml` -> [`Settings`].
+
+mod settings;
+
+pub use settings::*;

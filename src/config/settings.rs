@@ -1,0 +1,172 @@
+//! The validated configuration: what the rest of cai works from. Built only by `config::load`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::keyring::Secret;
+
+/// Everything the operator decided, validated; fields say their unit in type or name.
+pub struct Settings {
+    /// Prefix of every path (`--root`), `/` normally. Paths below already have it.
+    pub root: PathBuf,
+    /// Key broker.
+    pub trustee: Trustee,
+    /// Where the ciphertext lies.
+    pub oss: Oss,
+    /// The model and how it is mounted.
+    pub model: Model,
+    /// How the mount behaves and who may read it.
+    pub mount: Mount,
+    /// Local ciphertext.
+    pub cache: Cache,
+    /// Attestation of this machine.
+    pub attest: Attest,
+    /// Service port (`MODEL_SERVICE_PORT`), kept for the gateway.
+    pub service_port: Option<u16>,
+    /// Peers (`MODEL_SHARING_PEER`), kept for peer-to-peer.
+    pub peers: Vec<SocketAddr>,
+    /// SHA-256 of the effective configuration without secrets, hex; logged at start.
+    pub fingerprint: String,
+}
+
+/// Key broker service.
+#[derive(Debug, Clone)]
+pub struct Trustee {
+    /// Base URL (`TRUSTEE_URL`), without trailing slash; `{base}/kbs/v0/...` is called.
+    pub url: Url,
+    /// `MODEL_KEY_ID`, e.g. `kbs:///default/aliyun/model-decryption-key`; grammar checked by `kbs::ResourceUri`.
+    pub key_id: String,
+    /// `TRUSTEE_POLICY`.
+    pub policy: String,
+    /// `trustee.require_https`: refuse a plain http URL.
+    pub require_https: bool,
+    /// `trustee.ca_file`: PEM bundle that replaces the public roots.
+    pub ca_file: Option<PathBuf>,
+    /// `trustee.protocol`.
+    pub protocol: Protocol,
+    /// `trustee.timeout_secs`: one request, connect included.
+    pub timeout: Duration,
+    /// `trustee.retry_limit_secs`: how long transient failures are retried before the agent gives up (exit 69).
+    pub retry_limit: Duration,
+}
+
+/// Which KBS protocol dialect to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+pub enum Protocol {
+    /// Start at 0.4.0 and follow the server's refusal.
+    #[serde(rename = "auto")]
+    Auto,
+    /// Only 0.1.0.
+    #[serde(rename = "0.1.0")]
+    V0_1_0,
+    /// Only 0.4.0.
+    #[serde(rename = "0.4.0")]
+    V0_4_0,
+}
+
+/// Object store.
+pub struct Oss {
+    /// `MODEL_OSS_ENDPOINT`, scheme and host (and port).
+    pub endpoint: Url,
+    /// Bucket of `MODEL_OSS_BUCKET_PATH`.
+    pub bucket: String,
+    /// Key prefix of `MODEL_OSS_BUCKET_PATH`: empty, or without leading and with exactly one trailing slash.
+    pub prefix: String,
+    /// `MODEL_OSS_REGION`, or derived from the endpoint; needed by the V4 signature only.
+    pub region: Option<String>,
+    /// Static or STS credentials; `None` is anonymous access.
+    pub credentials: Option<OssCredentials>,
+    /// `oss.ca_file`: PEM bundle that replaces the public roots.
+    pub ca_file: Option<PathBuf>,
+    /// `oss.concurrency`: range requests in flight, all objects together, 1..=256.
+    pub concurrency: usize,
+    /// `oss.timeout_secs`: one request without a byte of progress.
+    pub timeout: Duration,
+}
+
+/// Access key of the object store.
+pub struct OssCredentials {
+    /// `MODEL_OSS_ACCESS_KEY_ID`.
+    pub access_key_id: String,
+    /// `MODEL_OSS_SECRET_ACCESS_KEY`.
+    pub secret_access_key: Secret,
+    /// `MODEL_OSS_SESSION_TOKEN`.
+    pub session_token: Option<Secret>,
+}
+
+/// The model.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// `MODEL_ENCRYPTION_METHOD`.
+    pub encryption: Encryption,
+    /// `MODEL_WAIT`.
+    pub wait: Wait,
+}
+
+/// How the ciphertext is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encryption {
+    /// gocryptfs v2 directory.
+    Gocryptfs,
+    /// The vendor's SAM format, through its adapter.
+    Sam,
+}
+
+/// When the agent says it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// As soon as the metadata is there and the mount can be read.
+    Metadata,
+    /// When every byte is local.
+    Full,
+}
+
+/// The mount point.
+#[derive(Debug, Clone)]
+pub struct Mount {
+    /// `MODEL_MOUNT_POINT`, with `root` applied.
+    pub point: PathBuf,
+    /// `mount.uid`: owner shown for every file.
+    pub uid: u32,
+    /// `mount.gid`: group shown for every file; the number of group `cai-model` by default, 0 where it does not exist.
+    pub gid: u32,
+    /// `mount.mode`: permission bits of files; directories add `x` where `r` is.
+    pub mode: u32,
+    /// `mount.threads`: FUSE worker threads; 0 = one per core.
+    pub threads: usize,
+    /// `mount.readahead_kib`: kernel read-ahead of the mount in KiB.
+    pub readahead_kib: u32,
+    /// `mount.read_timeout_secs`: how long a read waits for its bytes before `EIO`.
+    pub read_timeout: Duration,
+}
+
+/// Local ciphertext cache.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    /// `cache.dir`, with `root` applied.
+    pub dir: PathBuf,
+    /// `cache.reserve_bytes`: free space that is never taken.
+    pub reserve_bytes: u64,
+}
+
+/// How this machine attests itself.
+#[derive(Debug, Clone)]
+pub struct Attest {
+    /// `attest.tee`.
+    pub tee: TeeChoice,
+}
+
+/// `attest.tee`: which attester to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TeeChoice {
+    /// Detect the TEE; none found is an error.
+    Auto,
+    /// Intel TDX.
+    Tdx,
+    /// Trustee's stand-in for tests; refused at load unless built with feature `sandbox`.
+    Sample,
+}

@@ -1,0 +1,1 @@
+//! RCAR client of the Trustee key broker.

@@ -1,0 +1,1 @@
+//! Alibaba Cloud OSS: signing, listing, ranged GET, upload.
