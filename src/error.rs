@@ -43,6 +43,12 @@ pub trait Fault: std::error::Error + Send + Sync + 'static {
     fn hint(&self) -> String;
 }
 
+impl<E: Fault> From<E> for Box<dyn Fault> {
+    fn from(fault: E) -> Self {
+        Box::new(fault)
+    }
+}
+
 /// The whole cause chain on one line: `reading the config: no such file`.
 ///
 /// Displays never contain their own source, so no cause is printed twice.

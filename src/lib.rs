@@ -19,6 +19,8 @@ pub mod ciphertext;
 pub mod config;
 pub mod error;
 pub mod gocryptfs;
+pub mod helper;
+pub mod host;
 pub mod kbs;
 pub mod keyring;
 pub mod oss;

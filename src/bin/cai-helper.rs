@@ -1,1 +1,351 @@
-fn main(){}
+//! `cai-helper`: the few acts that need root, for a daemon that has no privilege.
+//!
+//! Its line to the daemon is standard input, a `SOCK_SEQPACKET` socket: `cai run` started as root passes one end of a
+//! socketpair, `cai-helper.socket` (`Accept=yes`, `StandardInput=socket`) passes the connection. Nothing in a request
+//! decides where or how: that comes from the root-owned configuration, read here. When the line closes, for whatever
+//! reason, what was mounted through it is detached, so that a crashed daemon leaves no dead mount.
+#![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fmt::Write as _;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use cai::config::{self, Settings};
+use cai::helper::channel;
+use cai::helper::protocol::{Reply, Request};
+use cai::host;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::unistd::{Gid, Uid};
+
+/// Source and subtype of our mounts, as `/proc/self/mountinfo` shows them.
+const FS_SOURCE: &str = "cai";
+const FS_TYPE: &str = "fuse.cai";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cai-helper: {error:#}");
+            ExitCode::from(78)
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    anyhow::ensure!(Uid::effective().is_root(), "must run as root");
+    let root = root_argument(std::env::args_os().skip(1).collect())?;
+    let stdin = std::io::stdin();
+    let line = stdin.as_fd();
+    let daemon = check_peer(line)?;
+    let (settings, _) = config::load(&root)?;
+    let mut session = Session { settings, daemon, mounted: None };
+    let served = session.serve(line);
+    session.detach();
+    served
+}
+
+/// `--root DIR`, the only argument.
+fn root_argument(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<PathBuf> {
+    match arguments.as_slice() {
+        [] => Ok(PathBuf::from("/")),
+        [flag, directory] if flag == "--root" => Ok(PathBuf::from(directory)),
+        _ => anyhow::bail!("usage: cai-helper [--root DIR], with its socket as standard input"),
+    }
+}
+
+/// The daemon's user, who must be the one at the other end (root is `cai run` before it drops its privileges).
+fn check_peer(line: BorrowedFd<'_>) -> anyhow::Result<host::User> {
+    let peer = getsockopt(&line, PeerCredentials).context("standard input is not a socket")?;
+    let daemon = host::User::find(host::DAEMON_USER)?
+        .with_context(|| format!("user {} does not exist", host::DAEMON_USER))?;
+    let allowed = peer.uid() == 0 || peer.uid() == daemon.uid.as_raw();
+    anyhow::ensure!(allowed, "peer has uid {}, expected {} or root", peer.uid(), daemon.uid);
+    Ok(daemon)
+}
+
+/// A request that was not carried out.
+struct Refusal {
+    code: &'static str,
+    text: String,
+    hint: String,
+}
+
+impl Refusal {
+    fn new(code: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
+        Refusal { code, text: text.into(), hint: hint.into() }
+    }
+}
+
+/// One connection of the daemon.
+struct Session {
+    settings: Settings,
+    daemon: host::User,
+    /// Device number (`major:minor`) of the mount made on this connection.
+    mounted: Option<String>,
+}
+
+impl Session {
+    fn serve(&mut self, line: BorrowedFd<'_>) -> anyhow::Result<()> {
+        while let Some((message, _)) = channel::receive(line).context("receiving a request")? {
+            let request: Request = serde_json::from_slice(&message).context("a request that is none")?;
+            let (reply, descriptor) = match self.act(request) {
+                Ok((text, descriptor)) => (Reply::Done { text }, descriptor),
+                Err(Refusal { code, text, hint }) => (Reply::Refused { code: code.into(), text, hint }, None),
+            };
+            let message = serde_json::to_vec(&reply)?;
+            channel::send(line, &message, descriptor.as_ref().map(AsFd::as_fd)).context("answering")?;
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, request: Request) -> Result<(String, Option<OwnedFd>), Refusal> {
+        match request {
+            Request::Mount => self.mount().map(|(text, device)| (text, Some(device))),
+            Request::Readahead => self.readahead().map(|text| (text, None)),
+            Request::Unmount => Ok((self.detach(), None)),
+        }
+    }
+
+    fn mount(&mut self) -> Result<(String, OwnedFd), Refusal> {
+        let point = self.settings.mount.point.clone();
+        let mut text = String::new();
+        if detach_stale(&point)? {
+            let _ = write!(text, "detached a dead mount left by a crash; ");
+        }
+        let directory = open_mount_point(&point, self.daemon.uid)?;
+        let device = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|error| {
+            Refusal::new("fuse.device", format!("/dev/fuse cannot be opened: {error}"), "load the fuse kernel module: modprobe fuse")
+        })?;
+        let options = format!(
+            "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
+            device.as_raw_fd(),
+            self.daemon.uid,
+            self.daemon.gid
+        );
+        let target = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some(FS_SOURCE), target.as_str(), Some(FS_TYPE), flags, Some(options.as_str())).map_err(|error| {
+            Refusal::new("fuse.mount", format!("mounting at {}: {error}", point.display()), "see the kernel log: dmesg | tail")
+        })?;
+        self.mounted = mounts_at(&point).pop().map(|entry| entry.device);
+        let _ = write!(text, "mounted at {}", point.display());
+        Ok((text, device))
+    }
+
+    /// The kernel caps what FUSE itself may ask for at 128 KiB; only the backing device's setting goes beyond.
+    fn readahead(&self) -> Result<String, Refusal> {
+        let device = self.mounted.as_deref().ok_or_else(|| {
+            Refusal::new("readahead.failed", "nothing is mounted on this connection", "mount first")
+        })?;
+        let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
+        let kib = self.settings.mount.readahead_kib;
+        std::fs::write(&file, kib.to_string()).map_err(|error| {
+            Refusal::new("readahead.failed", format!("writing {file}: {error}"), "reads work, with less read-ahead")
+        })?;
+        Ok(format!("read-ahead of the mount is {kib} KiB"))
+    }
+
+    /// Detach what this connection mounted, and only that.
+    fn detach(&mut self) -> String {
+        let point = &self.settings.mount.point;
+        let Some(device) = self.mounted.take() else { return "nothing was mounted".into() };
+        if !mounts_at(point).iter().any(|entry| entry.is_ours() && entry.device == device) {
+            return format!("{} was detached already", point.display());
+        }
+        match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => format!("detached {}", point.display()),
+            Err(error) => format!("detaching {}: {error}", point.display()),
+        }
+    }
+}
+
+/// One line of `/proc/self/mountinfo`.
+struct MountEntry {
+    device: String,
+    fs_type: String,
+    source: String,
+}
+
+impl MountEntry {
+    fn is_ours(&self) -> bool {
+        self.fs_type == FS_TYPE && self.source == FS_SOURCE
+    }
+}
+
+/// Mounts exactly at `point`, the topmost last (proc(5), mountinfo).
+fn mounts_at(point: &Path) -> Vec<MountEntry> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    String::from_utf8_lossy(&table).lines().filter_map(|line| parse_mount(line, point)).collect()
+}
+
+fn parse_mount(line: &str, point: &Path) -> Option<MountEntry> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut fields = left.split(' ');
+    let device = fields.nth(2)?.to_owned();
+    let at = unescape(fields.nth(1)?);
+    let mut fields = right.split(' ');
+    let (fs_type, source) = (fields.next()?.to_owned(), fields.next()?.to_owned());
+    (at == point.as_os_str().as_bytes()).then_some(MountEntry { device, fs_type, source })
+}
+
+/// The kernel writes space, tab, newline and backslash as `\ooo`.
+fn unescape(field: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = (byte == b'\\').then(|| tail.get(..3)).flatten().and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(value) => {
+                bytes.push(value);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+/// Detach dead mounts of ours at `point`. A living one, or anybody else's mount, is refused.
+fn detach_stale(point: &Path) -> Result<bool, Refusal> {
+    let mut detached = false;
+    while let Some(top) = mounts_at(point).pop() {
+        let dead = matches!(nix::sys::stat::lstat(point), Err(Errno::ENOTCONN));
+        if !(top.is_ours() && dead) {
+            return Err(Refusal::new(
+                "mount-point.busy",
+                format!("{} already has a {} mount of {}", point.display(), top.fs_type, top.source),
+                format!("stop the other user of it, or: umount {}", point.display()),
+            ));
+        }
+        umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(|error| {
+            Refusal::new("mount-point.busy", format!("detaching the dead mount: {error}"), format!("umount -l {}", point.display()))
+        })?;
+        detached = true;
+    }
+    Ok(detached)
+}
+
+/// Open the mount point component by component, following no symbolic link, creating what is missing as root.
+///
+/// `/tmp/model` has a world-writable parent: whoever may create a name there must not choose what we mount over.
+fn open_mount_point(point: &Path, daemon: Uid) -> Result<OwnedFd, Refusal> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let io = |at: &Path, error: Errno| {
+        Refusal::new("mount-point.io", format!("{}: {error}", at.display()), "check the path MODEL_MOUNT_POINT")
+    };
+    let mut at = PathBuf::from("/");
+    let mut directory = open("/", flags, Mode::empty()).map_err(|error| io(&at, error))?;
+    for component in point.components() {
+        let Component::Normal(name) = component else { continue };
+        at.push(name);
+        match mkdirat(&directory, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(io(&at, error)),
+        }
+        let stat = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|error| io(&at, error))?;
+        check_kind(&at, &stat)?;
+        directory = openat(&directory, name, flags, Mode::empty()).map_err(|error| io(&at, error))?;
+    }
+    check_owner(point, &directory, daemon).and_then(|()| check_empty(point, &directory))?;
+    Ok(directory)
+}
+
+fn check_kind(at: &Path, stat: &FileStat) -> Result<(), Refusal> {
+    let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+    if kind == SFlag::S_IFLNK {
+        let text = format!("{} is a symbolic link", at.display());
+        return Err(Refusal::new("mount-point.symlink", text, "give MODEL_MOUNT_POINT without symbolic links"));
+    }
+    if kind != SFlag::S_IFDIR {
+        let text = format!("{} is not a directory", at.display());
+        return Err(Refusal::new("mount-point.not-a-directory", text, "remove it, or choose another MODEL_MOUNT_POINT"));
+    }
+    Ok(())
+}
+
+fn check_owner(point: &Path, directory: &OwnedFd, daemon: Uid) -> Result<(), Refusal> {
+    let stat = fstat(directory).map_err(|error| {
+        Refusal::new("mount-point.io", format!("{}: {error}", point.display()), "check the path MODEL_MOUNT_POINT")
+    })?;
+    if stat.st_uid == 0 || stat.st_uid == daemon.as_raw() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "mount-point.owner",
+        format!("{} belongs to uid {}, expected root or {}", point.display(), stat.st_uid, host::DAEMON_USER),
+        format!("chown root: {0}, after looking at who made it", point.display()),
+    ))
+}
+
+fn check_empty(point: &Path, directory: &OwnedFd) -> Result<(), Refusal> {
+    let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    let first = std::fs::read_dir(path).map_err(|error| {
+        Refusal::new("mount-point.io", format!("listing {}: {error}", point.display()), "check the path MODEL_MOUNT_POINT")
+    })?;
+    match first.into_iter().next() {
+        None => Ok(()),
+        Some(entry) => {
+            let name = entry.map(|entry| entry.file_name()).unwrap_or_default();
+            Err(Refusal::new(
+                "mount-point.not-empty",
+                format!("{} is not empty: it holds {}", point.display(), name.display()),
+                "empty it, or choose another MODEL_MOUNT_POINT",
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = "36 35 0:57 / /tmp/a\\040model rw,nosuid shared:1 master:2 - fuse.cai cai rw,user_id=0";
+
+    #[test]
+    fn mountinfo_line_with_optional_fields_and_escapes_is_understood() {
+        let entry = parse_mount(LINE, Path::new("/tmp/a model")).unwrap();
+        assert_eq!(entry.device, "0:57");
+        assert!(entry.is_ours());
+    }
+
+    #[test]
+    fn mountinfo_line_of_another_point_is_not_taken() {
+        assert!(parse_mount(LINE, Path::new("/tmp/a")).is_none());
+    }
+
+    #[test]
+    fn mountinfo_line_cut_anywhere_does_not_panic() {
+        for end in 0..LINE.len() {
+            let _ = parse_mount(&LINE[..end], Path::new("/tmp/a model"));
+        }
+    }
+
+    #[test]
+    fn unescape_keeps_a_backslash_that_starts_no_octal() {
+        assert_eq!(unescape("a\\9b\\"), b"a\\9b\\");
+        assert_eq!(unescape("\\134"), b"\\");
+    }
+
+    #[test]
+    fn arguments_other_than_root_are_refused() {
+        assert_eq!(root_argument(vec![]).unwrap(), Path::new("/"));
+        assert_eq!(root_argument(vec!["--root".into(), "/x".into()]).unwrap(), Path::new("/x"));
+        assert!(root_argument(vec!["--point".into(), "/x".into()]).is_err());
+    }
+
+    #[test]
+    fn a_group_id_is_part_of_the_user() {
+        let root = host::User::find("root").unwrap().unwrap();
+        assert_eq!((root.uid, root.gid), (Uid::from_raw(0), Gid::from_raw(0)));
+    }
+}

@@ -1,0 +1,190 @@
+#!/usr/bin/env bash
+# The whole story on this machine: a sample model is encrypted, uploaded to a stand-in OSS, its key stored in a stand-in
+# Trustee; the agent attests, receives the key, mounts the model; every file is compared with the plaintext.
+# Exit status 0 only if all of it held. Everything it made is stopped, unmounted and removed, also after Ctrl-C or failure.
+set -euo pipefail
+
+bin='' mib=256
+while [ $# -gt 0 ]; do
+    case $1 in
+    --bin) bin=$(realpath "$2"); shift 2 ;;
+    --model-mib) mib=$2; shift 2 ;;
+    *) echo "usage: scripts/demo.sh --bin DIR [--model-mib N]" >&2; exit 64 ;;
+    esac
+done
+[ -x "$bin/cai" ] && [ -x "$bin/cai-sandbox" ] || { echo "demo: no cai and cai-sandbox in '$bin'; run: make demo" >&2; exit 64; }
+
+begun=$(date +%s.%N)
+step() { printf '%7.2f s  %s\n' "$(echo "$(date +%s.%N) $begun" | awk '{print $1 - $2}')" "$*"; }
+detail() { sed 's/^/             /'; }
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/cai-demo.XXXXXX")
+chmod 0711 "$work" # the daemon's user must reach its own directories inside
+root=$work/root
+agent='' sandbox='' bus='' user_made='' done_ok=''
+
+# End $1 (a process of ours) with SIGTERM and wait for it.
+end_process() {
+    [ -n "$1" ] || return 0
+    kill -TERM "$1" 2>/dev/null || return 0
+    wait "$1" 2>/dev/null || true
+}
+
+cleanup() {
+    local status=$?
+    trap - EXIT INT TERM
+    set +e
+    [ -n "$done_ok" ] || step "cleaning up"
+    end_process "$agent"
+    end_process "$sandbox"
+    end_process "$bus"
+    for point in "$work/peer" "$work/check" "$root/tmp/model"; do
+        mountpoint -q "$point" 2>/dev/null && umount -l "$point"
+    done
+    [ -z "$user_made" ] || userdel cai
+    if [ -z "$done_ok" ] && [ -s "$work/agent.log" ]; then
+        echo "The agent's log:" >&2
+        tail -n 30 "$work/agent.log" >&2
+    fi
+    rm -rf --one-file-system "$work"
+    [ -n "$done_ok" ] || echo "demo: FAILED" >&2
+    exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+die() { echo "demo: $*" >&2; exit 1; }
+
+# Sums of every file below $1, sorted by name.
+sums() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
+
+# Compare the files below $1 with the plaintext; prints how many there are.
+compare() {
+    diff <(cat "$work/plain.sums") <(sums "$1") >"$work/diff" || { cat "$work/diff" >&2; die "$1 differs from the plaintext"; }
+    wc -l <"$work/plain.sums"
+}
+
+step "a sample model of $mib MiB: two safetensors shards of random tensors, their index, configuration and tokenizer"
+"$bin/cai-sandbox" sample-model --mib "$mib" "$work/plain"
+(cd "$work/plain" && ls -l | tail -n +2) | detail
+sums "$work/plain" >"$work/plain.sums"
+head -c 24 /dev/urandom | base64 >"$work/password" # ends in a newline, as `echo` would write it
+
+step "cai encrypt"
+"$bin/cai" encrypt "$work/plain" "$work/cipher" --passfile "$work/password" 2>&1 | detail
+"$bin/cai" check-key "$work/cipher" --passfile "$work/password" | detail
+
+if command -v gocryptfs >/dev/null; then
+    step "the same with $(gocryptfs -version | cut -d';' -f1): each reads what the other wrote"
+    mkdir "$work/peer" "$work/peer-cipher" "$work/check"
+    gocryptfs -q -init -scryptn 12 -passfile "$work/password" "$work/peer-cipher"
+    gocryptfs -q -passfile "$work/password" "$work/peer-cipher" "$work/peer" 2>/dev/null
+    cp -r "$work/plain/." "$work/peer/"
+    umount "$work/peer"
+    gocryptfs -q -ro -passfile "$work/password" "$work/cipher" "$work/peer" 2>/dev/null
+    echo "gocryptfs reads $(compare "$work/peer") files that cai encrypted: identical" | detail
+    umount "$work/peer"
+    "$bin/cai" mount "$work/peer-cipher" "$work/check" --passfile "$work/password" 2>"$work/mount.log" &
+    mounting=$!
+    timeout 30 bash -c "until mountpoint -q '$work/check'; do sleep 0.05; done" || { cat "$work/mount.log" >&2; die "cai mount failed"; }
+    echo "cai reads $(compare "$work/check") files that gocryptfs encrypted: identical" | detail
+    kill -TERM "$mounting" && wait "$mounting"
+else
+    step "gocryptfs is not installed: the comparison with it is left out"
+fi
+
+step "a stand-in Trustee with the key as resource default/aliyun/model-decryption-key, and a stand-in OSS"
+head -c 24 /dev/urandom | base64 | tr -d '\n=+/' >"$work/secret-key"
+mkfifo "$work/addresses"
+"$bin/cai-sandbox" --state-dir "$work/oss" --bucket conf-ai --region cn-beijing --access-key-id demo \
+    --access-key-secret-file "$work/secret-key" --resource "default/aliyun/model-decryption-key=$work/password" \
+    >"$work/addresses" 2>"$work/sandbox.log" &
+sandbox=$!
+read -r addresses <"$work/addresses" || { cat "$work/sandbox.log" >&2; die "the sandbox did not start"; }
+address() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" <<<"$addresses"; }
+echo "Trustee $(address kbs), OSS $(address oss)" | detail
+
+step "the configuration, in the words of the vendor's document"
+mkdir -p "$root/etc/cai" "$root/tmp"
+cat >"$root/etc/cai/cai.env" <<EOF
+TRUSTEE_URL="$(address kbs)/"
+MODEL_KEY_ID="kbs:///default/aliyun/model-decryption-key"
+MODEL_OSS_BUCKET_PATH="conf-ai:/demo-model-gocryptfs/"
+MODEL_OSS_ENDPOINT="$(address oss)"
+MODEL_OSS_REGION=cn-beijing
+MODEL_OSS_ACCESS_KEY_ID="demo"
+MODEL_OSS_SECRET_ACCESS_KEY="$(cat "$work/secret-key")"
+MODEL_ENCRYPTION_METHOD="gocryptfs"
+MODEL_MOUNT_POINT=/tmp/model # The mount point for the decrypted model plaintext
+MODEL_SERVICE_PORT=8080
+EOF
+chmod 0600 "$root/etc/cai/cai.env"
+printf '[attest]\ntee = "sample" # stand-in evidence: this machine has no TEE\n' >"$root/etc/cai/cai.toml"
+"$bin/cai" --root "$root" check-config | detail
+
+step "cai upload"
+"$bin/cai" --root "$root" upload "$work/cipher" 2>&1 | detail
+
+step "cai run, as user cai, on a private D-Bus"
+id cai >/dev/null 2>&1 || { useradd --system --no-create-home --shell /usr/sbin/nologin cai && user_made=1; }
+cat >"$work/bus.conf" <<EOF
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=$work/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/><allow own="*"/>
+    <allow send_destination="*" eavesdrop="false"/><allow receive_sender="*"/>
+  </policy>
+</busconfig>
+EOF
+mkfifo "$work/bus-ready"
+dbus-daemon --config-file="$work/bus.conf" --nofork --nosyslog --print-address=1 >"$work/bus-ready" &
+bus=$!
+read -r _ <"$work/bus-ready" || die "the private D-Bus did not start"
+export DBUS_SYSTEM_BUS_ADDRESS=unix:path=$work/bus
+started=$(date +%s.%N)
+"$bin/cai" --root "$root" run 2>"$work/agent.log" &
+agent=$!
+
+get() { busctl --address="$DBUS_SYSTEM_BUS_ADDRESS" get-property com.alibaba.cai1 /com/alibaba/cai1 com.alibaba.cai1.Agent "$1"; }
+deadline=$((SECONDS + 60))
+until [ "$(get State 2>/dev/null)" = 's "Serving"' ]; do
+    kill -0 "$agent" 2>/dev/null || { agent=''; die "the agent ended before it served"; }
+    [ $SECONDS -lt $deadline ] || die "the agent is not serving after 60 s: $(get StatusText 2>&1)"
+    sleep 0.02
+done
+step "Serving, $(echo "$(date +%s.%N) $started" | awk '{printf "%.2f", $1 - $2}') s after its start"
+ps -o user=,pid=,args= -p "$agent" | cut -c1-90 | detail
+
+step "every file through the mount, against the plaintext"
+ls -l "$root/tmp/model" | tail -n +2 | detail
+echo "$(compare "$root/tmp/model") files, SHA-256 identical" | detail
+if touch "$root/tmp/model/new" 2>"$work/touch.err"; then die "the mount took a new file"; fi
+grep -q 'Read-only file system' "$work/touch.err" || die "writing failed, but not with EROFS: $(cat "$work/touch.err")"
+
+step "busctl"
+for property in State Model MountPoint KeyGeneration ModelRevision Attestation Notices; do
+    printf '%s %s\n' "$property" "$(get $property)"
+done | cut -c1-150 | detail
+
+step "cai status"
+"$bin/cai" status | detail
+
+step "stopping"
+kill -TERM "$agent"
+wait "$agent" || die "the agent ended with status $?"
+agent=''
+! mountpoint -q "$root/tmp/model" || die "the mount is still there"
+grep -c "$(cat "$work/password")" "$work/agent.log" >/dev/null && die "the password is in the log"
+
+done_ok=1
+step "all of it held; everything is stopped, unmounted and removed"
+cat <<'EOF'
+
+Next, on a confidential GPU server: put your values into /etc/cai/cai.env (etc/cai/cai.env here is the commented
+template), then:
+
+    cai check-config && cai run
+EOF

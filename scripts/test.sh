@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Every check and test, in the order in which a mistake shows soonest. Called by `make test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+features=(--features sandbox)
+
+# The daemon's user must exist while the tests run; one that was made here goes afterwards.
+if ! id cai >/dev/null 2>&1; then
+    useradd --system --no-create-home --shell /usr/sbin/nologin cai
+    trap 'userdel cai' EXIT
+fi
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "format"
+cargo fmt --check
+step "lints"
+cargo clippy --all-targets "${features[@]}" -- -D warnings
+step "lints, as packaged (without the sandbox)"
+cargo clippy --bins -- -D warnings
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --lib "${features[@]}"
+step "dependencies"
+scripts/deny.sh
+step "tests"
+cargo test "${features[@]}"
+step "the demo, small"
+scripts/demo.sh --bin target/debug --model-mib 24
+step "the demo, interrupted"
+scripts/demo-interrupt.sh --bin target/debug

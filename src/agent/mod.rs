@@ -1,0 +1,204 @@
+//! The only orchestrator: start-up order, background work, teardown.
+//!
+//! Owns: the order in which the other rooms are used and the one [`status::Status`]. Must not know: formats, wire protocols,
+//! system calls. Threads: the agent is one task; what blocks (quote, key derivation, tree, helper) runs in
+//! `spawn_blocking`. Order of work is held by types too: a [`kbs::Attested`] comes only from a handshake, a tree only from
+//! released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
+
+mod stages;
+pub mod state;
+pub mod status;
+mod voice;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::bus::Bus;
+use crate::config::{Settings, Wait};
+use crate::error::{ErrorClass, Fault};
+use crate::helper::Helper;
+use crate::helper::protocol::Request;
+use crate::host::Notifier;
+use crate::mount::Mounted;
+use crate::store::Store;
+use crate::task::{Ended, Tasks};
+use state::{Event, State};
+use status::{Failure, Status};
+use voice::Voice;
+
+/// How long background tasks get to end after they were asked to.
+const TASK_GRACE: Duration = Duration::from_secs(5);
+/// How long open files of the detached mount are waited for before the process ends under them.
+const MOUNT_GRACE: Duration = Duration::from_secs(2);
+
+/// Failures of the orchestration itself.
+#[derive(Debug, thiserror::Error)]
+enum AgentError {
+    #[error("handling signal {name}")]
+    Signal {
+        name: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("a background task failed")]
+    Task(#[source] Ended),
+    #[error("the mount at {} ended by itself", point.display())]
+    MountLost { point: PathBuf },
+}
+
+impl Fault for AgentError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            AgentError::Signal { .. } | AgentError::Task(_) => ErrorClass::Internal,
+            AgentError::MountLost { .. } => ErrorClass::Transient,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            AgentError::Signal { .. } => "agent.signal",
+            AgentError::Task(_) => "agent.task",
+            AgentError::MountLost { .. } => "mount.lost",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            AgentError::Signal { .. } | AgentError::Task(_) => "this is a defect: please report it with the journal".into(),
+            AgentError::MountLost { .. } => "somebody unmounted it; to stop cai use: systemctl stop cai".into(),
+        }
+    }
+}
+
+/// What stays in place while the agent serves, and has to be taken down in order.
+#[derive(Default)]
+struct InPlace {
+    store: Option<Arc<Store>>,
+    mounted: Option<Mounted>,
+}
+
+/// Run until SIGTERM or SIGINT, or until something final goes wrong.
+///
+/// # Errors
+/// The failure that ended it, after everything was taken down. Its class decides the exit status.
+pub async fn run(settings: Settings, notices: Vec<String>, helper: Helper) -> Result<(), Failure> {
+    let fail = |error: AgentError| Failure::new(State::Starting, &error);
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|source| fail(AgentError::Signal { name: "SIGTERM", source }))?;
+    let mut interrupt = signal(SignalKind::interrupt())
+        .map_err(|source| fail(AgentError::Signal { name: "SIGINT", source }))?;
+
+    let model = format!("{}:/{}", settings.oss.bucket, settings.oss.prefix);
+    let (sender, receiver) = watch::channel(Status::new(model, settings.mount.point.clone(), notices));
+    let voice = Arc::new(Voice::new(sender));
+    let bus = Bus::serve(receiver).await.map_err(|error| Failure::new(State::Starting, &error))?;
+
+    let mut tasks = Tasks::new();
+    tasks.supervise("bus", bus.announce());
+    let helper = Arc::new(helper);
+    let mut in_place = InPlace::default();
+
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = tasks.any_ended() => Err(Failure::new(voice.state(), &AgentError::Task(ended))),
+        failure = work(&settings, &voice, &helper, &mut in_place) => Err(failure),
+    };
+    let outcome = close(outcome, &voice, &helper, in_place).await;
+    drop(voice);
+    tasks.stop(TASK_GRACE).await;
+    outcome
+}
+
+/// Start, then serve. Returns only with a failure.
+async fn work(settings: &Settings, voice: &Arc<Voice>, helper: &Arc<Helper>, in_place: &mut InPlace) -> Failure {
+    match start_and_serve(settings, voice, helper, in_place).await {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    }
+}
+
+async fn start_and_serve(
+    settings: &Settings,
+    voice: &Arc<Voice>,
+    helper: &Arc<Helper>,
+    in_place: &mut InPlace,
+) -> Result<std::convert::Infallible, Failure> {
+    let secret = stages::release_key(settings, voice).await?;
+    let store = stages::open_store(settings, voice).await?;
+    in_place.store = Some(store.clone());
+    let model = stages::open_model(voice, &store, secret).await?;
+
+    let mut background = Tasks::new();
+    let fill = store.clone();
+    let token = background.token();
+    background.supervise("fill", async move {
+        fill.fill(token).await;
+        // All of it is here, or what is missing has been reported: the task stays, as every supervised task does.
+        std::future::pending::<()>().await;
+    });
+    if settings.model.wait == Wait::Full {
+        stages::wait_until_complete(voice, &store).await?;
+    }
+    let mounted = in_place.mounted.insert(stages::mount(settings, voice, helper, model).await?);
+    let point = settings.mount.point.clone();
+    let failure = tokio::select! {
+        () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
+        ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
+        failure = stages::watch_progress(voice, &store) => failure,
+        () = watchdog(voice, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
+    };
+    background.stop(TASK_GRACE).await;
+    Err(failure)
+}
+
+/// Tell the service manager's watchdog that the agent turns *and* the mount answers. A mount that hangs keeps this
+/// waiting, and the service manager restarts us. Returns when the mount answers with an error.
+async fn watchdog(voice: &Voice, point: PathBuf) {
+    let Some(interval) = Notifier::watchdog_interval() else { return std::future::pending().await };
+    let mut ticks = tokio::time::interval(interval);
+    loop {
+        ticks.tick().await;
+        let point = point.clone();
+        match tokio::task::spawn_blocking(move || nix::sys::stat::stat(&point)).await {
+            Ok(Ok(_)) => voice.alive(),
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+/// Take everything down, in the order in which nobody sees a half: mount, background work, store, keys.
+async fn close(
+    outcome: Result<(), Failure>,
+    voice: &Voice,
+    helper: &Arc<Helper>,
+    in_place: InPlace,
+) -> Result<(), Failure> {
+    let said = match &outcome {
+        Ok(()) => voice.apply(Event::StopRequested, "unmounting"),
+        Err(failure) => {
+            let shown = failure.shown().clone();
+            tracing::error!(event = shown.code, stage = shown.stage.name(), hint = shown.hint, "{}", shown.detail);
+            let stage = shown.detail.clone();
+            voice.update(|status| status.last_error = Some(shown));
+            voice.apply(Event::Failed, stage)
+        }
+    };
+    if let Some(mounted) = in_place.mounted {
+        match stages::ask(helper, Request::Unmount).await {
+            Ok((text, _)) => tracing::info!(event = "mount.detached", "{text}"),
+            Err(error) => tracing::error!(event = "mount.detach-failed", error = ?error, "detaching the mount"),
+        }
+        if tokio::time::timeout(MOUNT_GRACE, mounted.ended()).await.is_err() {
+            tracing::warn!(event = "mount.busy", "files of the model are still open; their readers will get an error");
+        }
+    }
+    if let Some(store) = in_place.store {
+        store.close().await;
+    }
+    outcome.and(said)
+}

@@ -1,0 +1,363 @@
+//! The stages of a start, one function each: each needs what only the one before can give.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use super::state::{Event, State};
+use super::status::{Failure, LastError, Progress};
+use super::voice::Voice;
+use crate::ciphertext::{Ciphertext, EntryId, EntryKind, ReadError};
+use crate::config::{Mount, Settings};
+use crate::error::{ErrorClass, Fault};
+use crate::gocryptfs::{self, Conf, Keys, Passphrase, Tree};
+use crate::helper::protocol::Request;
+use crate::helper::{Helper, HelperError};
+use crate::kbs::{self, Attested, KbsError};
+use crate::keyring::Secret;
+use crate::mount::{Attributes, ModelFs, Mounted};
+use crate::oss::{self, OssSource};
+use crate::retry::Retry;
+use crate::store::{Store, StoreOptions};
+use crate::{attest, store};
+
+/// Name of the configuration object of a gocryptfs directory.
+const CONF: &str = "gocryptfs.conf";
+/// Times a handshake is begun again because the broker forgot the session in between.
+const SESSION_TRIES: u32 = 3;
+
+/// What a stage found wrong that is nobody else's error.
+#[derive(Debug, thiserror::Error)]
+enum StageError {
+    #[error("{model} holds no {CONF}")]
+    NoConf { model: String, inside: Option<String> },
+    #[error("reading {CONF}")]
+    ReadConf(#[source] ReadError),
+    #[error("a blocking stage panicked")]
+    Panicked,
+}
+
+impl Fault for StageError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            StageError::NoConf { .. } => ErrorClass::Config,
+            StageError::ReadConf(_) => ErrorClass::Transient,
+            StageError::Panicked => ErrorClass::Internal,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            StageError::NoConf { .. } => "model.no-conf",
+            StageError::ReadConf(_) => "model.read-conf",
+            StageError::Panicked => "agent.panicked",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            StageError::NoConf { inside: Some(directory), .. } => {
+                format!("{directory}/{CONF} exists: is MODEL_OSS_BUCKET_PATH one directory too high?")
+            }
+            StageError::NoConf { inside: None, .. } => {
+                "point MODEL_OSS_BUCKET_PATH at the directory that holds gocryptfs.conf; upload it with: cai upload".into()
+            }
+            StageError::ReadConf(_) => "see the journal for the object store's answer".into(),
+            StageError::Panicked => "this is a defect: please report it with the journal".into(),
+        }
+    }
+}
+
+/// Run what blocks, off the runtime's workers.
+async fn blocking<T: Send + 'static>(
+    stage: State,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::new(stage, &StageError::Panicked)),
+    }
+}
+
+/// Attest this machine and receive the model's secret, retrying what may pass until the operator's limit.
+pub(super) async fn release_key(settings: &Settings, voice: &Voice) -> Result<Secret, Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
+    let attester = attest::detect(settings.attest.tee).map_err(|error| fail(&error))?;
+    let uri = kbs::ResourceUri::parse(&settings.trustee.key_id).map_err(|error| fail(&error))?;
+    let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
+    voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
+
+    let retry = Retry::default();
+    let begun = Instant::now();
+    let (mut attempt, mut sessions_lost) = (0, 0);
+    loop {
+        let error = match client.attest(attester.clone()).await {
+            Ok(attested) => {
+                record_attestation(voice, &attested);
+                voice.apply(Event::Attested, format!("asking for {uri}"))?;
+                match client.secret(&attested, &uri).await {
+                    Ok(secret) => {
+                        tracing::info!(event = "key.released", key_id = %uri, "the broker released the key");
+                        voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
+                        voice.apply(Event::KeyReleased, "listing the model")?;
+                        return Ok(secret);
+                    }
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        if matches!(error, KbsError::SessionLost { .. }) {
+            sessions_lost += 1;
+        }
+        let again = sessions_lost < SESSION_TRIES && error.class() == ErrorClass::Transient;
+        if !again || begun.elapsed() >= settings.trustee.retry_limit {
+            return Err(fail(&error));
+        }
+        voice.warn(Failure::new(voice.state(), &error).shown().clone());
+        if voice.state() == State::ReleasingKey {
+            voice.apply(Event::SessionLost, "beginning a new handshake")?;
+        }
+        let pause = retry.pause(attempt, None);
+        attempt = attempt.saturating_add(1);
+        voice.stage(format!("the key broker is not available, attempt {} in {:.1} s", attempt + 1, pause.as_secs_f32()));
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn record_attestation(voice: &Voice, attested: &Attested) {
+    let server = if attested.server_authenticated() { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
+    voice.update(|status| {
+        status.attested_at = Some(attested.attested_at());
+        status.attestation_expires = attested.expires();
+        status.attestation.insert("tee", attested.tee().name().to_owned());
+        status.attestation.insert("provider", attested.provider().to_owned());
+        status.attestation.insert("protocol", attested.dialect().to_string());
+        status.attestation.insert("server", server.to_owned());
+    });
+}
+
+/// List the model and open its local store.
+pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc<Store>, Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
+    let source = OssSource::new(&settings.oss).map_err(|error| fail(&error))?;
+    let objects = list(settings, voice, &source).await?;
+    let model = format!("{}:/{}", settings.oss.bucket, settings.oss.prefix);
+    if !objects.iter().any(|object| object.path == Path::new(CONF)) {
+        let inside = objects.iter().find(|object| object.path.ends_with(CONF)).and_then(|object| object.path.parent());
+        let inside = inside.map(|directory| directory.display().to_string());
+        return Err(fail(&StageError::NoConf { model, inside }));
+    }
+    let revision = store::revision(&objects);
+    voice.update(|status| status.model_revision = revision.clone());
+    let options = StoreOptions {
+        dir: settings.cache.dir.clone(),
+        concurrency: settings.oss.concurrency,
+        read_timeout: settings.mount.read_timeout,
+        reserve_bytes: settings.cache.reserve_bytes,
+        ..StoreOptions::default()
+    };
+    let handle = Handle::current();
+    blocking(State::Fetching, move || {
+        Store::open(options, objects, Arc::new(source), handle).map_err(|error| Failure::new(State::Fetching, &error))
+    })
+    .await
+}
+
+/// The list of objects, retrying what may pass.
+async fn list(settings: &Settings, voice: &Voice, source: &OssSource) -> Result<Vec<store::Object>, Failure> {
+    let retry = Retry::default();
+    let begun = Instant::now();
+    let mut attempt = 0;
+    loop {
+        let error: oss::OssError = match source.list().await {
+            Ok(objects) => return Ok(objects),
+            Err(error) => error,
+        };
+        if error.class() != ErrorClass::Transient || begun.elapsed() >= settings.trustee.retry_limit {
+            return Err(Failure::new(State::Fetching, &error));
+        }
+        voice.warn(Failure::new(State::Fetching, &error).shown().clone());
+        tokio::time::sleep(retry.pause(attempt, None)).await;
+        attempt = attempt.saturating_add(1);
+    }
+}
+
+/// A model that can be read: its tree and the keys that open it.
+pub(super) struct OpenModel {
+    store: Arc<Store>,
+    keys: Arc<Keys>,
+    tree: Arc<Tree>,
+}
+
+/// Fetch the metadata, derive the keys, decrypt the tree.
+pub(super) async fn open_model(voice: &Voice, store: &Arc<Store>, secret: Secret) -> Result<OpenModel, Failure> {
+    let metadata = gocryptfs::metadata_entries(store.entries());
+    voice.stage(format!("fetching {} metadata objects", metadata.len()));
+    store.fetch_entries(&metadata).await.map_err(|error| Failure::new(State::Fetching, &error))?;
+    voice.stage("deriving the keys and decrypting the names");
+    let store = store.clone();
+    let model = blocking(State::Fetching, move || unlock(store, secret)).await?;
+    for skipped in model.tree.skipped() {
+        tracing::warn!(event = "model.skipped", object = %skipped.path.display(), "{}: {}", skipped.path.display(), skipped.reason);
+    }
+    Ok(model)
+}
+
+fn unlock(store: Arc<Store>, secret: Secret) -> Result<OpenModel, Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
+    let conf = read_conf(store.as_ref()).map_err(|error| fail(&error))?;
+    let conf = Conf::parse(&conf).map_err(|error| fail(&error))?;
+    let passphrase = Passphrase::from_secret(&secret).map_err(|error| fail(&error))?;
+    for warning in passphrase.warnings() {
+        tracing::warn!(event = "key.passphrase", "{warning}");
+    }
+    let keys = gocryptfs::unlock(&conf, &passphrase).map_err(|error| fail(&error))?;
+    let tree = Tree::build(store.as_ref(), &keys).map_err(|error| fail(&error))?;
+    Ok(OpenModel { store, keys: Arc::new(keys), tree: Arc::new(tree) })
+}
+
+fn read_conf(store: &Store) -> Result<Vec<u8>, StageError> {
+    let found = store.entries().iter().enumerate().find(|(_, entry)| entry.path == Path::new(CONF));
+    let (index, len) = match found {
+        Some((index, entry)) => match entry.kind {
+            EntryKind::File { len } => (index, len),
+            EntryKind::Directory | EntryKind::Symlink { .. } | EntryKind::Special { .. } => (index, 0),
+        },
+        None => (0, 0),
+    };
+    let id = EntryId(u32::try_from(index).unwrap_or(u32::MAX));
+    let len = usize::try_from(len.min(gocryptfs::CONF_LIMIT)).unwrap_or(0);
+    let mut bytes = vec![0; len];
+    store.read_at(id, 0, &mut bytes).map_err(StageError::ReadConf)?;
+    Ok(bytes)
+}
+
+/// `MODEL_WAIT=full`: wait until every byte is here.
+pub(super) async fn wait_until_complete(voice: &Voice, store: &Store) -> Result<(), Failure> {
+    voice.stage("fetching the whole model (MODEL_WAIT=full)");
+    let mut progress = store.progress();
+    loop {
+        let now = progress.borrow_and_update().clone();
+        voice.update(|status| status.progress = Progress::from(&now));
+        if let Some(problem) = now.problems.first() {
+            return Err(Failure::new(State::Fetching, &Incomplete::from(problem)));
+        }
+        if now.bytes_done >= now.bytes_total {
+            return Ok(());
+        }
+        if progress.changed().await.is_err() {
+            return Err(Failure::new(State::Fetching, &StageError::Panicked));
+        }
+    }
+}
+
+/// Part of the model cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {detail}")]
+struct Incomplete {
+    path: String,
+    detail: String,
+    code: &'static str,
+}
+
+impl From<&store::Problem> for Incomplete {
+    fn from(problem: &store::Problem) -> Self {
+        Incomplete { path: problem.path.clone(), detail: problem.detail.clone(), code: problem.code }
+    }
+}
+
+impl Fault for Incomplete {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Corrupt
+    }
+
+    fn code(&self) -> &'static str {
+        self.code
+    }
+
+    fn hint(&self) -> String {
+        "restart cai after the upload of the model is complete: systemctl restart cai".into()
+    }
+}
+
+/// Put the mount in place and see it answer.
+pub(super) async fn mount(
+    settings: &Settings,
+    voice: &Voice,
+    helper: &Arc<Helper>,
+    model: OpenModel,
+) -> Result<Mounted, Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(State::Mounting, fault);
+    voice.apply(Event::MetadataReady, format!("mounting at {}", settings.mount.point.display()))?;
+    let (text, device) = ask(helper, Request::Mount).await.map_err(|error| fail(&error))?;
+    tracing::info!(event = "mount.made", "{text}");
+    let device = device.ok_or_else(|| fail(&StageError::Panicked))?;
+    let fs = ModelFs::new(model.tree, model.store, model.keys, shown_attributes(&settings.mount));
+    let files = fs.file_count();
+    let threads = settings.mount.threads;
+    let mounted = blocking(State::Mounting, move || {
+        Mounted::from_device(fs, device, threads).map_err(|error| Failure::new(State::Mounting, &error))
+    })
+    .await?;
+    match ask(helper, Request::Readahead).await {
+        Ok((text, _)) => tracing::info!(event = "mount.readahead", "{text}"),
+        Err(error) => tracing::warn!(event = "mount.readahead", error = ?error, "setting the read-ahead: {error}"),
+    }
+    voice.apply(Event::Mounted, format!("{files} files at {}", settings.mount.point.display()))?;
+    Ok(mounted)
+}
+
+fn shown_attributes(mount: &Mount) -> Attributes {
+    Attributes::Fixed { uid: mount.uid, gid: mount.gid, mode: mount.mode }
+}
+
+/// Ask the helper, which blocks.
+pub(super) async fn ask(
+    helper: &Arc<Helper>,
+    request: Request,
+) -> Result<(String, Option<OwnedFd>), HelperError> {
+    let helper = helper.clone();
+    match tokio::task::spawn_blocking(move || helper.ask(request)).await {
+        Ok(answer) => answer,
+        Err(error) => Err(HelperError::Line { verb: request, source: std::io::Error::other(error) }),
+    }
+}
+
+/// Follow the store while serving: progress into the status, problems into `Degraded` and back.
+pub(super) async fn watch_progress(voice: &Voice, store: &Store) -> Failure {
+    let mut progress = store.progress();
+    let mut complete = false;
+    loop {
+        let now = progress.borrow_and_update().clone();
+        let shown = Progress::from(&now);
+        if !complete && now.bytes_done >= now.bytes_total {
+            complete = true;
+            tracing::info!(event = "fill.complete", bytes = now.bytes_total, "every byte of the model is local");
+        }
+        voice.update(|status| status.progress = shown);
+        if let Err(failure) = follow_problems(voice, &now) {
+            return failure;
+        }
+        // Signals and STATUS= once a second are enough for people and cheap for the bus.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if progress.changed().await.is_err() {
+            return Failure::new(voice.state(), &StageError::Panicked);
+        }
+    }
+}
+
+fn follow_problems(voice: &Voice, progress: &store::Progress) -> Result<(), Failure> {
+    match (voice.state(), progress.problems.first()) {
+        (State::Serving, Some(problem)) => {
+            let error = Incomplete::from(problem);
+            voice.warn(LastError { stage: State::Serving, ..Failure::new(State::Serving, &error).shown().clone() });
+            voice.apply(Event::SourceLost, error.to_string())
+        }
+        (State::Degraded, None) => voice.apply(Event::SourceBack, "all sources are back"),
+        _ => Ok(()),
+    }
+}

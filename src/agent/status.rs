@@ -1,0 +1,201 @@
+//! The one record of what the agent is doing. Everything that is shown derives from it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::state::State;
+use crate::error::{ErrorClass, Fault, chain};
+use crate::store;
+
+/// What the agent is doing, complete: a snapshot that is replaced as a whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// See [`State`].
+    pub state: State,
+    /// What exactly, in words: `fetching 14 metadata objects`.
+    pub stage: String,
+    /// Ciphertext of the model that is here.
+    pub progress: Progress,
+    /// Where the model lies: `conf-ai:/qwen3-32b/`.
+    pub model: String,
+    /// Where its plaintext can be read.
+    pub mount_point: PathBuf,
+    /// Counts the keys released since start; 0 before the first.
+    pub key_generation: u32,
+    /// SHA-256, hex, of the sorted list of objects (path, length, entity tag); empty before it is known.
+    pub model_revision: String,
+    /// When the verifier accepted our evidence.
+    pub attested_at: Option<SystemTime>,
+    /// When the attestation token expires.
+    pub attestation_expires: Option<SystemTime>,
+    /// Facts about the attestation: `tee`, `provider`, `protocol`, `server`.
+    pub attestation: BTreeMap<&'static str, String>,
+    /// What the operator chose and should not forget, such as an unauthenticated key broker.
+    pub notices: Vec<String>,
+    /// The newest failure; stays after a recovery, so that it can be read.
+    pub last_error: Option<LastError>,
+}
+
+impl Status {
+    /// At start, before anything happened.
+    pub fn new(model: String, mount_point: PathBuf, notices: Vec<String>) -> Self {
+        Status {
+            state: State::Starting,
+            stage: "starting".into(),
+            progress: Progress::default(),
+            model,
+            mount_point,
+            key_generation: 0,
+            model_revision: String::new(),
+            attested_at: None,
+            attestation_expires: None,
+            attestation: BTreeMap::new(),
+            notices,
+            last_error: None,
+        }
+    }
+
+    /// One line for `systemctl status`, the journal and `cai status`.
+    pub fn text(&self) -> String {
+        let mut text = format!("{}: {}", self.state, self.stage);
+        if self.state.is_serving() && self.progress.bytes_total > self.progress.bytes_done {
+            text.push_str(&format!(" ({} % of the model is local)", self.progress.percent()));
+        }
+        text
+    }
+}
+
+/// How much of the model's ciphertext is here.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Progress {
+    /// Bytes that are local and verified.
+    pub bytes_done: u64,
+    /// Bytes of the whole model.
+    pub bytes_total: u64,
+    /// Bytes per second over the last seconds.
+    pub rate: u64,
+    /// Bytes fetched since start by source: `oss`; and found here at start: `cache`.
+    pub by_source: BTreeMap<&'static str, u64>,
+    /// Requests repeated since start.
+    pub retries: u64,
+    /// Whether fetched bytes are kept on disk; false after the disk ran full.
+    pub caching: bool,
+}
+
+impl Progress {
+    /// Whole percent that is local, 100 only when all of it is.
+    pub fn percent(&self) -> u64 {
+        match self.bytes_total {
+            0 => 100,
+            total => u64::try_from(u128::from(self.bytes_done) * 100 / u128::from(total)).unwrap_or(100),
+        }
+    }
+
+    /// Seconds until everything is local at the present rate; `None` when nothing moves or nothing is missing.
+    pub fn eta_secs(&self) -> Option<u64> {
+        let missing = self.bytes_total.saturating_sub(self.bytes_done);
+        (missing > 0).then(|| missing.checked_div(self.rate)).flatten()
+    }
+}
+
+impl From<&store::Progress> for Progress {
+    fn from(progress: &store::Progress) -> Self {
+        Progress {
+            bytes_done: progress.bytes_done,
+            bytes_total: progress.bytes_total,
+            rate: progress.rate,
+            by_source: progress.by_source.clone(),
+            retries: progress.retries,
+            caching: progress.caching,
+        }
+    }
+}
+
+/// A failure as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastError {
+    /// Stable dotted code.
+    pub code: &'static str,
+    /// State in which it happened.
+    pub stage: State,
+    /// The whole cause chain.
+    pub detail: String,
+    /// What to do.
+    pub hint: String,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// A failure on its way up: what [`LastError`] shows and what decides retry and exit status.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .shown.detail)]
+pub struct Failure {
+    class: ErrorClass,
+    shown: LastError,
+}
+
+impl Failure {
+    /// Any module's failure, in the state where it happened.
+    pub fn new(stage: State, fault: &dyn Fault) -> Self {
+        let detail = chain(fault);
+        Failure {
+            class: fault.class(),
+            shown: LastError { code: fault.code(), stage, detail, hint: fault.hint(), at: SystemTime::now() },
+        }
+    }
+
+    /// How it is shown.
+    pub fn shown(&self) -> &LastError {
+        &self.shown
+    }
+}
+
+impl Fault for Failure {
+    fn class(&self) -> ErrorClass {
+        self.class
+    }
+
+    fn code(&self) -> &'static str {
+        self.shown.code
+    }
+
+    fn hint(&self) -> String {
+        self.shown.hint.clone()
+    }
+}
+
+/// Seconds since 1970, for D-Bus and JSON; 0 for times before.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_is_a_hundred_only_when_all_is_here() {
+        let progress = Progress { bytes_done: u64::MAX - 1, bytes_total: u64::MAX, ..Progress::default() };
+        assert_eq!(progress.percent(), 99);
+        let progress = Progress { bytes_done: 7, bytes_total: 7, ..Progress::default() };
+        assert_eq!(progress.percent(), 100);
+    }
+
+    #[test]
+    fn eta_needs_a_rate_and_something_missing() {
+        let progress = Progress { bytes_done: 10, bytes_total: 110, rate: 25, ..Progress::default() };
+        assert_eq!(progress.eta_secs(), Some(4));
+        assert_eq!(Progress { rate: 0, ..progress.clone() }.eta_secs(), None);
+        assert_eq!(Progress { bytes_done: 110, ..progress }.eta_secs(), None);
+    }
+
+    #[test]
+    fn text_says_how_much_is_local_while_serving() {
+        let mut status = Status::new("m".into(), "/tmp/model".into(), Vec::new());
+        status.state = State::Serving;
+        status.stage = "model at /tmp/model".into();
+        status.progress = Progress { bytes_done: 1, bytes_total: 4, ..Progress::default() };
+        assert_eq!(status.text(), "Serving: model at /tmp/model (25 % of the model is local)");
+    }
+}

@@ -1,0 +1,95 @@
+//! The only place where the state changes, and where everybody hears of it.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::state::{Event, Illegal, State};
+use super::status::{Failure, LastError, Status};
+use crate::error::{ErrorClass, Fault};
+use crate::host::Notifier;
+
+/// How much longer the service manager waits for `READY=1` after each sign of progress.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+impl Fault for Illegal {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Internal
+    }
+
+    fn code(&self) -> &'static str {
+        "agent.illegal-event"
+    }
+
+    fn hint(&self) -> String {
+        "this is a defect: please report it with the journal".into()
+    }
+}
+
+/// Speaks for the agent: status record, service manager, journal.
+pub(super) struct Voice {
+    status: watch::Sender<Status>,
+    notifier: Mutex<Notifier>,
+}
+
+impl Voice {
+    pub(super) fn new(status: watch::Sender<Status>) -> Self {
+        Voice { status, notifier: Mutex::new(Notifier::new()) }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.status.borrow().state
+    }
+
+    /// Apply `event`; `stage` says what is done in the new state.
+    pub(super) fn apply(&self, event: Event, stage: impl Into<String>) -> Result<(), Failure> {
+        let from = self.state();
+        let to = from.on(event).map_err(|illegal| Failure::new(from, &illegal))?;
+        let stage = stage.into();
+        tracing::info!(event = "state.changed", from = from.name(), to = to.name(), stage, "{from} -> {to}: {stage}");
+        self.update(|status| {
+            status.state = to;
+            status.stage = stage;
+        });
+        let mut notifier = self.notifier();
+        if to.is_serving() {
+            notifier.ready();
+        }
+        if to == State::Stopping {
+            notifier.stopping();
+        }
+        Ok(())
+    }
+
+    /// Change anything but the state.
+    pub(super) fn update(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(change);
+        let text = self.status.borrow().text();
+        let mut notifier = self.notifier();
+        notifier.status(&text);
+        notifier.extend(PATIENCE);
+    }
+
+    /// Say what is being done now, within the same state.
+    pub(super) fn stage(&self, stage: impl Into<String>) {
+        let stage = stage.into();
+        self.update(|status| status.stage = stage);
+    }
+
+    /// A failure that is not the end: shown, and logged as a warning.
+    pub(super) fn warn(&self, error: LastError) {
+        tracing::warn!(event = error.code, stage = error.stage.name(), hint = error.hint, "{}", error.detail);
+        self.update(|status| status.last_error = Some(error));
+    }
+
+    /// The loop turns and the mount answers: for the service manager's watchdog.
+    pub(super) fn alive(&self) {
+        self.notifier().alive();
+    }
+
+    fn notifier(&self) -> std::sync::MutexGuard<'_, Notifier> {
+        // A panic while holding it cannot leave it in a state that matters: it only remembers what was said.
+        self.notifier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

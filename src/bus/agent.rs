@@ -1,0 +1,171 @@
+//! The interface `com.alibaba.cai1.Agent`. Doc comments here appear in introspection: they are written for operators.
+
+use tokio::sync::watch;
+use zbus::interface;
+use zbus::object_server::{InterfaceRef, SignalEmitter};
+
+use super::values::{self, Dict};
+use crate::agent::status::{Status, unix_seconds};
+
+/// Holds the status and no logic.
+pub(super) struct AgentInterface {
+    status: watch::Receiver<Status>,
+}
+
+impl AgentInterface {
+    pub(super) fn new(status: watch::Receiver<Status>) -> Self {
+        AgentInterface { status }
+    }
+
+    fn read<T>(&self, pick: impl FnOnce(&Status) -> T) -> T {
+        pick(&self.status.borrow())
+    }
+}
+
+#[interface(name = "com.alibaba.cai1.Agent")]
+impl AgentInterface {
+    /// Starting, Attesting, ReleasingKey, Fetching, Mounting, Serving, Degraded, Failed or Stopping.
+    #[zbus(property)]
+    fn state(&self) -> String {
+        self.read(|status| status.state.name().to_owned())
+    }
+
+    /// What exactly is being done, in words.
+    #[zbus(property)]
+    fn stage(&self) -> String {
+        self.read(|status| status.stage.clone())
+    }
+
+    /// State, stage and progress in one line.
+    #[zbus(property)]
+    fn status_text(&self) -> String {
+        self.read(Status::text)
+    }
+
+    /// Ciphertext that is local: BytesDone, BytesTotal, BytesPerSecond, EtaSeconds, BySource, Retries, Caching.
+    #[zbus(property)]
+    fn progress(&self) -> Dict {
+        self.read(|status| values::progress(&status.progress))
+    }
+
+    /// Bucket and path of the model.
+    #[zbus(property)]
+    fn model(&self) -> String {
+        self.read(|status| status.model.clone())
+    }
+
+    /// Where the plaintext can be read.
+    #[zbus(property)]
+    fn mount_point(&self) -> String {
+        self.read(|status| status.mount_point.display().to_string())
+    }
+
+    /// How many keys have been released since start.
+    #[zbus(property)]
+    fn key_generation(&self) -> u32 {
+        self.read(|status| status.key_generation)
+    }
+
+    /// SHA-256 of the list of objects (path, length, entity tag).
+    #[zbus(property)]
+    fn model_revision(&self) -> String {
+        self.read(|status| status.model_revision.clone())
+    }
+
+    /// When the verifier accepted our evidence, seconds since 1970; 0 before.
+    #[zbus(property)]
+    fn attested_at(&self) -> u64 {
+        self.read(|status| status.attested_at.map_or(0, unix_seconds))
+    }
+
+    /// When the attestation token expires, seconds since 1970; 0 when unknown.
+    #[zbus(property)]
+    fn attestation_expires(&self) -> u64 {
+        self.read(|status| status.attestation_expires.map_or(0, unix_seconds))
+    }
+
+    /// Facts about the attestation: tee, provider, protocol, server.
+    #[zbus(property)]
+    fn attestation(&self) -> Dict {
+        self.read(|status| values::facts(status.attestation.iter()))
+    }
+
+    /// The encrypted service port; empty while it is not served.
+    #[zbus(property)]
+    fn gateway(&self) -> Dict {
+        Dict::new()
+    }
+
+    /// Peers of the model's distribution; empty without any.
+    #[zbus(property)]
+    fn peers(&self) -> Vec<Dict> {
+        Vec::new()
+    }
+
+    /// The newest failure: Code, Stage, Detail, Hint, At. Empty when nothing has failed.
+    #[zbus(property)]
+    fn last_error(&self) -> Dict {
+        self.read(|status| values::last_error(status.last_error.as_ref()))
+    }
+
+    /// What the configuration weakens by the operator's choice.
+    #[zbus(property)]
+    fn notices(&self) -> Vec<String> {
+        self.read(|status| status.notices.clone())
+    }
+
+    /// Version of cai.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+
+    /// The state has changed.
+    #[zbus(signal, name = "StateChanged")]
+    async fn state_has_changed(emitter: &SignalEmitter<'_>, from: &str, to: &str) -> zbus::Result<()>;
+}
+
+/// One `PropertiesChanged` for each property that differs between two snapshots, and `StateChanged`.
+pub(super) async fn emit_changes(
+    interface: &InterfaceRef<AgentInterface>,
+    before: &Status,
+    now: &Status,
+) -> zbus::Result<()> {
+    let emitter = interface.signal_emitter();
+    let shown = interface.get().await;
+    if before.state != now.state {
+        shown.state_changed(emitter).await?;
+        AgentInterface::state_has_changed(emitter, before.state.name(), now.state.name()).await?;
+    }
+    if before.stage != now.stage {
+        shown.stage_changed(emitter).await?;
+    }
+    if before.text() != now.text() {
+        shown.status_text_changed(emitter).await?;
+    }
+    if before.progress != now.progress {
+        shown.progress_changed(emitter).await?;
+    }
+    if before.key_generation != now.key_generation {
+        shown.key_generation_changed(emitter).await?;
+    }
+    if before.model_revision != now.model_revision {
+        shown.model_revision_changed(emitter).await?;
+    }
+    if before.attested_at != now.attested_at {
+        shown.attested_at_changed(emitter).await?;
+    }
+    if before.attestation_expires != now.attestation_expires {
+        shown.attestation_expires_changed(emitter).await?;
+    }
+    if before.attestation != now.attestation {
+        shown.attestation_changed(emitter).await?;
+    }
+    if before.last_error != now.last_error {
+        shown.last_error_changed(emitter).await?;
+    }
+    if before.notices != now.notices {
+        shown.notices_changed(emitter).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! Status records as D-Bus dictionaries (`a{sv}`).
+
+use std::collections::HashMap;
+
+use zbus::zvariant::{OwnedValue, Str, Value};
+
+use crate::agent::status::{LastError, Progress, unix_seconds};
+
+/// `a{sv}`.
+pub type Dict = HashMap<String, OwnedValue>;
+
+fn text(value: &str) -> OwnedValue {
+    OwnedValue::from(Str::from(value.to_owned()))
+}
+
+fn sizes<'a>(map: impl Iterator<Item = (&'a &'static str, &'a u64)>) -> Option<OwnedValue> {
+    let map: HashMap<String, u64> = map.map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect();
+    // Only a value that holds a file descriptor can fail to become owned.
+    OwnedValue::try_from(Value::from(map)).ok()
+}
+
+/// `BytesDone`, `BytesTotal` (t), `BytesPerSecond` (t), `EtaSeconds` (t, absent when unknown), `BySource` (a{st}),
+/// `Retries` (t), `Caching` (b).
+pub fn progress(progress: &Progress) -> Dict {
+    let mut dict = Dict::new();
+    dict.insert("BytesDone".into(), progress.bytes_done.into());
+    dict.insert("BytesTotal".into(), progress.bytes_total.into());
+    dict.insert("BytesPerSecond".into(), progress.rate.into());
+    dict.insert("Retries".into(), progress.retries.into());
+    dict.insert("Caching".into(), progress.caching.into());
+    dict.extend(progress.eta_secs().map(|secs| ("EtaSeconds".to_owned(), secs.into())));
+    dict.extend(sizes(progress.by_source.iter()).map(|value| ("BySource".to_owned(), value)));
+    dict
+}
+
+/// `Code`, `Stage`, `Detail`, `Hint` (s), `At` (t, seconds since 1970); empty when nothing has failed.
+pub fn last_error(error: Option<&LastError>) -> Dict {
+    let mut dict = Dict::new();
+    if let Some(error) = error {
+        dict.insert("Code".into(), text(error.code));
+        dict.insert("Stage".into(), text(error.stage.name()));
+        dict.insert("Detail".into(), text(&error.detail));
+        dict.insert("Hint".into(), text(&error.hint));
+        dict.insert("At".into(), unix_seconds(error.at).into());
+    }
+    dict
+}
+
+/// Facts as strings.
+pub fn facts<'a>(facts: impl Iterator<Item = (&'a &'static str, &'a String)>) -> Dict {
+    facts.map(|(name, value)| ((*name).to_owned(), text(value))).collect()
+}

@@ -1,0 +1,67 @@
+//! The command line: one file per subcommand, each a thin layer over the library.
+
+mod check_config;
+mod check_key;
+mod encrypt;
+mod mount;
+mod run;
+mod status;
+mod upload;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Fault;
+
+/// Host agent for confidential LLM inference.
+#[derive(Debug, Parser)]
+#[command(name = "cai", version = VERSION, propagate_version = true)]
+pub struct Cli {
+    /// Prefix of every path cai uses (configuration, cache, mount point); for tests.
+    #[arg(long, global = true, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Version with the features built in: a package proves by it that `sandbox` is not.
+const VERSION: &str = if cfg!(feature = "sandbox") {
+    concat!(env!("CARGO_PKG_VERSION"), " (features: sandbox)")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " (features: none)")
+};
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The daemon: attest, receive the key, mount the model, keep it served.
+    Run,
+    /// What the running daemon is doing.
+    Status(status::Args),
+    /// Validate the configuration and report every problem at once.
+    CheckConfig(check_config::Args),
+    /// Does this secret open this encrypted directory?
+    CheckKey(check_key::Args),
+    /// Encrypt a directory into a new gocryptfs directory.
+    Encrypt(encrypt::Args),
+    /// Mount an encrypted local directory, read-only, until SIGTERM or Ctrl-C.
+    Mount(mount::Args),
+    /// Upload an encrypted directory to OSS.
+    Upload(upload::Args),
+}
+
+/// Run the chosen subcommand.
+///
+/// # Errors
+/// Whatever ended it; `main` prints the chain and the hint, and turns the class into the exit status.
+pub fn run(cli: Cli) -> Result<(), Box<dyn Fault>> {
+    match cli.command {
+        Command::Run => run::run(&cli.root),
+        Command::Status(args) => status::run(args),
+        Command::CheckConfig(args) => check_config::run(&cli.root, args),
+        Command::CheckKey(args) => check_key::run(args),
+        Command::Encrypt(args) => encrypt::run(args),
+        Command::Mount(args) => mount::run(args),
+        Command::Upload(args) => upload::run(&cli.root, args),
+    }
+}

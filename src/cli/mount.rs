@@ -1,0 +1,82 @@
+//! `cai mount`: a local ciphertext directory, for its owner, without any daemon.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::run::RuntimeError;
+use crate::error::{ErrorClass, Fault};
+use crate::gocryptfs::{self, Conf, LocalDir, Passphrase, Tree};
+use crate::host;
+use crate::mount::{Attributes, ModelFs, Mounted};
+
+/// Arguments of `cai mount`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory with gocryptfs.conf.
+    directory: PathBuf,
+    /// Empty directory to mount at.
+    mount_point: PathBuf,
+    /// File whose first line is the password.
+    #[arg(long, value_name = "FILE")]
+    passfile: PathBuf,
+    /// Threads that answer the kernel; 0 = one per core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum MountCommandError {
+    #[error("reading {}", path.display())]
+    Conf {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Fault for MountCommandError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Config
+    }
+
+    fn code(&self) -> &'static str {
+        "mount.conf"
+    }
+
+    fn hint(&self) -> String {
+        "give the directory that holds gocryptfs.conf, not the one above or below it".into()
+    }
+}
+
+pub(super) fn run(args: Args) -> Result<(), Box<dyn Fault>> {
+    host::log_to_stderr();
+    let path = args.directory.join("gocryptfs.conf");
+    let conf = std::fs::read(&path).map_err(|source| MountCommandError::Conf { path, source })?;
+    let conf = Conf::parse(&conf)?;
+    let passphrase = Passphrase::from_secret(&gocryptfs::read_passfile(&args.passfile)?)?;
+    let keys = gocryptfs::unlock(&conf, &passphrase)?;
+    let directory = LocalDir::open(&args.directory)?;
+    let tree = Tree::build(&directory, &keys)?;
+    for skipped in tree.skipped() {
+        tracing::warn!(event = "model.skipped", "{}: {}", skipped.path.display(), skipped.reason);
+    }
+    let fs = ModelFs::new(Arc::new(tree), Arc::new(directory), Arc::new(keys), Attributes::AsStored);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError)?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(RuntimeError)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(RuntimeError)?;
+        let files = fs.file_count();
+        let mut mounted = Mounted::at_path(fs, &args.mount_point, args.threads)?;
+        eprintln!("{files} files at {}; unmount with Ctrl-C or SIGTERM", args.mount_point.display());
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = mounted.ended() => return Ok(()),
+        }
+        mounted.unmount()?;
+        mounted.ended().await;
+        Ok(())
+    })
+}

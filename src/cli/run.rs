@@ -1,0 +1,55 @@
+//! `cai run`: the daemon.
+
+use std::path::Path;
+
+use nix::unistd::Uid;
+
+use crate::agent;
+use crate::config::{self, Settings};
+use crate::error::{ErrorClass, Fault};
+use crate::helper::Helper;
+use crate::host;
+
+/// The runtime could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("starting the asynchronous runtime")]
+pub(super) struct RuntimeError(#[source] pub(super) std::io::Error);
+
+impl Fault for RuntimeError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Transient
+    }
+
+    fn code(&self) -> &'static str {
+        "host.runtime"
+    }
+
+    fn hint(&self) -> String {
+        "the machine is out of threads or file descriptors: see ulimit -a".into()
+    }
+}
+
+/// Read the configuration, get a line to the helper, become an ordinary user, serve.
+pub(super) fn run(root: &Path) -> Result<(), Box<dyn Fault>> {
+    host::log_to_journal_or_stderr();
+    let (settings, notices) = config::load(root)?;
+    let notices: Vec<String> = notices.iter().map(ToString::to_string).collect();
+    for notice in &notices {
+        tracing::warn!(event = "config.notice", "{notice}");
+    }
+    tracing::info!(event = "config.loaded", fingerprint = settings.fingerprint, "configuration {}", settings.fingerprint);
+    // Before any thread starts: user ids belong to threads, and a child must not inherit a half-dropped state.
+    let helper = if Uid::effective().is_root() { as_root(root, &settings)? } else { Helper::connect(root)? };
+    host::harden::forbid_dumps()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().thread_name("cai-rt").enable_all().build().map_err(RuntimeError)?;
+    runtime.block_on(agent::run(settings, notices, helper))?;
+    Ok(())
+}
+
+/// Without systemd: start the helper while we may, then drop to the daemon's user.
+fn as_root(root: &Path, settings: &Settings) -> Result<Helper, Box<dyn Fault>> {
+    let helper = Helper::start(root)?;
+    host::harden::become_user(host::DAEMON_USER, &[&settings.cache.dir])?;
+    Ok(helper)
+}

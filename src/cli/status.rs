@@ -1,0 +1,152 @@
+//! `cai status`: what the running daemon says of itself, over D-Bus.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+
+use indicatif::{HumanBytes, HumanDuration};
+use serde_json::{Map, Value as Json, json};
+use zbus::zvariant::{OwnedValue, Value};
+
+use super::run::RuntimeError;
+use crate::bus::{self, Dict};
+use crate::error::Fault;
+
+/// Arguments of `cai status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print one JSON object with every property, for machines.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Columns of the progress bar.
+const BAR: usize = 40;
+
+pub(super) fn run(args: Args) -> Result<(), Box<dyn Fault>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError)?;
+    let properties = runtime.block_on(bus::properties())?;
+    let status = to_json(&properties);
+    let text = if args.json {
+        format!("{status:#}\n")
+    } else {
+        render(&status, std::io::stdout().is_terminal())
+    };
+    // A closed pipe (`cai status | head`) is not our failure.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
+fn to_json(properties: &Dict) -> Json {
+    Json::Object(properties.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect::<Map<_, _>>())
+}
+
+/// D-Bus value as JSON; the types are those of the interface (strings, unsigned numbers, booleans and containers of them).
+fn value_to_json(value: &Value<'_>) -> Json {
+    match value {
+        Value::Bool(flag) => json!(flag),
+        Value::U32(number) => json!(number),
+        Value::U64(number) => json!(number),
+        Value::Str(text) => json!(text.as_str()),
+        Value::Value(inner) => value_to_json(inner),
+        Value::Array(items) => Json::Array(items.iter().map(value_to_json).collect()),
+        Value::Dict(entries) => {
+            let entry = |(key, value): (&Value<'_>, &Value<'_>)| match key {
+                Value::Str(name) => Some((name.as_str().to_owned(), value_to_json(value))),
+                _ => None,
+            };
+            Json::Object(entries.iter().filter_map(entry).collect())
+        }
+        other => json!(other.to_string()),
+    }
+}
+
+/// Lines for people; with a bar on a terminal.
+fn render(status: &Json, terminal: bool) -> String {
+    let text = |name: &str| status.get(name).and_then(Json::as_str).unwrap_or_default().to_owned();
+    let mut out = String::new();
+    let _ = writeln!(out, "state        {}", text("State"));
+    let _ = writeln!(out, "stage        {}", text("Stage"));
+    let _ = writeln!(out, "model        {}", text("Model"));
+    let _ = writeln!(out, "mount point  {}", text("MountPoint"));
+    let _ = writeln!(out, "local        {}", progress_line(status.get("Progress").unwrap_or(&Json::Null), terminal));
+    if let Some(facts) = status.get("Attestation").and_then(Json::as_object).filter(|facts| !facts.is_empty()) {
+        let facts: Vec<String> =
+            facts.iter().map(|(name, value)| format!("{name} {}", value.as_str().unwrap_or_default())).collect();
+        let _ = writeln!(out, "attestation  {}", facts.join(", "));
+    }
+    for notice in status.get("Notices").and_then(Json::as_array).into_iter().flatten() {
+        let _ = writeln!(out, "notice       {}", notice.as_str().unwrap_or_default());
+    }
+    if let Some(error) = status.get("LastError").filter(|error| error.get("Code").is_some()) {
+        let field = |name: &str| error.get(name).and_then(Json::as_str).unwrap_or_default();
+        let _ = writeln!(out, "last error   {} [{}] in {}", field("Detail"), field("Code"), field("Stage"));
+        let _ = writeln!(out, "  hint       {}", field("Hint"));
+    }
+    out
+}
+
+fn progress_line(progress: &Json, terminal: bool) -> String {
+    let number = |name: &str| progress.get(name).and_then(Json::as_u64).unwrap_or(0);
+    let (done, total) = (number("BytesDone"), number("BytesTotal"));
+    let percent = u64::try_from(u128::from(done) * 100 / u128::from(total.max(1))).unwrap_or(100);
+    let mut line = String::new();
+    if terminal {
+        let filled = usize::try_from(percent).unwrap_or(0).min(100) * BAR / 100;
+        let _ = write!(line, "[{}{}] ", "#".repeat(filled), ".".repeat(BAR - filled));
+    }
+    let _ = write!(line, "{percent} % ({} of {})", HumanBytes(done), HumanBytes(total));
+    if done < total {
+        let _ = write!(line, ", {}/s", HumanBytes(number("BytesPerSecond")));
+        if let Some(secs) = progress.get("EtaSeconds").and_then(Json::as_u64) {
+            let _ = write!(line, ", {} left", HumanDuration(std::time::Duration::from_secs(secs)));
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Json {
+        json!({
+            "State": "Serving", "Stage": "5 files at /tmp/model", "Model": "conf-ai:/m/", "MountPoint": "/tmp/model",
+            "Progress": {"BytesDone": 1_048_576, "BytesTotal": 4_194_304, "BytesPerSecond": 1_048_576, "EtaSeconds": 3},
+            "Attestation": {"server": "NOT AUTHENTICATED (plain http)"},
+            "Notices": ["TRUSTEE_URL is plain http"],
+            "LastError": {},
+        })
+    }
+
+    #[test]
+    fn plain_output_has_no_bar_and_names_the_unauthenticated_server() {
+        let text = render(&sample(), false);
+        assert!(text.contains("local        25 % (1.00 MiB of 4.00 MiB), 1.00 MiB/s, 3 seconds left\n"), "{text}");
+        assert!(text.contains("attestation  server NOT AUTHENTICATED (plain http)\n"), "{text}");
+        assert!(!text.contains('#') && !text.contains("last error"), "{text}");
+    }
+
+    #[test]
+    fn terminal_output_draws_the_bar_to_the_percent() {
+        let text = render(&sample(), true);
+        assert!(text.contains("[##########..............................] 25 %"), "{text}");
+    }
+
+    #[test]
+    fn last_error_is_shown_with_its_hint() {
+        let mut status = sample();
+        status["LastError"] = json!({"Code": "kbs.denied", "Stage": "ReleasingKey", "Detail": "no", "Hint": "ask"});
+        let text = render(&status, false);
+        assert!(text.contains("last error   no [kbs.denied] in ReleasingKey\n  hint       ask\n"), "{text}");
+    }
+
+    #[test]
+    fn dbus_dictionary_becomes_a_json_object() {
+        let inner: std::collections::HashMap<String, u64> = [("oss".to_owned(), 7)].into();
+        let properties = Dict::from([
+            ("State".to_owned(), OwnedValue::from(zbus::zvariant::Str::from("Serving"))),
+            ("BySource".to_owned(), OwnedValue::try_from(Value::from(inner)).unwrap()),
+        ]);
+        assert_eq!(to_json(&properties), json!({"State": "Serving", "BySource": {"oss": 7}}));
+    }
+}

@@ -1,0 +1,167 @@
+//! The daemon's side: get a line to the helper, ask, wait for the answer.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+use super::channel;
+use super::protocol::{Reply, Request};
+use crate::error::{ErrorClass, Fault};
+
+/// Where `cai-helper.socket` listens, below the root.
+pub const SOCKET: &str = "run/cai/helper.sock";
+
+/// The line to the helper could not be had, or the helper refused.
+#[derive(Debug, thiserror::Error)]
+pub enum HelperError {
+    /// Neither root (to start the helper) nor a socket to reach a running one.
+    #[error("no helper: {} cannot be reached and this process is not root", socket.display())]
+    NoHelper {
+        /// The socket tried.
+        socket: PathBuf,
+        /// Why it cannot be reached.
+        #[source]
+        source: io::Error,
+    },
+    /// The helper's program could not be started.
+    #[error("starting {}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The line broke.
+    #[error("talking to the helper about {verb:?}")]
+    Line {
+        /// What was asked.
+        verb: Request,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The helper said no.
+    #[error("{text}")]
+    Refused {
+        /// The helper's stable code.
+        code: &'static str,
+        /// What was expected and what came.
+        text: String,
+        /// What to do about it.
+        hint: String,
+    },
+}
+
+impl Fault for HelperError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            HelperError::NoHelper { .. } | HelperError::Start { .. } | HelperError::Refused { .. } => ErrorClass::Config,
+            HelperError::Line { .. } => ErrorClass::Internal,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            HelperError::NoHelper { .. } => "helper.none",
+            HelperError::Start { .. } => "helper.start",
+            HelperError::Line { .. } => "helper.line",
+            HelperError::Refused { code, .. } => code,
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            HelperError::NoHelper { .. } => "start cai through systemd (cai-helper.socket), or as root".into(),
+            HelperError::Start { .. } => "install cai-helper beside cai, or in /usr/libexec/cai".into(),
+            HelperError::Line { .. } => "see the journal for cai-helper".into(),
+            HelperError::Refused { hint, .. } => hint.clone(),
+        }
+    }
+}
+
+/// Codes the helper may answer with; anything else is reported as `helper.refused`.
+const CODES: [&str; 9] = [
+    "mount-point.symlink",
+    "mount-point.not-a-directory",
+    "mount-point.owner",
+    "mount-point.not-empty",
+    "mount-point.busy",
+    "mount-point.io",
+    "fuse.device",
+    "fuse.mount",
+    "readahead.failed",
+];
+
+/// A line to the helper. Dropping it makes the helper detach what it mounted on this line.
+#[derive(Debug)]
+pub struct Helper {
+    socket: Mutex<OwnedFd>,
+}
+
+impl Helper {
+    /// Start the helper as a child (root only): it gets its end of the line as standard input.
+    ///
+    /// # Errors
+    /// [`HelperError::Start`].
+    pub fn start(root: &Path) -> Result<Self, HelperError> {
+        Self::start_program(&program(), root)
+    }
+
+    /// [`Helper::start`] with the program given.
+    ///
+    /// # Errors
+    /// [`HelperError::Start`].
+    pub fn start_program(program: &Path, root: &Path) -> Result<Self, HelperError> {
+        let fail = |source| HelperError::Start { program: program.to_path_buf(), source };
+        let (ours, theirs) = channel::pair().map_err(fail)?;
+        let mut command = Command::new(program);
+        command.arg("--root").arg(root).stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        // The child outlives nobody: it ends by itself when the line closes. Reaped by init or by us at exit.
+        command.spawn().map_err(fail)?;
+        Ok(Helper { socket: Mutex::new(ours) })
+    }
+
+    /// Reach the helper that systemd starts behind its socket.
+    ///
+    /// # Errors
+    /// [`HelperError::NoHelper`].
+    pub fn connect(root: &Path) -> Result<Self, HelperError> {
+        let path = root.join(SOCKET);
+        let fail = |source: nix::Error| HelperError::NoHelper { socket: path.clone(), source: source.into() };
+        let line = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(fail)?;
+        let address = UnixAddr::new(&path).map_err(fail)?;
+        connect(std::os::fd::AsRawFd::as_raw_fd(&line), &address).map_err(fail)?;
+        Ok(Helper { socket: Mutex::new(line) })
+    }
+
+    /// Ask for `verb` and wait. The descriptor, if one came, is returned beside the helper's text.
+    ///
+    /// # Errors
+    /// [`HelperError::Refused`] with the helper's reason, [`HelperError::Line`] when the line broke.
+    pub fn ask(&self, verb: Request) -> Result<(String, Option<OwnedFd>), HelperError> {
+        let fail = |source: io::Error| HelperError::Line { verb, source };
+        let line = self.socket.lock().map_err(|_| fail(io::ErrorKind::Deadlock.into()))?;
+        let message = serde_json::to_vec(&verb).map_err(|error| fail(error.into()))?;
+        channel::send(line.as_fd(), &message, None).map_err(fail)?;
+        let (answer, descriptor) =
+            channel::receive(line.as_fd()).map_err(fail)?.ok_or_else(|| fail(io::ErrorKind::UnexpectedEof.into()))?;
+        match serde_json::from_slice(&answer).map_err(|error| fail(error.into()))? {
+            Reply::Done { text } => Ok((text, descriptor)),
+            Reply::Refused { code, text, hint } => {
+                let code = CODES.into_iter().find(|known| *known == code).unwrap_or("helper.refused");
+                Err(HelperError::Refused { code, text, hint })
+            }
+        }
+    }
+}
+
+/// `cai-helper` beside this program, else where the package puts it.
+fn program() -> PathBuf {
+    let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name("cai-helper"));
+    beside.filter(|path| path.is_file()).unwrap_or_else(|| "/usr/libexec/cai/cai-helper".into())
+}

@@ -1,0 +1,335 @@
+//! The model as files: inodes, attributes, reads. No kernel types.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use crate::ciphertext::Ciphertext;
+use crate::error::chain;
+use crate::gocryptfs::{ContentError, FileReader, Keys, Kind as NodeKind, Node, NodeId, Tree};
+
+/// Damaged blocks that are remembered so that each is logged once; the kernel asks again and again for a bad page.
+const REPORTED_LIMIT: usize = 10_000;
+
+/// Whose attributes files show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attributes {
+    /// Those of the ciphertext entry.
+    AsStored,
+    /// The configured ones: object stores keep none.
+    Fixed {
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+        /// Permission bits of files; directories get `x` wherever `r` is.
+        mode: u32,
+    },
+}
+
+/// Why a request cannot be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FsError {
+    /// No such name or inode.
+    #[error("no such file or directory")]
+    NotFound,
+    /// A directory was expected.
+    #[error("not a directory")]
+    NotADirectory,
+    /// A regular file was expected.
+    #[error("not a regular file")]
+    NotAFile,
+    /// A symbolic link was expected.
+    #[error("not a symbolic link")]
+    NotALink,
+    /// Damaged, or not to be had before the deadline; logged with file and block.
+    #[error("unreadable")]
+    Unreadable,
+}
+
+/// Type of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of stat(2)")]
+pub enum Kind {
+    Directory,
+    File,
+    Symlink,
+    NamedPipe,
+    Socket,
+    CharDevice,
+    BlockDevice,
+}
+
+/// What `stat` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Inode number; 1 is the root.
+    pub inode: u64,
+    /// Type.
+    pub kind: Kind,
+    /// Plaintext length in bytes; length of the target for links.
+    pub size: u64,
+    /// Permission bits, without the type.
+    pub permissions: u16,
+    /// Number of names (files) or of directories pointing here (directories).
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of device nodes.
+    pub rdev: u64,
+    /// Time of last modification.
+    pub mtime: SystemTime,
+}
+
+/// Buffers of one thread: ciphertext in, plaintext out. Kept between requests so that their pages stay warm.
+#[derive(Default)]
+pub struct ReadBuffers {
+    ciphertext: Vec<u8>,
+    plaintext: Vec<u8>,
+}
+
+/// One entry of a directory listing: the offset of the next one, name, attributes.
+pub type Listed<'a> = (u64, &'a OsStr, NodeInfo);
+
+/// A decrypted tree over its ciphertext.
+pub struct ModelFs {
+    tree: Arc<Tree>,
+    cipher: Arc<dyn Ciphertext>,
+    keys: Arc<Keys>,
+    attributes: Attributes,
+    /// By node; `None` for what is no regular file.
+    readers: Vec<Option<FileReader>>,
+    /// Nodes that are further names of a file, with the node that stands for it.
+    hard_links: HashMap<NodeId, NodeId>,
+    /// Sum of plaintext sizes and number of nodes.
+    bytes: u64,
+    /// Damaged (node, block) pairs already logged.
+    reported: Mutex<HashSet<(u64, u64)>>,
+}
+
+impl ModelFs {
+    /// The model of `tree`, read from `cipher` with `keys`.
+    pub fn new(tree: Arc<Tree>, cipher: Arc<dyn Ciphertext>, keys: Arc<Keys>, attributes: Attributes) -> Self {
+        let readers: Vec<_> = tree.nodes().iter().map(|node| FileReader::new(&tree, node.id)).collect();
+        let bytes = tree.nodes().iter().map(plain_len).fold(0, u64::saturating_add);
+        let hard_links = hard_links(&tree);
+        ModelFs { tree, cipher, keys, attributes, readers, hard_links, bytes, reported: Mutex::default() }
+    }
+
+    /// Number of regular files.
+    pub fn file_count(&self) -> usize {
+        self.readers.iter().flatten().count()
+    }
+
+    /// Blocks of `block` bytes that the plaintext fills, and the number of inodes.
+    pub fn totals(&self, block: u64) -> (u64, u64) {
+        let files = u64::try_from(self.tree.len()).unwrap_or(u64::MAX);
+        (self.bytes.div_ceil(block), files)
+    }
+
+    /// Attributes of `inode`.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`].
+    pub fn info(&self, inode: u64) -> Result<NodeInfo, FsError> {
+        self.node(inode).map(|node| self.describe(node))
+    }
+
+    /// Attributes of `name` in directory `parent`.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`].
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<NodeInfo, FsError> {
+        let parent = self.node(parent)?;
+        self.tree.lookup(parent.id, name).map(|node| self.describe(node)).ok_or(FsError::NotFound)
+    }
+
+    /// Children of a directory, sorted by name.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotADirectory`].
+    pub fn children(&self, inode: u64) -> Result<&[NodeId], FsError> {
+        match &self.node(inode)?.kind {
+            NodeKind::Directory { children } => Ok(children),
+            NodeKind::File { .. } | NodeKind::Symlink { .. } | NodeKind::Special { .. } => Err(FsError::NotADirectory),
+        }
+    }
+
+    /// Listing of a directory from `offset` on (0 = begin): `.`, `..`, then the children.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotADirectory`].
+    pub fn list(&self, inode: u64, offset: u64) -> Result<impl Iterator<Item = Listed<'_>>, FsError> {
+        let children = self.children(inode)?;
+        let here = self.node(inode)?;
+        let above = self.tree.node(here.parent).unwrap_or(here);
+        let dots = [(OsStr::new("."), here), (OsStr::new(".."), above)];
+        let named = children.iter().filter_map(|id| self.tree.node(*id)).map(|node| (node.name.as_os_str(), node));
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        let numbered = dots.into_iter().chain(named).zip(1u64..).skip(skip);
+        Ok(numbered.map(|((name, node), next)| (next, name, self.describe(node))))
+    }
+
+    /// Target of a symbolic link.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotALink`].
+    pub fn read_link(&self, inode: u64) -> Result<&[u8], FsError> {
+        match &self.node(inode)?.kind {
+            NodeKind::Symlink { target } => Ok(target.as_bytes()),
+            NodeKind::Directory { .. } | NodeKind::File { .. } | NodeKind::Special { .. } => Err(FsError::NotALink),
+        }
+    }
+
+    /// A regular file is about to be read: tell the ciphertext's source, which may begin to fetch it.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotAFile`].
+    pub fn open(&self, inode: u64) -> Result<(), FsError> {
+        let node = self.node(inode)?;
+        match (&node.kind, node.entry) {
+            (NodeKind::File { .. }, Some(entry)) => {
+                self.cipher.will_need(entry);
+                Ok(())
+            }
+            _ => Err(FsError::NotAFile),
+        }
+    }
+
+    /// Up to `size` plaintext bytes of a regular file from `offset`; fewer only at its end.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotAFile`]; [`FsError::Unreadable`] after one log record with file and block.
+    pub fn read<'b>(
+        &self,
+        inode: u64,
+        offset: u64,
+        size: u32,
+        buffers: &'b mut ReadBuffers,
+    ) -> Result<&'b [u8], FsError> {
+        let node = self.node(inode)?;
+        let reader = usize::try_from(node.id.0).ok().and_then(|index| self.readers.get(index)?.as_ref());
+        let reader = reader.ok_or(FsError::NotAFile)?;
+        let wanted = plain_len(node).saturating_sub(offset).min(u64::from(size));
+        let wanted = usize::try_from(wanted).map_err(|_| FsError::Unreadable)?;
+        if buffers.plaintext.len() < wanted {
+            buffers.plaintext.resize(wanted, 0);
+        }
+        let out = buffers.plaintext.get_mut(..wanted).ok_or(FsError::Unreadable)?;
+        match reader.read(self.cipher.as_ref(), &self.keys, offset, out, &mut buffers.ciphertext) {
+            Ok(len) => buffers.plaintext.get(..len).ok_or(FsError::Unreadable),
+            Err(error) => {
+                self.report(node, offset, &error);
+                Err(FsError::Unreadable)
+            }
+        }
+    }
+
+    /// One record per damaged block, however often it is asked for.
+    fn report(&self, node: &Node, offset: u64, error: &ContentError) {
+        let file = self.tree.path(node.id);
+        let file = file.display();
+        match error {
+            ContentError::Corrupt { block, .. } => {
+                let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+                let new = reported.len() < REPORTED_LIMIT && reported.insert((self.inode(node.id), *block));
+                if new {
+                    tracing::error!(event = "block.corrupt", file = %file, block, "{file}, block {block}: {}", chain(error));
+                }
+            }
+            ContentError::Read(_) => {
+                tracing::error!(event = "read.failed", file = %file, offset, "{file} at {offset}: {}", chain(error));
+            }
+        }
+    }
+
+    fn node(&self, inode: u64) -> Result<&Node, FsError> {
+        let index = inode.checked_sub(1).and_then(|index| u32::try_from(index).ok()).ok_or(FsError::NotFound)?;
+        self.tree.node(NodeId(index)).ok_or(FsError::NotFound)
+    }
+
+    /// The root is 1 (FUSE's rule), everything else follows the tree's numbering; hard links share one.
+    fn inode(&self, id: NodeId) -> u64 {
+        u64::from(self.hard_links.get(&id).unwrap_or(&id).0) + 1
+    }
+
+    fn describe(&self, node: &Node) -> NodeInfo {
+        let kind = kind(node);
+        let stored = &node.attributes;
+        let (uid, gid, permissions) = match self.attributes {
+            Attributes::AsStored => (stored.uid, stored.gid, stored.mode & 0o7777),
+            Attributes::Fixed { uid, gid, mode } => (uid, gid, fixed_mode(kind, mode)),
+        };
+        let size = match &node.kind {
+            NodeKind::File { plain_len, .. } => *plain_len,
+            NodeKind::Symlink { target } => u64::try_from(target.as_bytes().len()).unwrap_or(u64::MAX),
+            NodeKind::Directory { .. } => 4096,
+            NodeKind::Special { .. } => 0,
+        };
+        let rdev = match node.kind {
+            NodeKind::Special { rdev } => rdev,
+            _ => 0,
+        };
+        NodeInfo {
+            inode: self.inode(node.id),
+            kind,
+            size,
+            permissions: u16::try_from(permissions & 0o7777).unwrap_or(0),
+            nlink: node.nlink,
+            uid,
+            gid,
+            rdev,
+            mtime: stored.mtime,
+        }
+    }
+}
+
+/// Further names of a file, by the identity its source gives it.
+fn hard_links(tree: &Tree) -> HashMap<NodeId, NodeId> {
+    let mut first: HashMap<u64, NodeId> = HashMap::new();
+    let mut links = HashMap::new();
+    for node in tree.nodes() {
+        let linked = matches!(node.kind, NodeKind::File { .. }) && node.nlink > 1 && node.attributes.ino != 0;
+        if linked {
+            let stands_for_it = *first.entry(node.attributes.ino).or_insert(node.id);
+            if stands_for_it != node.id {
+                links.insert(node.id, stands_for_it);
+            }
+        }
+    }
+    links
+}
+
+fn plain_len(node: &Node) -> u64 {
+    match node.kind {
+        NodeKind::File { plain_len, .. } => plain_len,
+        NodeKind::Directory { .. } | NodeKind::Symlink { .. } | NodeKind::Special { .. } => 0,
+    }
+}
+
+fn fixed_mode(kind: Kind, mode: u32) -> u32 {
+    match kind {
+        Kind::Directory => mode | ((mode & 0o444) >> 2),
+        Kind::Symlink => 0o777,
+        _ => mode,
+    }
+}
+
+fn kind(node: &Node) -> Kind {
+    match node.kind {
+        NodeKind::Directory { .. } => Kind::Directory,
+        NodeKind::File { .. } => Kind::File,
+        NodeKind::Symlink { .. } => Kind::Symlink,
+        // Type bits of st_mode, inode(7).
+        NodeKind::Special { .. } => match node.attributes.mode & 0o170_000 {
+            0o020_000 => Kind::CharDevice,
+            0o060_000 => Kind::BlockDevice,
+            0o140_000 => Kind::Socket,
+            _ => Kind::NamedPipe,
+        },
+    }
+}

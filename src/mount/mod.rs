@@ -1,0 +1,147 @@
+//! The plaintext, read-only, in the file system.
+//!
+//! Owns: [`fs`] (the model as files, no kernel types), [`fuse`] (the adapter) and the session. Must not know: where the
+//! ciphertext comes from beyond [`crate::ciphertext::Ciphertext`]. Threads: FUSE workers, which may block with the
+//! ciphertext's deadline; no lock is held over a read. Tested in `tests/mount_model.rs` and `tests/mount_kernel.rs`.
+
+mod fs;
+mod fuse;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use tokio::sync::watch;
+
+pub use fs::{Attributes, FsError, Kind, ModelFs, NodeInfo, ReadBuffers};
+use fuse::KernelFs;
+
+use crate::error::{ErrorClass, Fault};
+
+/// The mount could not be put in place or taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The kernel did not begin the FUSE conversation.
+    #[error("starting the FUSE session")]
+    Session(#[source] io::Error),
+    /// Mounting at a path failed.
+    #[error("mounting at {}", point.display())]
+    Mount {
+        /// Where.
+        point: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread for the session could not be started.
+    #[error("starting the FUSE threads")]
+    Thread(#[source] io::Error),
+    /// Unmounting failed.
+    #[error("unmounting")]
+    Unmount(#[source] io::Error),
+}
+
+impl Fault for MountError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            MountError::Session(_) | MountError::Thread(_) | MountError::Unmount(_) => ErrorClass::Transient,
+            MountError::Mount { .. } => ErrorClass::Config,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            MountError::Session(_) => "mount.session",
+            MountError::Mount { .. } => "mount.failed",
+            MountError::Thread(_) => "mount.thread",
+            MountError::Unmount(_) => "mount.unmount",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            MountError::Session(_) | MountError::Thread(_) => "see the kernel log: dmesg | tail".into(),
+            MountError::Mount { point, .. } => {
+                format!("{} must be an empty directory, and /dev/fuse must exist (modprobe fuse)", point.display())
+            }
+            MountError::Unmount(_) => "something uses the mount: lsof, then fusermount3 -u".into(),
+        }
+    }
+}
+
+/// A mounted model. The kernel's requests are answered until the mount is gone.
+pub struct Mounted {
+    unmounter: SessionUnmounter,
+    ended: watch::Receiver<bool>,
+}
+
+impl Mounted {
+    /// Serve a `/dev/fuse` descriptor that is mounted already. `threads` 0 = one per core. Blocks until the kernel's
+    /// first request is answered.
+    ///
+    /// # Errors
+    /// [`MountError::Session`], [`MountError::Thread`].
+    pub fn from_device(fs: ModelFs, device: OwnedFd, threads: usize) -> Result<Self, MountError> {
+        // Who may read is decided by owner, group and mode, checked by the kernel (`default_permissions`).
+        let config = config(threads, SessionACL::All);
+        let session =
+            Session::from_fd(KernelFs(fs), device, SessionACL::All, config).map_err(MountError::Session)?;
+        Self::run(session)
+    }
+
+    /// Mount at `point` and serve; for its owner only.
+    ///
+    /// # Errors
+    /// [`MountError::Mount`], [`MountError::Thread`].
+    pub fn at_path(fs: ModelFs, point: &Path, threads: usize) -> Result<Self, MountError> {
+        let mut config = config(threads, SessionACL::Owner);
+        config.mount_options = vec![
+            MountOption::RO,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+            MountOption::DefaultPermissions,
+            MountOption::FSName("cai".into()),
+            MountOption::Subtype("cai".into()),
+        ];
+        let session = Session::new(KernelFs(fs), point, &config)
+            .map_err(|source| MountError::Mount { point: point.to_path_buf(), source })?;
+        Self::run(session)
+    }
+
+    fn run(mut session: Session<KernelFs>) -> Result<Self, MountError> {
+        let unmounter = session.unmount_callable();
+        let (sender, ended) = watch::channel(false);
+        let serve = move || {
+            if let Err(error) = session.run() {
+                tracing::warn!(event = "mount.ended", error = ?error, "the FUSE session ended with an error");
+            }
+            let _ = sender.send(true);
+        };
+        std::thread::Builder::new().name("cai-fuse".into()).spawn(serve).map_err(MountError::Thread)?;
+        Ok(Mounted { unmounter, ended })
+    }
+
+    /// Unmount what [`Mounted::at_path`] mounted.
+    ///
+    /// # Errors
+    /// [`MountError::Unmount`] when files are open, for one.
+    pub fn unmount(&mut self) -> Result<(), MountError> {
+        self.unmounter.unmount().map_err(MountError::Unmount)
+    }
+
+    /// Wait until the mount is gone and the last request is answered.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        // A dropped sender means the thread is gone, which is an end too.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+}
+
+fn config(threads: usize, acl: SessionACL) -> Config {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let mut config = Config::default();
+    config.n_threads = Some(if threads == 0 { cores() } else { threads });
+    config.acl = acl;
+    config
+}

@@ -1,0 +1,54 @@
+//! What several tests need. Every test binary includes all of it and uses some.
+#![allow(dead_code)]
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Whether to run a test that needs `what`. A missing one prints why and skips, but fails when `CAI_TEST_REQUIRE` (a comma
+/// list, set in CI) names it: green must mean run.
+pub fn available(what: &str, present: bool, why: &str) -> bool {
+    let required = std::env::var("CAI_TEST_REQUIRE").unwrap_or_default();
+    assert!(present || !required.split(',').any(|name| name == what), "{what} is required here: {why}");
+    if !present {
+        println!("skip: {why}");
+    }
+    present
+}
+
+/// Wait for `condition`, at most half a minute.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited 30 s for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Number of mounts at or below `directory`.
+pub fn mounts_below(directory: &Path) -> usize {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let at = |line: &str| line.split(' ').nth(4).map(str::to_owned);
+    table.lines().filter_map(at).filter(|point| Path::new(point).starts_with(directory)).count()
+}
+
+/// The smallest valid configuration below `root`; nothing it names is reachable.
+pub fn minimal_config(root: &Path) {
+    write_config(root, "http://127.0.0.1:9/", "http://127.0.0.1:9", "", "");
+}
+
+/// A configuration below `root` for the given Trustee and OSS; `env` and `toml` are appended.
+pub fn write_config(root: &Path, trustee: &str, oss: &str, env: &str, toml: &str) {
+    let directory = root.join("etc/cai");
+    fs::create_dir_all(&directory).unwrap();
+    let text = format!(
+        "TRUSTEE_URL=\"{trustee}\"\n\
+         MODEL_KEY_ID=\"kbs:///default/aliyun/model-decryption-key\"\n\
+         MODEL_OSS_BUCKET_PATH=\"conf-ai:/model/\"\n\
+         MODEL_OSS_ENDPOINT=\"{oss}\"\n\
+         MODEL_OSS_REGION=cn-beijing\n\
+         MODEL_MOUNT_POINT=/tmp/model\n{env}"
+    );
+    fs::write(directory.join("cai.env"), text).unwrap();
+    fs::write(directory.join("cai.toml"), format!("[attest]\ntee = \"sample\"\n{toml}")).unwrap();
+}
