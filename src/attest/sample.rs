@@ -1,0 +1,67 @@
+//! Trustee's stand-in TEE for machines without one. Proves nothing; compiled in only with feature `sandbox`.
+//!
+//! Source: kbs.md section 8.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{AttestError, Attester, Digest, Tee};
+
+/// State of a SHA-256 measurement register that nothing has extended. Trustee v1.7.5 and later requires the member,
+/// older ones ignore it.
+const NOTHING_MEASURED: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+struct Sample;
+
+#[derive(Serialize)]
+struct Evidence<'a> {
+    svn: &'a str,
+    report_data: String,
+    measure_register: &'a str,
+}
+
+/// The sample attester, with a warning at every use: nothing here is protected by hardware.
+pub fn attester() -> Result<Arc<dyn Attester>, AttestError> {
+    tracing::warn!(event = "attest.sample", "the sample attester proves nothing: for the sandbox only");
+    Ok(Arc::new(Sample))
+}
+
+impl Attester for Sample {
+    fn tee(&self) -> Tee {
+        Tee::Sample
+    }
+
+    fn provider(&self) -> &'static str {
+        "sample"
+    }
+
+    fn evidence(&self, digest: &Digest) -> Result<Box<RawValue>, AttestError> {
+        let Digest(report_data) = digest;
+        let report_data = STANDARD.encode(report_data);
+        Ok(to_raw_value(&Evidence { svn: "1", report_data, measure_register: NOTHING_MEASURED })?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attest::detect;
+    use crate::config::TeeChoice;
+
+    #[test]
+    fn sample_evidence_carries_the_unpadded_digest_and_an_empty_register() {
+        let sample = detect(TeeChoice::Sample).unwrap();
+        assert_eq!((sample.tee(), sample.provider()), (Tee::Sample, "sample"));
+        let evidence = sample.evidence(&Digest([0xa5; 48])).unwrap();
+        let expected = format!(
+            r#"{{"svn":"1","report_data":"{}","measure_register":"{}"}}"#,
+            "paWl".repeat(16),
+            "0".repeat(64)
+        );
+        assert_eq!(evidence.get(), expected);
+    }
+}

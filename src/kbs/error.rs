@@ -1,0 +1,547 @@
+//! What can go wrong with the broker, in words an operator can act on.
+//!
+//! Source of the hints: kbs.md section 12.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::jwe::JweError;
+use super::key::KeyError;
+use super::token::TokenError;
+use super::wire::WireError;
+use crate::attest::AttestError;
+use crate::error::{ErrorClass, Fault};
+
+/// Which step of the exchange failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// `POST auth`: the challenge.
+    Auth,
+    /// Collecting evidence on this machine.
+    Evidence,
+    /// `POST attest`: the broker's verdict on the evidence.
+    Attest,
+    /// `GET resource`: the secret.
+    Resource,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::Auth => "auth",
+            Step::Evidence => "evidence",
+            Step::Attest => "attest",
+            Step::Resource => "resource",
+        })
+    }
+}
+
+/// An answer that says no, with everything the broker told about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which step it answers.
+    pub step: Step,
+    /// HTTP status.
+    pub status: u16,
+    /// Last segment of the body's `type`; empty when the body is not the broker's.
+    pub kind: String,
+    /// The body's `detail` (a gateway's `error`, or the start of any other text): bounded, without control characters.
+    pub detail: String,
+    /// When the answer arrived, to find it in the broker's log.
+    pub at: SystemTime,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: HTTP {}", self.step, self.status)?;
+        if !self.kind.is_empty() {
+            write!(f, " {}", self.kind)?;
+        }
+        if !self.detail.is_empty() {
+            write!(f, " `{}`", self.detail)?;
+        }
+        write!(f, " at {}", utc(self.at))
+    }
+}
+
+/// A secret could not be had from the broker.
+#[derive(Debug, thiserror::Error)]
+pub enum KbsError {
+    /// The base URL cannot be one.
+    #[error("{url} cannot be the base URL of a key broker")]
+    Base {
+        /// The URL, without user information and query.
+        url: String,
+    },
+    /// Plain http although https is required.
+    #[error("{url} is plain http, and trustee.require_https is set")]
+    HttpsRequired {
+        /// The URL.
+        url: String,
+    },
+    /// The CA bundle cannot be read.
+    #[error("reading the CA bundle {}", path.display())]
+    CaFile {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The CA bundle holds no usable certificate, or one that is unusable.
+    #[error("the CA bundle {} is not a list of PEM certificates", path.display())]
+    CaContent {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The HTTP client could not be set up.
+    #[error("setting up the HTTP client")]
+    Setup(#[source] reqwest::Error),
+    /// TLS could not be set up.
+    #[error("setting up TLS")]
+    Tls(#[source] rustls::Error),
+    /// No answer.
+    #[error("{step}: no answer from {url} at {}", utc(*at))]
+    Unreachable {
+        /// Step.
+        step: Step,
+        /// URL asked.
+        url: String,
+        /// When.
+        at: SystemTime,
+        /// What the network said.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The server's certificate is not one we trust.
+    #[error("{step}: the certificate of {url} is not trusted, at {}", utc(*at))]
+    Untrusted {
+        /// Step.
+        step: Step,
+        /// URL asked.
+        url: String,
+        /// When.
+        at: SystemTime,
+        /// What TLS said.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The server sent us elsewhere; redirects are not followed.
+    #[error("{step}: HTTP {status} redirects to {location}, at {}", utc(*at))]
+    Redirected {
+        /// Step.
+        step: Step,
+        /// HTTP status.
+        status: u16,
+        /// Where to: bounded, without query and control characters.
+        location: String,
+        /// When.
+        at: SystemTime,
+    },
+    /// More bytes than the step can have.
+    #[error("{step}: the answer is longer than {limit} bytes, at {}", utc(*at))]
+    AnswerTooLarge {
+        /// Step.
+        step: Step,
+        /// The bound, in bytes.
+        limit: usize,
+        /// When.
+        at: SystemTime,
+    },
+    /// An answer that is not what the protocol says.
+    #[error("{step}: malformed answer at {}", utc(*at))]
+    Malformed {
+        /// Step.
+        step: Step,
+        /// When.
+        at: SystemTime,
+        /// What is wrong with it.
+        #[source]
+        source: WireError,
+    },
+    /// The broker speaks another version of the protocol.
+    #[error("the key broker speaks protocol {}, cai offered {offered} ({refusal})", expected.as_deref().unwrap_or("another version"))]
+    VersionMismatch {
+        /// Version offered.
+        offered: &'static str,
+        /// Version the broker expects, where it said so.
+        expected: Option<String>,
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// The broker gave no challenge.
+    #[error("the key broker gave no challenge ({refusal})")]
+    AuthRefused {
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// The verifier refused the evidence.
+    #[error("the key broker refused the attestation ({refusal})")]
+    AttestationRefused {
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// The broker does not know the session (any more): a new handshake is needed.
+    #[error("the key broker does not know the session ({refusal})")]
+    SessionLost {
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// The resource policy said no.
+    #[error("the key broker's policy denies {resource} ({refusal})")]
+    Denied {
+        /// Resource URI.
+        resource: String,
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// There is no such resource, or the broker could not read it.
+    #[error("the key broker has no {resource} ({refusal})")]
+    NotFound {
+        /// Resource URI.
+        resource: String,
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// The broker does not understand the request.
+    #[error("the key broker does not understand the request ({refusal})")]
+    BadRequest {
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// The broker or what stands before it failed.
+    #[error("the key broker failed ({refusal})")]
+    ServerFault {
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// Something that is not a key broker answered.
+    #[error("the answer is not a key broker's ({refusal})")]
+    NotKbs {
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// No evidence from this machine.
+    #[error("evidence: collecting evidence about this machine, at {}", utc(*at))]
+    Evidence {
+        /// When.
+        at: SystemTime,
+        /// What failed.
+        #[source]
+        source: AttestError,
+    },
+    /// Evidence larger than a broker accepts.
+    #[error("evidence: {len} bytes are more than a key broker accepts ({limit})")]
+    EvidenceTooLarge {
+        /// Length of the request, in bytes.
+        len: usize,
+        /// The broker's bound, in bytes.
+        limit: usize,
+    },
+    /// No TEE key pair.
+    #[error("evidence: no key pair to attest")]
+    Key(#[from] KeyError),
+    /// A message could not be serialised.
+    #[error("serialising a message to the key broker")]
+    Encode(#[from] serde_json::Error),
+    /// The worker thread of a step died.
+    #[error("the worker thread died")]
+    Worker(#[from] tokio::task::JoinError),
+    /// The attestation token is not one for this handshake.
+    #[error("attest: unusable attestation token at {}", utc(*at))]
+    Token {
+        /// When.
+        at: SystemTime,
+        /// What is wrong with it.
+        #[source]
+        source: TokenError,
+    },
+    /// The secret's envelope does not open.
+    #[error("resource: opening {resource}, received at {}", utc(*at))]
+    Jwe {
+        /// Resource URI.
+        resource: String,
+        /// When.
+        at: SystemTime,
+        /// What is wrong with it.
+        #[source]
+        source: JweError,
+    },
+}
+
+impl Fault for KbsError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            KbsError::Base { .. }
+            | KbsError::HttpsRequired { .. }
+            | KbsError::CaFile { .. }
+            | KbsError::CaContent { .. }
+            | KbsError::Redirected { .. }
+            | KbsError::AnswerTooLarge { .. }
+            | KbsError::VersionMismatch { .. }
+            | KbsError::BadRequest { .. }
+            | KbsError::NotKbs { .. }
+            | KbsError::EvidenceTooLarge { .. } => ErrorClass::Config,
+            // Untrusted too: otherwise whoever can answer on the network could end the agent for good.
+            KbsError::Unreachable { .. }
+            | KbsError::Untrusted { .. }
+            | KbsError::Malformed { .. }
+            | KbsError::AuthRefused { .. }
+            | KbsError::SessionLost { .. }
+            // The brokers use one answer for a missing secret and for a store that is down.
+            | KbsError::NotFound { .. }
+            | KbsError::ServerFault { .. } => ErrorClass::Transient,
+            KbsError::AttestationRefused { .. } | KbsError::Denied { .. } => ErrorClass::Denied,
+            KbsError::Setup(_) | KbsError::Tls(_) | KbsError::Key(_) | KbsError::Encode(_) | KbsError::Worker(_) => {
+                ErrorClass::Internal
+            }
+            KbsError::Evidence { source, .. } => source.class(),
+            KbsError::Token { source, .. } => match source {
+                TokenError::Expired { .. } | TokenError::NotYetValid { .. } => ErrorClass::Config,
+                TokenError::Malformed
+                | TokenError::Algorithm { .. }
+                | TokenError::WrongNonce
+                | TokenError::WrongKey => ErrorClass::Corrupt,
+            },
+            KbsError::Jwe { source, .. } => match source {
+                JweError::Lock(_) => ErrorClass::Config,
+                JweError::Malformed { .. }
+                | JweError::Algorithm { .. }
+                | JweError::Encryption { .. }
+                | JweError::Legacy
+                | JweError::Open => ErrorClass::Corrupt,
+            },
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            KbsError::Base { .. } => "kbs.base-url",
+            KbsError::HttpsRequired { .. } => "kbs.https-required",
+            KbsError::CaFile { .. } | KbsError::CaContent { .. } => "kbs.ca-file",
+            KbsError::Setup(_) => "kbs.setup",
+            KbsError::Tls(_) => "kbs.tls",
+            KbsError::Unreachable { .. } => "kbs.unreachable",
+            KbsError::Untrusted { .. } => "kbs.untrusted",
+            KbsError::Redirected { .. } => "kbs.redirected",
+            KbsError::AnswerTooLarge { .. } => "kbs.answer-too-large",
+            KbsError::Malformed { .. } => "kbs.malformed",
+            KbsError::VersionMismatch { .. } => "kbs.version-mismatch",
+            KbsError::AuthRefused { .. } => "kbs.auth-refused",
+            KbsError::AttestationRefused { .. } => "kbs.attestation-refused",
+            KbsError::SessionLost { .. } => "kbs.session-lost",
+            KbsError::Denied { .. } => "kbs.denied",
+            KbsError::NotFound { .. } => "kbs.not-found",
+            KbsError::BadRequest { .. } => "kbs.bad-request",
+            KbsError::ServerFault { .. } => "kbs.server-fault",
+            KbsError::NotKbs { .. } => "kbs.not-a-broker",
+            KbsError::Evidence { source, .. } => source.code(),
+            KbsError::EvidenceTooLarge { .. } => "kbs.evidence-too-large",
+            KbsError::Key(_) => "kbs.key",
+            KbsError::Encode(_) => "kbs.encode",
+            KbsError::Worker(_) => "kbs.worker",
+            KbsError::Token { .. } => "kbs.token",
+            KbsError::Jwe { .. } => "kbs.jwe",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            KbsError::Base { .. } => format!("set TRUSTEE_URL to one of: {BASE_FORMS}"),
+            KbsError::HttpsRequired { .. } => "use an https TRUSTEE_URL, or clear trustee.require_https".to_owned(),
+            KbsError::CaFile { .. } | KbsError::CaContent { .. } => {
+                "let trustee.ca_file name a readable PEM file with the certificates of the key broker's CA".to_owned()
+            }
+            KbsError::Unreachable { source, url, .. } => unreachable_hint(source, url),
+            KbsError::Untrusted { .. } => {
+                "let trustee.ca_file name the CA that signed the key broker's certificate (it replaces the public roots), \
+                 and check the certificate's names and dates"
+                    .to_owned()
+            }
+            KbsError::Redirected { .. } => {
+                "set TRUSTEE_URL to the final address: cai follows no redirect with evidence in hand".to_owned()
+            }
+            KbsError::AnswerTooLarge { .. } | KbsError::Malformed { .. } => {
+                format!("check that TRUSTEE_URL leads to a key broker; its forms are: {BASE_FORMS}")
+            }
+            KbsError::VersionMismatch { offered, expected, .. } => version_hint(offered, expected.as_deref()),
+            KbsError::AuthRefused { refusal } => {
+                format!("see the KBS log at {}; the attestation service behind it may be down", utc(refusal.at))
+            }
+            KbsError::AttestationRefused { refusal } => attestation_hint(refusal),
+            KbsError::SessionLost { .. } => {
+                "new handshakes did not help: with several KBS replicas the load balancer needs sticky sessions; \
+                 otherwise see the KBS log"
+                    .to_owned()
+            }
+            KbsError::Denied { resource, refusal } => format!(
+                "attestation succeeded, authorization did not: let the resource policy of the KBS allow this machine's \
+                 claims (TEE, measurements, reference values) to read {resource}; see the KBS log at {}",
+                utc(refusal.at)
+            ),
+            KbsError::NotFound { resource, refusal } => format!(
+                "store the secret as {resource} (with Aliyun KMS behind the KBS, the last segment is the name of the KMS \
+                 secret and the KBS needs credentials for it); see the KBS log at {}",
+                utc(refusal.at)
+            ),
+            KbsError::BadRequest { .. } => {
+                "the server speaks another dialect than expected: check trustee.protocol, and MODEL_KEY_ID".to_owned()
+            }
+            KbsError::ServerFault { refusal } => {
+                format!("see the log of the KBS, and of what stands before it, at {}", utc(refusal.at))
+            }
+            KbsError::NotKbs { .. } => {
+                format!("the path of TRUSTEE_URL is probably wrong (or needs an API key); its forms are: {BASE_FORMS}")
+            }
+            KbsError::Evidence { source, .. } => source.hint(),
+            KbsError::EvidenceTooLarge { .. } => "the event log of this machine is too large to attest".to_owned(),
+            KbsError::Setup(_) | KbsError::Tls(_) | KbsError::Key(_) | KbsError::Encode(_) | KbsError::Worker(_) => {
+                "report this as a defect of cai, with the log".to_owned()
+            }
+            KbsError::Token { source, .. } => token_hint(source),
+            KbsError::Jwe { source, .. } => jwe_hint(source),
+        }
+    }
+}
+
+impl KbsError {
+    /// Whether a fresh handshake may help at once: the session is gone, or the verifier's own sources (its certificate
+    /// cache above all) may have had a hiccup.
+    pub(super) fn wants_new_handshake(&self) -> bool {
+        matches!(self, KbsError::SessionLost { .. } | KbsError::AttestationRefused { .. })
+    }
+}
+
+/// Base URLs seen in the field (kbs.md section 0.3).
+const BASE_FORMS: &str =
+    "http://host:8080 (KBS itself), http://load-balancer/release-name (chart), http://gateway:8081/api (gateway); \
+     never with /kbs/v0 at the end";
+
+fn unreachable_hint(source: &reqwest::Error, url: &str) -> String {
+    if source.is_timeout() {
+        format!("{url} did not answer in time (trustee.timeout_secs): check security groups and the load balancer")
+    } else if source.is_dns() {
+        format!("the host name in {url} does not resolve: check TRUSTEE_URL and the name servers")
+    } else {
+        format!("nothing usable listens at {url}: check TRUSTEE_URL, the KBS, and the load balancer's listener")
+    }
+}
+
+fn version_hint(offered: &str, expected: Option<&str>) -> String {
+    match expected {
+        Some(expected) if super::wire::Dialect::of_version(expected).is_some() => format!(
+            "trustee.protocol pins {offered}: set it to {expected} or auto, or move the key broker to a release that \
+             speaks {offered}"
+        ),
+        Some(expected) => format!(
+            "cai speaks 0.4.0 and 0.1.0, the key broker {expected}: use Alibaba Trustee v1.6 or later, or v1.0 to v1.5"
+        ),
+        None => "cai speaks 0.4.0 and 0.1.0: use a Trustee release with one of them".to_owned(),
+    }
+}
+
+fn attestation_hint(refusal: &Refusal) -> String {
+    if refusal.kind == "AttestationFailed" {
+        return "the attestation service's reason is in the message; see its log, and the reference values and policy \
+                registered there"
+            .to_owned();
+    }
+    format!(
+        "this release of the KBS hides the reason: see the KBS and AS logs at {} (unreachable PCCS, evidence the \
+         verifier does not know, event log that does not replay)",
+        utc(refusal.at)
+    )
+}
+
+fn token_hint(source: &TokenError) -> String {
+    match source {
+        TokenError::Expired { .. } | TokenError::NotYetValid { .. } => {
+            "set the clocks of this machine and of the key broker right".to_owned()
+        }
+        TokenError::Malformed | TokenError::Algorithm { .. } | TokenError::WrongNonce | TokenError::WrongKey => {
+            "somebody between here and the key broker may be answering in its place: use https and trustee.ca_file"
+                .to_owned()
+        }
+    }
+}
+
+fn jwe_hint(source: &JweError) -> String {
+    match source {
+        JweError::Lock(_) => "raise LimitMEMLOCK of the service".to_owned(),
+        JweError::Malformed { .. }
+        | JweError::Algorithm { .. }
+        | JweError::Encryption { .. }
+        | JweError::Legacy
+        | JweError::Open => {
+            "the secret was damaged, or encrypted for another handshake: check proxies in between, and use https"
+                .to_owned()
+        }
+    }
+}
+
+/// `text` for people: at most `max` characters, control and invisible formatting characters replaced by spaces.
+pub(super) fn printable(text: &str, max: usize) -> String {
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let mut clean: String = text.chars().take(max).map(|c| if hidden(c) { ' ' } else { c }).collect();
+    if text.chars().nth(max).is_some() {
+        clean.push('…');
+    }
+    clean.trim().to_owned()
+}
+
+/// `2026-11-22T09:51:24Z`. Before 1970 is 1970.
+pub(super) fn utc(at: SystemTime) -> String {
+    const DAY: u64 = 24 * 60 * 60;
+    let secs = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let (days, time) = (secs / DAY, secs % DAY);
+    // Years counted from 1 March of year 0, so that the leap day is the last of its year; 719468 days before 1970.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", time / 3600, time / 60 % 60, time % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn utc_of_known_instants_is_their_date() {
+        for (secs, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_799, "2000-02-29T23:59:59Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (1_795_341_084, "2026-11-22T09:51:24Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(secs)), text);
+        }
+    }
+
+    #[test]
+    fn printable_bounds_the_text_and_disarms_the_terminal() {
+        assert_eq!(printable("a\x1b[31m\nb\u{202e}c\0", 100), "a [31m b c");
+        assert_eq!(printable(&"x".repeat(9), 4), "xxxx…");
+        assert_eq!(printable("ключ", 4), "ключ");
+    }
+
+    #[test]
+    fn refusal_display_names_step_status_type_detail_and_time() {
+        let at = UNIX_EPOCH + Duration::from_secs(1_795_341_084);
+        let refusal = Refusal { step: Step::Resource, status: 403, kind: "PolicyDeny".into(), detail: "no".into(), at };
+        assert_eq!(refusal.to_string(), "resource: HTTP 403 PolicyDeny `no` at 2026-11-22T09:51:24Z");
+        let bare = Refusal { kind: String::new(), detail: String::new(), ..refusal };
+        assert_eq!(bare.to_string(), "resource: HTTP 403 at 2026-11-22T09:51:24Z");
+    }
+}
