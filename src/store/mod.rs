@@ -1,5 +1,163 @@
 //! Local ciphertext: sparse file + chunk map, fetch plan, [`ChunkSource`].
+//!
+//! Owns: the cache directory, and the decision what is fetched when, from which source, how often. Must not know: keys,
+//! plaintext, what the objects mean, how a source gets its bytes.
+//!
+//! A chunk is *missing*, *unverified* (left by an unclean stop; checked against its CRC-64 before its first use) or
+//! *present*. A reader that misses creates a flight or joins the one there is; workers of the runtime bring it in:
+//! source -> write -> mark in memory -> wake readers; the sidecar follows after `fdatasync`. A read gives every byte it
+//! asked for or an error; a chunk is never marked before all of it is written.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `layout`, `tree`, `plan`, `chunkmap`, `crc64`, `backoff`, `memory` | pure parts |
+//! | `disk` | the directory and its files |
+//! | `state`, `flight`, `engine` | what changes, who waits, who works |
+//! | `reader`, `fill`, `upkeep` | the three ways in: reads, background, sync and progress |
+//!
+//! Threads and locks: see `engine`. Tested in `tests/fetch_faults.rs` and `tests/store_resume.rs`.
 
+mod backoff;
+mod chunkmap;
+pub(crate) mod crc64;
+mod disk;
+mod engine;
+mod error;
+mod fill;
+mod flight;
+mod layout;
+mod memory;
+mod options;
+mod plan;
+mod progress;
+mod reader;
 mod source;
+mod state;
+mod tree;
+mod upkeep;
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+pub use backoff::Retry;
+pub use error::StoreError;
+pub use fill::Filled;
+pub use options::StoreOptions;
+pub use progress::{Problem, Progress};
 pub use source::{ChunkSource, FetchFuture, Fetched, Object, SourceError};
+
+use self::disk::CacheDir;
+use self::engine::{Engine, Slot};
+use self::layout::Layout;
+use self::tree::Tree;
+use crate::task::Tasks;
+
+/// How long workers get to end at [`Store::close`]; they end at their next await.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// A model's ciphertext, local or on its way. Implements [`crate::ciphertext::Ciphertext`].
+///
+/// Dropping it without [`Store::close`] is an unclean stop: nothing is lost but the certainty that it is whole.
+pub struct Store {
+    engine: Arc<Engine>,
+    tree: Tree,
+    progress: watch::Receiver<Progress>,
+    tasks: Mutex<Option<Tasks>>,
+    /// One fill at a time.
+    fill_turn: tokio::sync::Mutex<()>,
+}
+
+impl Store {
+    /// Open the cache of `objects` and start its workers on `handle`. Blocking: it reads every sidecar.
+    ///
+    /// # Errors
+    /// `InUse`, `Io`, `NoSpace`, `UnsafePath`, `Conflict`, `TooMany`.
+    pub fn open(
+        options: StoreOptions,
+        objects: Vec<Object>,
+        source: Arc<dyn ChunkSource>,
+        handle: Handle,
+    ) -> Result<Arc<Self>, StoreError> {
+        let tree = tree::build(&objects)?;
+        let (cache, clean) = CacheDir::open(&options.dir)?;
+        cache.remove_leftovers(&objects)?;
+        let slots: Vec<Slot> = objects.into_iter().map(|object| Slot::new(object, &options, &cache)).collect();
+        let maps = load(&cache, &options, &slots, clean)?;
+        let engine = Arc::new(Engine::new(options, slots, maps, cache, source));
+        let (sender, progress) = watch::channel(engine.snapshot(&mut Default::default()));
+        let tasks = upkeep::start(&engine, sender, &handle);
+        let fill_turn = tokio::sync::Mutex::new(());
+        Ok(Arc::new(Store { engine, tree, progress, tasks: Mutex::new(Some(tasks)), fill_turn }))
+    }
+
+    /// What the store is doing; updated a few times a second while something changes, and at once at the end.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// Stop the workers, wake all readers with an error, make everything durable and say that it is.
+    ///
+    /// # Errors
+    /// `Io`: the cache is usable, but will be checked at the next start.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(tasks) = tasks else { return Ok(()) };
+        let waiting = {
+            let mut state = self.engine.lock();
+            state.closed = true;
+            std::mem::take(&mut state.flights)
+        };
+        tasks.stop(STOP_LIMIT).await;
+        waiting.into_values().for_each(|flight| flight.land(Err(flight::Failure::Closed)));
+        self.engine.landed.notify_waiters();
+        let engine = self.engine.clone();
+        let flushed = tokio::task::spawn_blocking(move || engine.finish()).await;
+        flushed.unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+impl Slot {
+    fn new(object: Object, options: &StoreOptions, cache: &CacheDir) -> Self {
+        let layout = Layout::new(object.len, options.chunk_len);
+        let file = cache.file(&object, layout);
+        Slot { path: object.path.display().to_string(), object, layout, file }
+    }
+}
+
+/// The chunk maps of all objects, once it is known that what is missing fits.
+fn load(
+    cache: &CacheDir,
+    options: &StoreOptions,
+    slots: &[Slot],
+    clean: bool,
+) -> Result<Vec<chunkmap::ChunkMap>, StoreError> {
+    let (total, free) = cache.space()?;
+    let refuse = |missing| StoreError::NoSpace {
+        dir: options.dir.clone(),
+        free,
+        missing,
+        reserve: options.reserve_bytes,
+    };
+    let whole = slots.iter().fold(0u64, |sum, slot| sum.saturating_add(slot.layout.len));
+    if whole > total {
+        // Before any memory is taken by the length of a list entry: it may be a lie of any size.
+        return Err(refuse(whole));
+    }
+    let maps = slots.iter().map(|slot| slot.file.load(&slot.object, clean)).collect::<Result<Vec<_>, _>>()?;
+    let missing = slots.iter().zip(&maps).map(|(slot, map)| slot.missing_bytes(map)).fold(0u64, u64::saturating_add);
+    if missing > 0 && missing.saturating_add(options.reserve_bytes) > free {
+        return Err(refuse(missing));
+    }
+    Ok(maps)
+}
+
+impl Slot {
+    /// Bytes of the object that the cache has not got.
+    fn missing_bytes(&self, map: &chunkmap::ChunkMap) -> u64 {
+        let missing = (0..).zip(&map.chunks).filter(|(_, chunk)| chunk.crc().is_none());
+        missing.fold(0, |sum, (index, _)| sum.saturating_add(self.layout.len_of(layout::ChunkIndex(index))))
+    }
+}

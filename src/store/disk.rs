@@ -1,0 +1,268 @@
+//! The cache directory: one sparse data file and one chunk map per object, one lock, one marker of a clean stop.
+//!
+//! Blocking; called from FUSE threads and from `spawn_blocking`. Knows nothing of fetching. File names are hashes of the
+//! object's path, so no listed name ever becomes a file name. Tested through `tests/store_resume.rs`.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use nix::fcntl::OFlag;
+use nix::sys::statvfs::statvfs;
+use sha2::{Digest, Sha256};
+
+use super::chunkmap::ChunkMap;
+use super::error::StoreError;
+use super::layout::Layout;
+use super::source::Object;
+
+/// Held locked for the life of the store.
+const LOCK: &str = "lock";
+/// Exists only between a clean stop and the next start.
+const CLEAN: &str = "clean";
+/// Extension of data files.
+const DATA: &str = "data";
+/// Extension of chunk maps.
+const MAP: &str = "map";
+/// Extension of a chunk map that is being written.
+const NEW_MAP: &str = "new";
+/// Bytes of the path's SHA-256 that name its files: 2^64 objects before a collision is likely, and a collision would only
+/// be a map of another object, which is discarded.
+const NAME_BYTES: usize = 16;
+
+/// The locked directory.
+#[derive(Debug)]
+pub struct CacheDir {
+    dir: PathBuf,
+    /// The directory itself, to make renames in it durable.
+    handle: File,
+    /// Locked as long as it is open.
+    _lock: File,
+}
+
+/// The files of one object. At most one writer per chunk at a time; the store's flights see to that.
+#[derive(Debug)]
+pub struct ObjectFile {
+    data: PathBuf,
+    map: PathBuf,
+    layout: Layout,
+    /// Kept open for objects of several chunks. Small ones are read once or twice and would only use up descriptors.
+    open: OnceLock<File>,
+}
+
+fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + use<'a> {
+    move |source| StoreError::Io { doing, path: path.to_owned(), source }
+}
+
+/// How every file of the cache is opened: ours alone, never through a link.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits());
+    options
+}
+
+impl CacheDir {
+    /// Create `dir` where it is missing, lock it, and take its clean marker away: `true` says that it was there.
+    ///
+    /// # Errors
+    /// `InUse`, `Io`.
+    pub fn open(dir: &Path) -> Result<(Self, bool), StoreError> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("creating", dir))?;
+        std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed("restricting", dir))?;
+        let handle = File::open(dir).map_err(failed("opening", dir))?;
+        let path = dir.join(LOCK);
+        let lock = options().create(true).truncate(false).open(&path).map_err(failed("opening", &path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { dir: dir.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(failed("locking", &path)(source)),
+        }
+        let marker = dir.join(CLEAN);
+        let clean = match std::fs::remove_file(&marker) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(failed("removing", &marker)(error)),
+        };
+        let cache = CacheDir { dir: dir.to_owned(), handle, _lock: lock };
+        // Durable before the first write: a crash must find the directory unclean.
+        cache.sync()?;
+        Ok((cache, clean))
+    }
+
+    /// Where this is.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Bytes `(total, free)` of the file system, free ones as an unprivileged user may take them.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn space(&self) -> Result<(u64, u64), StoreError> {
+        let space = statvfs(&self.dir).map_err(io::Error::from).map_err(failed("measuring", &self.dir))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(space.fragment_size());
+        Ok((bytes(space.blocks()), bytes(space.blocks_available())))
+    }
+
+    /// The files of `object`.
+    pub fn file(&self, object: &Object, layout: Layout) -> ObjectFile {
+        let stem = self.dir.join(file_stem(&object.path));
+        ObjectFile { data: stem.with_extension(DATA), map: stem.with_extension(MAP), layout, open: OnceLock::new() }
+    }
+
+    /// Delete the files of objects that are not in `objects`. Files that are not of our making stay.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn remove_leftovers(&self, objects: &[Object]) -> Result<(), StoreError> {
+        let keep: HashSet<String> = objects.iter().map(|object| file_stem(&object.path)).collect();
+        let listing = std::fs::read_dir(&self.dir).map_err(failed("listing", &self.dir))?;
+        for entry in listing {
+            let name = entry.map_err(failed("listing", &self.dir))?.file_name();
+            let Some((stem, extension)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+            let ours = stem.len() == NAME_BYTES * 2 && [DATA, MAP, NEW_MAP].contains(&extension);
+            if ours && (extension == NEW_MAP || !keep.contains(stem)) {
+                let path = self.dir.join(&name);
+                std::fs::remove_file(&path).map_err(failed("removing", &path))?;
+                tracing::debug!(event = "store.leftover_removed", file = %path.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Say that every file is complete on disk. The last act of a clean stop.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn mark_clean(&self) -> Result<(), StoreError> {
+        let path = self.dir.join(CLEAN);
+        options().create(true).truncate(false).open(&path).map_err(failed("creating", &path))?;
+        self.sync()
+    }
+
+    /// Make created, renamed and removed names durable.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.handle.sync_all().map_err(failed("syncing", &self.dir))
+    }
+}
+
+impl ObjectFile {
+    /// What the directory has of `object`. Anything that does not fit is deleted, and the object begins empty.
+    ///
+    /// # Errors
+    /// `Io` when that cannot be found out or the old files cannot be deleted.
+    pub fn load(&self, object: &Object, clean: bool) -> Result<ChunkMap, StoreError> {
+        let limit = ChunkMap::max_encoded_len(object, self.layout);
+        let Some(bytes) = read_bounded(&self.map, limit).map_err(failed("reading", &self.map))? else {
+            self.discard()?;
+            return Ok(ChunkMap::empty(self.layout));
+        };
+        let right_size = std::fs::metadata(&self.data).is_ok_and(|data| data.len() == self.layout.len);
+        match ChunkMap::decode(&bytes, object, self.layout, clean) {
+            Ok(map) if right_size => Ok(map),
+            other => {
+                let reason = other.err().map_or("the data file is missing or of another size".into(), |error| error.to_string());
+                tracing::info!(event = "store.cache_discarded", object = %object.path.display(), reason);
+                self.discard()?;
+                Ok(ChunkMap::empty(self.layout))
+            }
+        }
+    }
+
+    /// Fill `buf` from `offset`.
+    ///
+    /// # Errors
+    /// What the system said; an end of file is `UnexpectedEof`.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.with(|file| file.read_exact_at(buf, offset))
+    }
+
+    /// Write `frames` one after the other from `offset`, straight from where they were received.
+    ///
+    /// # Errors
+    /// What the system said, `StorageFull` for instance; part of the bytes may be written then.
+    pub fn write_at(&self, mut offset: u64, frames: &[Bytes]) -> io::Result<()> {
+        self.with(|file| {
+            for frame in frames {
+                file.write_all_at(frame, offset)?;
+                offset = offset.saturating_add(frame.len() as u64);
+            }
+            Ok(())
+        })
+    }
+
+    /// Make the data durable, then replace the chunk map by `map`.
+    ///
+    /// # Errors
+    /// `Io`; the old map is still in place then.
+    pub fn save(&self, map: &[u8]) -> Result<(), StoreError> {
+        self.with(File::sync_data).map_err(failed("syncing", &self.data))?;
+        let new = self.map.with_extension(NEW_MAP);
+        let write = || {
+            let mut file = options().create(true).truncate(true).open(&new)?;
+            file.write_all(map)?;
+            file.sync_data()?;
+            std::fs::rename(&new, &self.map)
+        };
+        write().map_err(failed("writing", &new))
+    }
+
+    /// Run `act` on the data file, creating it in full length, sparse, when it is not there.
+    fn with<R>(&self, act: impl FnOnce(&File) -> io::Result<R>) -> io::Result<R> {
+        if let Some(file) = self.open.get() {
+            return act(file);
+        }
+        let file = options().create(true).truncate(false).open(&self.data)?;
+        if file.metadata()?.len() != self.layout.len {
+            file.set_len(self.layout.len)?;
+        }
+        if self.layout.chunks() > 1 {
+            // Two threads may open at once; the loser's descriptor is closed, both name the same file.
+            act(self.open.get_or_init(|| file))
+        } else {
+            act(&file)
+        }
+    }
+
+    /// Delete both files.
+    fn discard(&self) -> Result<(), StoreError> {
+        for path in [&self.map, &self.data] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("removing", path)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Name of an object's files, without extension.
+fn file_stem(path: &Path) -> String {
+    let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
+    digest.iter().take(NAME_BYTES).fold(String::new(), |mut name, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(name, "{byte:02x}");
+        name
+    })
+}
+
+/// A file's content, or `None` when it does not exist. One byte over `limit` is read at most: enough for the decoder to
+/// see that something is wrong.
+fn read_bounded(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
+    let file = match options().write(false).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take((limit as u64).saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}

@@ -1,0 +1,197 @@
+//! What is fetched next. Pure; the order is tested here.
+//!
+//! Readers come first, always. Behind them the background fill: objects of one chunk, then the first chunk of each large
+//! object (it answers every `safe_open`, and proves each object readable), then the rest. The rest runs over several
+//! objects at once, because one object is served at 10 Gbit/s at most (oss.md 1.10), with half of the turns for the
+//! first, which is the one a loader reads now.
+
+use std::collections::VecDeque;
+
+use super::layout::{ChunkIndex, ChunkKey, Layout, ObjectIndex};
+
+/// Objects that are filled at once: enough of them to fill a 100 Gbit/s port at 10 Gbit/s each (oss.md 1.10).
+const WINDOW: usize = 8;
+
+/// Queue of readers' chunks, and the background order.
+#[derive(Debug, Default)]
+pub struct Plan {
+    readers: VecDeque<ChunkKey>,
+    first: VecDeque<ChunkKey>,
+    rest: VecDeque<Run>,
+    turn: usize,
+    /// Objects somebody opened, the latest first.
+    opened: Vec<ObjectIndex>,
+}
+
+/// Chunks of one object that are still to be visited.
+#[derive(Debug)]
+struct Run {
+    object: ObjectIndex,
+    next: u64,
+    end: u64,
+}
+
+impl Plan {
+    /// Queue a chunk that somebody waits for.
+    pub fn push_reader(&mut self, key: ChunkKey) {
+        self.readers.push_back(key);
+    }
+
+    /// The next chunk somebody waits for.
+    pub fn next_for_reader(&mut self) -> Option<ChunkKey> {
+        self.readers.pop_front()
+    }
+
+    /// Plan the fill of `objects`, in list order but with the opened ones in front. Replaces what was planned before.
+    pub fn fill(&mut self, objects: impl Iterator<Item = (ObjectIndex, Layout)>) {
+        let mut objects: Vec<_> = objects.collect();
+        let opened = |object: ObjectIndex| self.opened.iter().position(|other| *other == object);
+        objects.sort_by_key(|(object, _)| opened(*object).unwrap_or(usize::MAX));
+        let small = |layout: &Layout| layout.chunks() == 1;
+        let head = |object: ObjectIndex| ChunkKey { object, chunk: ChunkIndex(0) };
+        let (mut first, mut heads) = (VecDeque::new(), VecDeque::new());
+        self.rest.clear();
+        for (object, layout) in objects.into_iter().filter(|(_, layout)| layout.chunks() > 0) {
+            if small(&layout) {
+                first.push_back(head(object));
+            } else {
+                heads.push_back(head(object));
+                self.rest.push_back(Run { object, next: 1, end: layout.chunks() });
+            }
+        }
+        first.append(&mut heads);
+        self.first = first;
+    }
+
+    /// The next chunk of the fill for which `wanted` holds; `None` when the plan is exhausted.
+    pub fn next_to_fill(&mut self, wanted: impl Fn(ChunkKey) -> bool) -> Option<ChunkKey> {
+        while let Some(key) = self.first.pop_front() {
+            if wanted(key) {
+                return Some(key);
+            }
+        }
+        loop {
+            let others = self.rest.len().min(WINDOW).saturating_sub(1);
+            let slot = match (self.turn.is_multiple_of(2), others) {
+                (true, _) | (_, 0) => 0,
+                (false, others) => 1 + (self.turn / 2) % others,
+            };
+            self.turn = self.turn.wrapping_add(1);
+            let run = self.rest.get_mut(slot)?;
+            let key = (run.next..run.end)
+                .map(|chunk| ChunkKey { object: run.object, chunk: ChunkIndex(chunk) })
+                .find(|key| wanted(*key));
+            match key {
+                Some(key) => {
+                    run.next = key.chunk.0.saturating_add(1);
+                    return Some(key);
+                }
+                None => drop(self.rest.remove(slot)),
+            }
+        }
+    }
+
+    /// Whether the fill has been handed out completely.
+    pub fn is_exhausted(&self) -> bool {
+        self.first.is_empty() && self.rest.iter().all(|run| run.next >= run.end)
+    }
+
+    /// Move `object` to the front, now and in the next [`Plan::fill`].
+    pub fn prefer(&mut self, object: ObjectIndex) {
+        self.opened.retain(|other| *other != object);
+        self.opened.insert(0, object);
+        if let Some(run) = self.rest.iter().position(|run| run.object == object).and_then(|at| self.rest.remove(at)) {
+            self.rest.push_front(run);
+        }
+        if let Some(head) = self.first.iter().position(|key| key.object == object).and_then(|at| self.first.remove(at)) {
+            self.first.push_front(head);
+        }
+    }
+
+    /// Chunks planned for nobody in particular are dropped; readers' stay.
+    pub fn clear_fill(&mut self) {
+        self.first.clear();
+        self.rest.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn planned(lens: &[u64], opened: &[usize]) -> Vec<(usize, u64)> {
+        let mut plan = Plan::default();
+        plan.fill(layouts(lens));
+        opened.iter().for_each(|object| plan.prefer(ObjectIndex(*object)));
+        drain(&mut plan)
+    }
+
+    fn layouts(lens: &[u64]) -> impl Iterator<Item = (ObjectIndex, Layout)> {
+        lens.iter().enumerate().map(|(at, len)| (ObjectIndex(at), Layout::new(*len, 10)))
+    }
+
+    fn drain(plan: &mut Plan) -> Vec<(usize, u64)> {
+        std::iter::from_fn(|| plan.next_to_fill(|_| true)).map(|key| (key.object.0, key.chunk.0)).collect()
+    }
+
+    #[test]
+    fn fill_takes_small_objects_then_heads_then_the_rest() {
+        assert_eq!(planned(&[30, 5, 0, 10, 20], &[]), [(1, 0), (3, 0), (0, 0), (4, 0), (0, 1), (4, 1), (0, 2)]);
+    }
+
+    #[test]
+    fn fill_gives_half_of_the_turns_to_the_first_object() {
+        let order = planned(&[100, 100, 100], &[]);
+        let rest: Vec<usize> = order[3..11].iter().map(|(object, _)| *object).collect();
+        assert_eq!(rest, [0, 1, 0, 2, 0, 1, 0, 2]);
+    }
+
+    #[test]
+    fn opened_object_moves_to_the_front() {
+        let order = planned(&[30, 30, 30], &[2]);
+        assert_eq!(order[..5], [(2, 0), (0, 0), (1, 0), (2, 1), (0, 1)]);
+    }
+
+    #[test]
+    fn object_opened_before_the_fill_is_planned_first() {
+        let mut plan = Plan::default();
+        plan.prefer(ObjectIndex(1));
+        plan.fill(layouts(&[20, 20]));
+        assert_eq!(drain(&mut plan), [(1, 0), (0, 0), (1, 1), (0, 1)]);
+    }
+
+    #[test]
+    fn readers_are_served_in_order_and_survive_a_stopped_fill() {
+        let mut plan = Plan::default();
+        plan.fill(layouts(&[20]));
+        let keys = [3, 1].map(|chunk| ChunkKey { object: ObjectIndex(7), chunk: ChunkIndex(chunk) });
+        keys.into_iter().for_each(|key| plan.push_reader(key));
+        plan.clear_fill();
+        assert!(plan.is_exhausted());
+        assert_eq!([plan.next_for_reader(), plan.next_for_reader(), plan.next_for_reader()], [Some(keys[0]), Some(keys[1]), None]);
+    }
+
+    proptest! {
+        #[test]
+        fn fill_visits_every_wanted_chunk_once(
+            lens in proptest::collection::vec(0u64..80, 0..20), opened in proptest::collection::vec(0usize..20, 0..6),
+            skip in 1u64..5,
+        ) {
+            let mut plan = Plan::default();
+            plan.fill(layouts(&lens));
+            opened.iter().for_each(|object| plan.prefer(ObjectIndex(*object)));
+            let wanted = |key: ChunkKey| !(key.chunk.0 + key.object.0 as u64).is_multiple_of(skip) || skip == 1;
+            let mut seen: Vec<_> = std::iter::from_fn(|| plan.next_to_fill(wanted)).collect();
+            prop_assert!(plan.is_exhausted());
+            seen.sort();
+            let mut expected: Vec<_> = layouts(&lens)
+                .flat_map(|(object, layout)| (0..layout.chunks()).map(move |chunk| ChunkKey { object, chunk: ChunkIndex(chunk) }))
+                .filter(|key| wanted(*key))
+                .collect();
+            expected.sort();
+            prop_assert_eq!(seen, expected);
+        }
+    }
+}

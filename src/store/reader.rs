@@ -1,0 +1,121 @@
+//! Reads: the [`Ciphertext`] side of the store. Blocking; FUSE threads come in here.
+
+use std::io;
+use std::time::Instant;
+
+use super::Store;
+use super::engine::{Lookup, Slot};
+use super::flight::{Failure, Ready};
+use super::layout::{ChunkKey, ObjectIndex, Piece};
+use super::memory::copy_frames;
+use super::source::SourceError;
+use crate::ciphertext::{Ciphertext, Entry, EntryId, ReadError};
+
+impl Ciphertext for Store {
+    fn entries(&self) -> &[Entry] {
+        &self.tree.entries
+    }
+
+    fn read_at(&self, id: EntryId, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        let len = buf.len() as u64;
+        let started = Instant::now();
+        let outside = || ReadError::OutOfRange { path: self.path_of(id), offset, len };
+        let (object, slot) = self.object_of(id).ok_or_else(outside)?;
+        let pieces = slot.layout.pieces(offset, len).ok_or_else(outside)?;
+        let mut rest = buf;
+        for piece in pieces {
+            let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+            let (now, later) = rest.split_at_mut_checked(len).ok_or_else(outside)?;
+            self.read_piece(slot, object, &piece, started, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn will_need(&self, id: EntryId) {
+        if let Some((object, _)) = self.object_of(id) {
+            self.engine.lock().plan.prefer(object);
+        }
+    }
+
+    fn space(&self) -> (u64, u64) {
+        self.engine.cache.space().unwrap_or((0, 0))
+    }
+}
+
+impl Store {
+    /// The object behind a file entry.
+    pub(super) fn object_of(&self, id: EntryId) -> Option<(ObjectIndex, &Slot)> {
+        let index = usize::try_from(id.0).ok()?;
+        let object = (*self.tree.objects.get(index)?)?;
+        Some((object, self.engine.slot(object)?))
+    }
+
+    fn path_of(&self, id: EntryId) -> String {
+        let entry = usize::try_from(id.0).ok().and_then(|index| self.tree.entries.get(index));
+        entry.map_or_else(|| format!("entry {}", id.0), |entry| entry.path.display().to_string())
+    }
+
+    fn read_piece(
+        &self,
+        slot: &Slot,
+        object: ObjectIndex,
+        piece: &Piece,
+        started: Instant,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let key = ChunkKey { object, chunk: piece.chunk };
+        let mut read_back_failed = false;
+        loop {
+            let failed = match self.locate(slot, key, piece.offset, started)? {
+                Ready::Disk => match slot.file.read_at(piece.offset, buf) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => error,
+                },
+                Ready::Memory(frames) => {
+                    let within = usize::try_from(piece.within).unwrap_or(usize::MAX);
+                    if copy_frames(&frames, within, buf) {
+                        return Ok(());
+                    }
+                    io::ErrorKind::UnexpectedEof.into()
+                }
+            };
+            if read_back_failed {
+                return Err(ReadError::Io { path: slot.path.clone(), source: failed });
+            }
+            // A disk that lost the chunk gets one chance to take it again.
+            self.engine.forget(key, &failed);
+            read_back_failed = true;
+        }
+    }
+
+    /// Wait until `key` is somewhere.
+    fn locate(&self, slot: &Slot, key: ChunkKey, offset: u64, started: Instant) -> Result<Ready, ReadError> {
+        let flight = match self.engine.look_up(key) {
+            Lookup::Here(ready) => return Ok(ready),
+            Lookup::Failed(failure) => return Err(read_error(slot, offset, started, failure)),
+            Lookup::Coming(flight) => flight,
+        };
+        let path = slot.path.clone();
+        match flight.wait_until(started + self.engine.options.read_timeout) {
+            Some(Ok(ready)) => Ok(ready),
+            Some(Err(failure)) => Err(read_error(slot, offset, started, failure)),
+            None => Err(ReadError::Unavailable { path, offset, waited_secs: started.elapsed().as_secs() }),
+        }
+    }
+}
+
+fn read_error(slot: &Slot, offset: u64, started: Instant, failure: Failure) -> ReadError {
+    let path = slot.path.clone();
+    match failure {
+        Failure::Source(SourceError::Changed { .. }) => ReadError::Changed { path },
+        Failure::Source(SourceError::Gone { .. }) => ReadError::Gone { path },
+        Failure::Source(SourceError::Denied { .. } | SourceError::Unavailable { .. }) | Failure::Closed => {
+            ReadError::Unavailable { path, offset, waited_secs: started.elapsed().as_secs() }
+        }
+        Failure::Corrupt => {
+            let source = io::Error::new(io::ErrorKind::InvalidData, "the object does not have the origin's checksum");
+            ReadError::Io { path, source }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What changes in a store, and the few rules that keep it consistent. Only ever touched under the engine's lock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::chunkmap::{Chunk, ChunkMap};
+use super::engine::Slot;
+use super::error::{StoreError, source_code};
+use super::flight::{Failure, Flight};
+use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
+use super::memory::Recent;
+use super::plan::Plan;
+use super::progress::{Counters, Problem};
+use super::source::SourceError;
+use crate::error::{Fault, chain};
+
+/// What makes every read of an object fail, for the rest of the store's life.
+#[derive(Debug, Clone)]
+pub enum Broken {
+    /// The origin has another object, or none.
+    Source(SourceError),
+    /// The bytes contradict the origin's checksum, twice.
+    Corrupt,
+}
+
+/// Where the comparison of a whole object with the origin's checksum stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whole {
+    /// Chunks are missing.
+    Open,
+    /// All are here and being compared.
+    Checking,
+    /// They are what the origin has, or it promised nothing.
+    Done,
+}
+
+/// What changes about an object.
+#[derive(Debug)]
+pub struct ObjectState {
+    pub map: ChunkMap,
+    /// Chunks that are not [`Chunk::Present`].
+    pub missing: u64,
+    pub whole: Whole,
+    pub broken: Option<Broken>,
+    /// Times the whole object did not have the origin's checksum.
+    pub mismatches: u32,
+    /// The sidecar is older than the map.
+    pub dirty: bool,
+    /// The fill gave up on it, until the next fill.
+    pub aside: Option<SourceError>,
+}
+
+/// Everything that changes.
+#[derive(Debug)]
+pub struct State {
+    pub objects: Vec<ObjectState>,
+    pub flights: HashMap<ChunkKey, Arc<Flight>>,
+    pub plan: Plan,
+    pub filling: bool,
+    pub caching: bool,
+    pub closed: bool,
+    pub recent: Recent,
+    pub counters: Counters,
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Source(error) => Failure::Source(error),
+            Broken::Corrupt => Failure::Corrupt,
+        }
+    }
+}
+
+impl ObjectState {
+    pub fn new(slot: &Slot, map: ChunkMap, counters: &mut Counters) -> Self {
+        let (mut missing, mut present) = (0u64, 0u64);
+        for (index, chunk) in (0..).zip(&map.chunks) {
+            match chunk {
+                Chunk::Present(_) => present = present.saturating_add(slot.layout.len_of(ChunkIndex(index))),
+                Chunk::Missing | Chunk::Unverified(_) => missing += 1,
+            }
+        }
+        counters.bytes_done = counters.bytes_done.saturating_add(present);
+        counters.bytes_from_cache = counters.bytes_from_cache.saturating_add(present);
+        // A clean map without gaps was compared before it was saved.
+        let whole = if missing == 0 { Whole::Done } else { Whole::Open };
+        counters.objects_done += usize::from(missing == 0);
+        ObjectState { map, missing, whole, broken: None, mismatches: 0, dirty: false, aside: None }
+    }
+
+    pub fn is_present(&self, chunk: ChunkIndex) -> bool {
+        let chunk = usize::try_from(chunk.0).ok().and_then(|chunk| self.map.chunks.get(chunk));
+        matches!(chunk, Some(Chunk::Present(_)))
+    }
+
+    /// Whether the fill has something to do here.
+    pub fn to_fill(&self) -> bool {
+        self.missing > 0 && self.broken.is_none() && self.aside.is_none()
+    }
+
+    /// Forget every chunk. The data stays in the file until it is overwritten: a reader may be in the middle of it, and
+    /// must not find a hole there.
+    pub fn discard(&mut self) {
+        self.map.chunks.fill(Chunk::Missing);
+        self.missing = self.map.chunks.len() as u64;
+        self.map.object_crc64 = None;
+        self.whole = Whole::Open;
+        self.dirty = true;
+    }
+}
+
+impl State {
+    pub fn object(&self, index: ObjectIndex) -> Option<&ObjectState> {
+        self.objects.get(index.0)
+    }
+
+    pub fn chunk(&self, key: ChunkKey) -> Option<Chunk> {
+        let index = usize::try_from(key.chunk.0).ok()?;
+        self.object(key.object)?.map.chunks.get(index).copied()
+    }
+
+    /// Set a chunk's mark and everything that is counted from it.
+    pub fn mark(&mut self, slot: &Slot, key: ChunkKey, to: Chunk) {
+        let len = slot.layout.len_of(key.chunk);
+        let Some(object) = self.objects.get_mut(key.object.0) else { return };
+        let chunk = usize::try_from(key.chunk.0).ok().and_then(|index| object.map.chunks.get_mut(index));
+        let Some(chunk) = chunk else { return };
+        let (was, is) = (matches!(chunk, Chunk::Present(_)), matches!(to, Chunk::Present(_)));
+        *chunk = to;
+        object.dirty = true;
+        match (was, is) {
+            (false, true) => {
+                object.missing = object.missing.saturating_sub(1);
+                self.counters.bytes_done = self.counters.bytes_done.saturating_add(len);
+            }
+            (true, false) => {
+                object.missing = object.missing.saturating_add(1);
+                self.counters.bytes_done = self.counters.bytes_done.saturating_sub(len);
+                if std::mem::replace(&mut object.whole, Whole::Open) == Whole::Done {
+                    self.counters.objects_done = self.counters.objects_done.saturating_sub(1);
+                }
+            }
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// Remember what a failed flight says about its object.
+    pub fn note_failure(&mut self, slot: &Slot, index: ObjectIndex, failure: &Failure) {
+        let Some(object) = self.objects.get_mut(index.0) else { return };
+        let (code, detail) = match failure {
+            Failure::Closed => return,
+            Failure::Corrupt => {
+                let error = StoreError::ObjectCorrupt { path: slot.path.clone() };
+                (error.code(), chain(&error))
+            }
+            Failure::Source(error) => {
+                match error {
+                    SourceError::Changed { .. } | SourceError::Gone { .. } => {
+                        object.broken = Some(Broken::Source(error.clone()));
+                    }
+                    SourceError::Denied { .. } | SourceError::Unavailable { .. } => object.aside = Some(error.clone()),
+                }
+                (source_code(error), chain(error))
+            }
+        };
+        tracing::error!(event = "store.object_failed", object = slot.path, code, detail);
+        self.counters.report(Problem { path: slot.path.clone(), code, detail });
+    }
+}

@@ -1,0 +1,132 @@
+//! The store's own tasks: workers, the sync that makes chunk maps durable, and the publication of progress.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::chunkmap::Chunk;
+use super::engine::Engine;
+use super::error::StoreError;
+use super::progress::{Progress, Rate};
+use crate::task::Tasks;
+
+/// How often new chunks are made durable together. A crash costs what came in since.
+const SYNC_EVERY: Duration = Duration::from_secs(2);
+/// How often progress is published at most, five times a second: as smooth as a person can see.
+const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+
+/// Start all tasks of `engine`.
+pub fn start(engine: &Arc<Engine>, progress: watch::Sender<Progress>, handle: &Handle) -> Tasks {
+    let _runtime = handle.enter();
+    let mut tasks = Tasks::new();
+    let reserved = engine.options.reserved();
+    for number in 0..engine.options.concurrency.max(1) {
+        tasks.supervise("store-worker", engine.clone().work(number < reserved));
+    }
+    tasks.supervise("store-sync", sync(engine.clone()));
+    tasks.supervise("store-progress", publish(engine.clone(), progress));
+    tasks
+}
+
+async fn sync(engine: Arc<Engine>) {
+    let mut ticks = interval(SYNC_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let (dirty, engine) = (engine.is_dirty(), engine.clone());
+        // A runtime that shuts down refuses; `close` has its own flush.
+        let flushed = if dirty { tokio::task::spawn_blocking(move || engine.flush()).await } else { Ok(Ok(())) };
+        if let Ok(Err(error)) = flushed {
+            tracing::warn!(event = "store.sync_failed", ?error);
+        }
+    }
+}
+
+async fn publish(engine: Arc<Engine>, sender: watch::Sender<Progress>) {
+    let mut rate = Rate::default();
+    let mut ticks = interval(PUBLISH_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let landed = engine.landed.notified();
+        let complete = sender.borrow().bytes_done == sender.borrow().bytes_total;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // The last byte is news at once.
+            () = landed, if !complete => if !engine.is_complete() { continue },
+        }
+        let now = engine.snapshot(&mut rate);
+        sender.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+    }
+}
+
+impl Engine {
+    fn is_dirty(&self) -> bool {
+        let state = self.lock();
+        state.caching && state.objects.iter().any(|object| object.dirty)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.lock().counters.objects_done == self.slots.len()
+    }
+
+    /// Make the chunks that came in durable, then their marks.
+    fn flush(&self) -> Result<(), StoreError> {
+        for (index, slot) in self.slots.iter().enumerate() {
+            let map = {
+                let mut state = self.lock();
+                let object = state.objects.get_mut(index).filter(|object| object.dirty);
+                object.map(|object| {
+                    object.dirty = false;
+                    object.map.clone()
+                })
+            };
+            // Marked chunks were written before the map was copied, so the sync inside `save` covers them.
+            if let Some(map) = map
+                && let Err(error) = slot.file.save(&map.encode(&slot.object, slot.layout))
+            {
+                self.stop_caching(&error);
+                return Err(error);
+            }
+        }
+        self.cache.sync()
+    }
+
+    /// The flush of a clean stop. The directory is only called clean if everything in it has been checked.
+    pub fn finish(&self) -> Result<(), StoreError> {
+        if !self.lock().caching {
+            return Ok(());
+        }
+        self.flush()?;
+        let state = self.lock();
+        let unverified = |chunk: &Chunk| matches!(chunk, Chunk::Unverified(_));
+        let doubtful = state.objects.iter().any(|object| object.map.chunks.iter().any(unverified));
+        drop(state);
+        if doubtful { Ok(()) } else { self.cache.mark_clean() }
+    }
+
+    /// Progress now.
+    pub fn snapshot(&self, rate: &mut Rate) -> Progress {
+        let state = self.lock();
+        let counters = &state.counters;
+        Progress {
+            bytes_total: self.slots.iter().fold(0, |sum, slot| sum.saturating_add(slot.layout.len)),
+            bytes_done: counters.bytes_done,
+            bytes_from_cache: counters.bytes_from_cache,
+            bytes_by_source: vec![(self.source_name(), counters.bytes_fetched)],
+            objects_total: self.slots.len(),
+            objects_done: counters.objects_done,
+            in_flight: counters.in_flight,
+            retries: counters.retries,
+            bytes_per_sec: rate.sample(Instant::now().into_std(), counters.bytes_fetched),
+            problems: counters.problems(),
+            caching: state.caching,
+        }
+    }
+}
