@@ -14,8 +14,11 @@
 )]
 #![warn(missing_docs)]
 
+pub mod agent;
 pub mod attest;
+pub mod bus;
 pub mod ciphertext;
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod gocryptfs;
@@ -23,6 +26,7 @@ pub mod helper;
 pub mod host;
 pub mod kbs;
 pub mod keyring;
+pub mod mount;
 pub mod oss;
 pub mod store;
 pub mod task;

@@ -24,7 +24,7 @@ use crate::helper::Helper;
 use crate::helper::protocol::Request;
 use crate::host::Notifier;
 use crate::mount::Mounted;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::task::{Ended, Tasks};
 use state::{Event, State};
 use status::{Failure, Status};
@@ -134,13 +134,7 @@ async fn start_and_serve(
     let model = stages::open_model(voice, &store, secret).await?;
 
     let mut background = Tasks::new();
-    let fill = store.clone();
-    let token = background.token();
-    background.supervise("fill", async move {
-        fill.fill(token).await;
-        // All of it is here, or what is missing has been reported: the task stays, as every supervised task does.
-        std::future::pending::<()>().await;
-    });
+    background.supervise("fill", stages::fill(store.clone(), background.token()));
     if settings.model.wait == Wait::Full {
         stages::wait_until_complete(voice, &store).await?;
     }
@@ -171,6 +165,10 @@ async fn watchdog(voice: &Voice, point: PathBuf) {
     }
 }
 
+async fn close_store(store: Option<Arc<Store>>) -> Option<Result<(), StoreError>> {
+    Some(store?.close().await)
+}
+
 /// Take everything down, in the order in which nobody sees a half: mount, background work, store, keys.
 async fn close(
     outcome: Result<(), Failure>,
@@ -197,8 +195,8 @@ async fn close(
             tracing::warn!(event = "mount.busy", "files of the model are still open; their readers will get an error");
         }
     }
-    if let Some(store) = in_place.store {
-        store.close().await;
+    if let Some(Err(error)) = close_store(in_place.store).await {
+        tracing::warn!(event = "store.close", error = ?error, "the local ciphertext will be checked at the next start");
     }
     outcome.and(said)
 }

@@ -1,33 +1,35 @@
 //! The stages of a start, one function each: each needs what only the one before can give.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::state::{Event, State};
 use super::status::{Failure, LastError, Progress};
 use super::voice::Voice;
 use crate::ciphertext::{Ciphertext, EntryId, EntryKind, ReadError};
 use crate::config::{Mount, Settings};
-use crate::error::{ErrorClass, Fault};
+use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::{self, Conf, Keys, Passphrase, Tree};
 use crate::helper::protocol::Request;
 use crate::helper::{Helper, HelperError};
-use crate::kbs::{self, Attested, KbsError};
+use crate::kbs::{self, Facts};
 use crate::keyring::Secret;
 use crate::mount::{Attributes, ModelFs, Mounted};
 use crate::oss::{self, OssSource};
-use crate::retry::Retry;
-use crate::store::{Store, StoreOptions};
+use crate::store::{Retry, Store, StoreOptions};
 use crate::{attest, store};
 
 /// Name of the configuration object of a gocryptfs directory.
 const CONF: &str = "gocryptfs.conf";
-/// Times a handshake is begun again because the broker forgot the session in between.
-const SESSION_TRIES: u32 = 3;
+/// Pause before what the fill could not fetch is tried again: reads do not wait for it, they have their own retries.
+const FILL_PAUSE: Duration = Duration::from_secs(30);
 
 /// What a stage found wrong that is nobody else's error.
 #[derive(Debug, thiserror::Error)]
@@ -92,52 +94,47 @@ pub(super) async fn release_key(settings: &Settings, voice: &Voice) -> Result<Se
 
     let retry = Retry::default();
     let begun = Instant::now();
-    let (mut attempt, mut sessions_lost) = (0, 0);
+    let mut attempt = 0;
     loop {
-        let error = match client.attest(attester.clone()).await {
-            Ok(attested) => {
-                record_attestation(voice, &attested);
-                voice.apply(Event::Attested, format!("asking for {uri}"))?;
-                match client.secret(&attested, &uri).await {
-                    Ok(secret) => {
-                        tracing::info!(event = "key.released", key_id = %uri, "the broker released the key");
-                        voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
-                        voice.apply(Event::KeyReleased, "listing the model")?;
-                        return Ok(secret);
-                    }
-                    Err(error) => error,
-                }
+        let mut outcome = Ok(());
+        let released = client.release(attester.clone(), &uri, |facts| outcome = attested(voice, facts, &uri)).await;
+        outcome?;
+        let error = match released {
+            Ok(secret) => {
+                tracing::info!(event = "key.released", key_id = %uri, "the broker released the key");
+                voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
+                voice.apply(Event::KeyReleased, "listing the model")?;
+                return Ok(secret);
             }
             Err(error) => error,
         };
-        if matches!(error, KbsError::SessionLost { .. }) {
-            sessions_lost += 1;
-        }
-        let again = sessions_lost < SESSION_TRIES && error.class() == ErrorClass::Transient;
-        if !again || begun.elapsed() >= settings.trustee.retry_limit {
+        if error.class() != ErrorClass::Transient || begun.elapsed() >= settings.trustee.retry_limit {
             return Err(fail(&error));
         }
         voice.warn(Failure::new(voice.state(), &error).shown().clone());
-        if voice.state() == State::ReleasingKey {
-            voice.apply(Event::SessionLost, "beginning a new handshake")?;
-        }
         let pause = retry.pause(attempt, None);
         attempt = attempt.saturating_add(1);
-        voice.stage(format!("the key broker is not available, attempt {} in {:.1} s", attempt + 1, pause.as_secs_f32()));
+        let secs = pause.as_secs_f32();
+        voice.stage(format!("the key broker is not available, attempt {} in {secs:.1} s", attempt.saturating_add(1)));
         tokio::time::sleep(pause).await;
     }
 }
 
-fn record_attestation(voice: &Voice, attested: &Attested) {
-    let server = if attested.server_authenticated() { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
+/// A handshake succeeded; the resource is asked for next. After a lost session this is not the first one.
+fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), Failure> {
+    if voice.state() == State::ReleasingKey {
+        voice.apply(Event::SessionLost, "a new handshake was needed")?;
+    }
+    let server = if facts.server_authenticated { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
     voice.update(|status| {
-        status.attested_at = Some(attested.attested_at());
-        status.attestation_expires = attested.expires();
-        status.attestation.insert("tee", attested.tee().name().to_owned());
-        status.attestation.insert("provider", attested.provider().to_owned());
-        status.attestation.insert("protocol", attested.dialect().to_string());
+        status.attested_at = Some(facts.attested_at);
+        status.attestation_expires = facts.expires;
+        status.attestation.insert("tee", facts.tee.name().to_owned());
+        status.attestation.insert("provider", facts.provider.to_owned());
+        status.attestation.insert("protocol", facts.dialect.version().to_owned());
         status.attestation.insert("server", server.to_owned());
     });
+    voice.apply(Event::Attested, format!("asking for {uri}"))
 }
 
 /// List the model and open its local store.
@@ -151,8 +148,8 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
         let inside = inside.map(|directory| directory.display().to_string());
         return Err(fail(&StageError::NoConf { model, inside }));
     }
-    let revision = store::revision(&objects);
-    voice.update(|status| status.model_revision = revision.clone());
+    let revision = revision(&objects);
+    voice.update(|status| status.model_revision = revision);
     let options = StoreOptions {
         dir: settings.cache.dir.clone(),
         concurrency: settings.oss.concurrency,
@@ -165,6 +162,33 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
         Store::open(options, objects, Arc::new(source), handle).map_err(|error| Failure::new(State::Fetching, &error))
     })
     .await
+}
+
+/// SHA-256, hex, over path, length and entity tag of every object, sorted by path: changes when any object does.
+fn revision(objects: &[store::Object]) -> String {
+    let mut objects: Vec<&store::Object> = objects.iter().collect();
+    objects.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut hash = Sha256::new();
+    for object in objects {
+        // Lengths first, so that no two lists read the same.
+        for field in [object.path.as_os_str().as_bytes(), &object.len.to_le_bytes(), object.etag.as_bytes()] {
+            hash.update(u64::try_from(field.len()).unwrap_or(u64::MAX).to_le_bytes());
+            hash.update(field);
+        }
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Fetch the whole model in the background. What fails is tried again later; the store reports it meanwhile.
+pub(super) async fn fill(store: Arc<Store>, token: CancellationToken) {
+    loop {
+        match store.fill(token.clone()).await {
+            // Supervised tasks do not end by themselves: this one has nothing left to do.
+            Ok(_) => return std::future::pending().await,
+            Err(error) => tracing::warn!(event = "fill.incomplete", error = ?error, "the background fill: {}", chain(&error)),
+        }
+        tokio::time::sleep(FILL_PAUSE).await;
+    }
 }
 
 /// The list of objects, retrying what may pass.

@@ -151,6 +151,7 @@ impl Client {
 
     /// Attest and ask for a resource, with up to three handshakes when the session is lost on the way or the evidence is
     /// refused (the verifier's certificate cache has hiccups), seconds in all. Waiting longer is the caller's decision.
+    /// `attested` hears of every attestation before its resource is asked for.
     ///
     /// # Errors
     /// The last handshake's [`KbsError`].
@@ -158,10 +159,11 @@ impl Client {
         &self,
         attester: Arc<dyn Attester>,
         uri: &ResourceUri,
-    ) -> Result<(Attested, Secret), KbsError> {
+        mut attested: impl FnMut(&Facts),
+    ) -> Result<Secret, KbsError> {
         let mut attempt = 1;
         loop {
-            match self.release_once(Arc::clone(&attester), uri).await {
+            match self.release_once(Arc::clone(&attester), uri, &mut attested).await {
                 Err(error) if attempt < HANDSHAKES && error.wants_new_handshake() => {
                     let backoff = jittered(BACKOFF.saturating_mul(attempt));
                     let backoff_ms = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX);
@@ -178,10 +180,11 @@ impl Client {
         &self,
         attester: Arc<dyn Attester>,
         uri: &ResourceUri,
-    ) -> Result<(Attested, Secret), KbsError> {
+        heard: &mut impl FnMut(&Facts),
+    ) -> Result<Secret, KbsError> {
         let attested = self.attest(attester).await?;
-        let secret = self.secret(&attested, uri).await?;
-        Ok((attested, secret))
+        heard(attested.facts());
+        self.secret(&attested, uri).await
     }
 
     /// A challenge, in the best dialect both sides speak: no broker negotiates, each only says what it expects.
