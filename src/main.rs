@@ -8,8 +8,8 @@ use cai::error::chain;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    match cli::run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    match cli::run(&Cli::parse()) {
+        Ok(status) => status,
         Err(fault) => {
             eprintln!("cai: {} [{}]", chain(fault.as_ref()), fault.code());
             eprintln!("  hint: {}", fault.hint());

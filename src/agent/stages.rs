@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::state::{Event, State};
 use super::status::{Failure, LastError, Progress};
 use super::voice::Voice;
-use crate::ciphertext::{Ciphertext, EntryId, EntryKind, ReadError};
+use crate::ciphertext::Ciphertext;
 use crate::config::{Mount, Settings};
 use crate::error::{ErrorClass, Fault, chain};
-use crate::gocryptfs::{self, Conf, Keys, Passphrase, Tree};
+use crate::gocryptfs::{self, CONF_NAME, Conf, Keys, Passphrase, Tree};
 use crate::helper::protocol::Request;
 use crate::helper::{Helper, HelperError};
 use crate::kbs::{self, Facts};
@@ -26,18 +26,14 @@ use crate::oss::{self, OssSource};
 use crate::store::{Retry, Store, StoreOptions};
 use crate::{attest, store};
 
-/// Name of the configuration object of a gocryptfs directory.
-const CONF: &str = "gocryptfs.conf";
 /// Pause before what the fill could not fetch is tried again: reads do not wait for it, they have their own retries.
 const FILL_PAUSE: Duration = Duration::from_secs(30);
 
 /// What a stage found wrong that is nobody else's error.
 #[derive(Debug, thiserror::Error)]
 enum StageError {
-    #[error("{model} holds no {CONF}")]
+    #[error("{model} holds no {CONF_NAME}")]
     NoConf { model: String, inside: Option<String> },
-    #[error("reading {CONF}")]
-    ReadConf(#[source] ReadError),
     #[error("a blocking stage panicked")]
     Panicked,
 }
@@ -46,7 +42,6 @@ impl Fault for StageError {
     fn class(&self) -> ErrorClass {
         match self {
             StageError::NoConf { .. } => ErrorClass::Config,
-            StageError::ReadConf(_) => ErrorClass::Transient,
             StageError::Panicked => ErrorClass::Internal,
         }
     }
@@ -54,7 +49,6 @@ impl Fault for StageError {
     fn code(&self) -> &'static str {
         match self {
             StageError::NoConf { .. } => "model.no-conf",
-            StageError::ReadConf(_) => "model.read-conf",
             StageError::Panicked => "agent.panicked",
         }
     }
@@ -62,12 +56,11 @@ impl Fault for StageError {
     fn hint(&self) -> String {
         match self {
             StageError::NoConf { inside: Some(directory), .. } => {
-                format!("{directory}/{CONF} exists: is MODEL_OSS_BUCKET_PATH one directory too high?")
+                format!("{directory}/{CONF_NAME} exists: is MODEL_OSS_BUCKET_PATH one directory too high?")
             }
             StageError::NoConf { inside: None, .. } => {
                 "point MODEL_OSS_BUCKET_PATH at the directory that holds gocryptfs.conf; upload it with: cai upload".into()
             }
-            StageError::ReadConf(_) => "see the journal for the object store's answer".into(),
             StageError::Panicked => "this is a defect: please report it with the journal".into(),
         }
     }
@@ -143,8 +136,8 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
     let source = OssSource::new(&settings.oss).map_err(|error| fail(&error))?;
     let objects = list(settings, voice, &source).await?;
     let model = format!("{}:/{}", settings.oss.bucket, settings.oss.prefix);
-    if !objects.iter().any(|object| object.path == Path::new(CONF)) {
-        let inside = objects.iter().find(|object| object.path.ends_with(CONF)).and_then(|object| object.path.parent());
+    if !objects.iter().any(|object| object.path == Path::new(CONF_NAME)) {
+        let inside = objects.iter().find(|object| object.path.ends_with(CONF_NAME)).and_then(|object| object.path.parent());
         let inside = inside.map(|directory| directory.display().to_string());
         return Err(fail(&StageError::NoConf { model, inside }));
     }
@@ -152,10 +145,11 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
     voice.update(|status| status.model_revision = revision);
     let options = StoreOptions {
         dir: settings.cache.dir.clone(),
+        chunk_len: StoreOptions::CHUNK_LEN,
         concurrency: settings.oss.concurrency,
         read_timeout: settings.mount.read_timeout,
         reserve_bytes: settings.cache.reserve_bytes,
-        ..StoreOptions::default()
+        retry: Retry::default(),
     };
     let handle = Handle::current();
     blocking(State::Fetching, move || {
@@ -233,8 +227,7 @@ pub(super) async fn open_model(voice: &Voice, store: &Arc<Store>, secret: Secret
 
 fn unlock(store: Arc<Store>, secret: Secret) -> Result<OpenModel, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
-    let conf = read_conf(store.as_ref()).map_err(|error| fail(&error))?;
-    let conf = Conf::parse(&conf).map_err(|error| fail(&error))?;
+    let conf = Conf::read_from(store.as_ref()).map_err(|error| fail(&error))?;
     let passphrase = Passphrase::from_secret(&secret).map_err(|error| fail(&error))?;
     for warning in passphrase.warnings() {
         tracing::warn!(event = "key.passphrase", "{warning}");
@@ -242,22 +235,6 @@ fn unlock(store: Arc<Store>, secret: Secret) -> Result<OpenModel, Failure> {
     let keys = gocryptfs::unlock(&conf, &passphrase).map_err(|error| fail(&error))?;
     let tree = Tree::build(store.as_ref(), &keys).map_err(|error| fail(&error))?;
     Ok(OpenModel { store, keys: Arc::new(keys), tree: Arc::new(tree) })
-}
-
-fn read_conf(store: &Store) -> Result<Vec<u8>, StageError> {
-    let found = store.entries().iter().enumerate().find(|(_, entry)| entry.path == Path::new(CONF));
-    let (index, len) = match found {
-        Some((index, entry)) => match entry.kind {
-            EntryKind::File { len } => (index, len),
-            EntryKind::Directory | EntryKind::Symlink { .. } | EntryKind::Special { .. } => (index, 0),
-        },
-        None => (0, 0),
-    };
-    let id = EntryId(u32::try_from(index).unwrap_or(u32::MAX));
-    let len = usize::try_from(len.min(gocryptfs::CONF_LIMIT)).unwrap_or(0);
-    let mut bytes = vec![0; len];
-    store.read_at(id, 0, &mut bytes).map_err(StageError::ReadConf)?;
-    Ok(bytes)
 }
 
 /// `MODEL_WAIT=full`: wait until every byte is here.

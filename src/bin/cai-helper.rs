@@ -22,7 +22,7 @@ use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid};
+use nix::unistd::Uid;
 
 /// Source and subtype of our mounts, as `/proc/self/mountinfo` shows them.
 const FS_SOURCE: &str = "cai";
@@ -94,7 +94,7 @@ struct Session {
 impl Session {
     fn serve(&mut self, line: BorrowedFd<'_>) -> anyhow::Result<()> {
         while let Some((message, _)) = channel::receive(line).context("receiving a request")? {
-            let request: Request = serde_json::from_slice(&message).context("a request that is none")?;
+            let request = Request::from_packet(&message).context("a request that is none")?;
             let (reply, descriptor) = match self.act(request) {
                 Ok((text, descriptor)) => (Reply::Done { text }, descriptor),
                 Err(Refusal { code, text, hint }) => (Reply::Refused { code: code.into(), text, hint }, None),
@@ -308,6 +308,7 @@ fn check_empty(point: &Path, directory: &OwnedFd) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::unistd::Gid;
 
     const LINE: &str = "36 35 0:57 / /tmp/a\\040model rw,nosuid shared:1 master:2 - fuse.cai cai rw,user_id=0";
 

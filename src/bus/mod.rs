@@ -93,7 +93,7 @@ impl Bus {
         let server = connection.object_server();
         server.at(PATH, AgentInterface::new(status.clone())).await.map_err(BusError::Serve)?;
         let interface = server.interface(PATH).await.map_err(BusError::Serve)?;
-        match connection.request_name_with_flags(NAME, RequestNameFlags::DoNotQueue.into()).await {
+        match connection.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await {
             Ok(_) => Ok(Bus { interface, connection, status }),
             Err(zbus::Error::NameTaken) => Err(BusError::NameTaken),
             Err(error) => Err(BusError::Name(error)),
@@ -125,14 +125,13 @@ pub async fn properties() -> Result<Dict, BusError> {
     let connection = Connection::system().await.map_err(BusError::Connect)?;
     let proxy = zbus::fdo::PropertiesProxy::builder(&connection)
         .destination(NAME)
-        .and_then(|builder| builder.path(PATH))
-        .map_err(BusError::Ask)?
+        .path(PATH)
         .build()
         .await
         .map_err(BusError::Ask)?;
     let interface = zbus::names::InterfaceName::try_from("com.alibaba.cai1.Agent")
         .map_err(|error| BusError::Ask(error.into()))?;
-    match proxy.get_all(Some(interface).into()).await {
+    match proxy.get_all(interface).await {
         Ok(all) => Ok(all),
         Err(zbus::fdo::Error::ServiceUnknown(_) | zbus::fdo::Error::NameHasNoOwner(_)) => Err(BusError::NotRunning),
         Err(error) => Err(BusError::Ask(error.into())),

@@ -2,21 +2,21 @@
 
 use std::collections::HashMap;
 
-use zbus::zvariant::{OwnedValue, Str, Value};
+use zbus::{OwnedVariant, Str, Variant};
 
 use crate::agent::status::{LastError, Progress, unix_seconds};
 
 /// `a{sv}`.
-pub type Dict = HashMap<String, OwnedValue>;
+pub type Dict = HashMap<String, OwnedVariant>;
 
-fn text(value: &str) -> OwnedValue {
-    OwnedValue::from(Str::from(value.to_owned()))
+fn text(value: &str) -> OwnedVariant {
+    OwnedVariant::from(Str::from(value.to_owned()))
 }
 
-fn sizes<'a>(map: impl Iterator<Item = (&'a &'static str, &'a u64)>) -> Option<OwnedValue> {
+fn sizes<'a>(map: impl Iterator<Item = (&'a &'static str, &'a u64)>) -> Option<OwnedVariant> {
     let map: HashMap<String, u64> = map.map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect();
     // Only a value that holds a file descriptor can fail to become owned.
-    OwnedValue::try_from(Value::from(map)).ok()
+    OwnedVariant::try_from(Variant::from(map)).ok()
 }
 
 /// `BytesDone`, `BytesTotal` (t), `BytesPerSecond` (t), `EtaSeconds` (t, absent when unknown), `BySource` (a{st}),

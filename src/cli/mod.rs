@@ -6,13 +6,14 @@ mod encrypt;
 mod mount;
 mod run;
 mod status;
-mod upload;
+//mod upload;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Fault;
+use crate::error::{ErrorClass, Fault};
 
 /// Host agent for confidential LLM inference.
 #[derive(Debug, Parser)]
@@ -46,22 +47,42 @@ enum Command {
     Encrypt(encrypt::Args),
     /// Mount an encrypted local directory, read-only, until SIGTERM or Ctrl-C.
     Mount(mount::Args),
-    /// Upload an encrypted directory to OSS.
-    Upload(upload::Args),
+    // Upload an encrypted directory to OSS.
+    //Upload(upload::Args),
+}
+
+/// Standard output cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("writing to standard output")]
+struct OutputError(#[source] std::io::Error);
+
+impl Fault for OutputError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Transient
+    }
+
+    fn code(&self) -> &'static str {
+        "cli.output"
+    }
+
+    fn hint(&self) -> String {
+        "where does the output go? A full disk or a closed pipe cannot take it".into()
+    }
 }
 
 /// Run the chosen subcommand.
 ///
 /// # Errors
 /// Whatever ended it; `main` prints the chain and the hint, and turns the class into the exit status.
-pub fn run(cli: Cli) -> Result<(), Box<dyn Fault>> {
-    match cli.command {
-        Command::Run => run::run(&cli.root),
-        Command::Status(args) => status::run(args),
-        Command::CheckConfig(args) => check_config::run(&cli.root, args),
-        Command::CheckKey(args) => check_key::run(args),
-        Command::Encrypt(args) => encrypt::run(args),
-        Command::Mount(args) => mount::run(args),
-        Command::Upload(args) => upload::run(&cli.root, args),
+pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
+    match &cli.command {
+        Command::Run => run::run(&cli.root)?,
+        Command::Status(args) => status::run(args)?,
+        Command::CheckConfig(args) => return Ok(check_config::run(&cli.root, args).map_err(OutputError)?),
+        Command::CheckKey(args) => check_key::run(args)?,
+        Command::Encrypt(args) => encrypt::run(args)?,
+        Command::Mount(args) => mount::run(args)?,
+        //Command::Upload(args) => upload::run(&cli.root, args)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::run::RuntimeError;
-use crate::error::{ErrorClass, Fault};
+use crate::error::Fault;
 use crate::gocryptfs::{self, Conf, LocalDir, Passphrase, Tree};
 use crate::host;
 use crate::mount::{Attributes, ModelFs, Mounted};
@@ -26,35 +26,9 @@ pub struct Args {
     threads: usize,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum MountCommandError {
-    #[error("reading {}", path.display())]
-    Conf {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl Fault for MountCommandError {
-    fn class(&self) -> ErrorClass {
-        ErrorClass::Config
-    }
-
-    fn code(&self) -> &'static str {
-        "mount.conf"
-    }
-
-    fn hint(&self) -> String {
-        "give the directory that holds gocryptfs.conf, not the one above or below it".into()
-    }
-}
-
-pub(super) fn run(args: Args) -> Result<(), Box<dyn Fault>> {
+pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     host::log_to_stderr();
-    let path = args.directory.join("gocryptfs.conf");
-    let conf = std::fs::read(&path).map_err(|source| MountCommandError::Conf { path, source })?;
-    let conf = Conf::parse(&conf)?;
+    let conf = Conf::read_file(&args.directory)?;
     let passphrase = Passphrase::from_secret(&gocryptfs::read_passfile(&args.passfile)?)?;
     let keys = gocryptfs::unlock(&conf, &passphrase)?;
     let directory = LocalDir::open(&args.directory)?;

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write as _};
 
 use indicatif::{HumanBytes, HumanDuration};
 use serde_json::{Map, Value as Json, json};
-use zbus::zvariant::{OwnedValue, Value};
+use zbus::Variant;
 
 use super::run::RuntimeError;
 use crate::bus::{self, Dict};
@@ -22,7 +22,7 @@ pub struct Args {
 /// Columns of the progress bar.
 const BAR: usize = 40;
 
-pub(super) fn run(args: Args) -> Result<(), Box<dyn Fault>> {
+pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError)?;
     let properties = runtime.block_on(bus::properties())?;
     let status = to_json(&properties);
@@ -41,17 +41,17 @@ fn to_json(properties: &Dict) -> Json {
 }
 
 /// D-Bus value as JSON; the types are those of the interface (strings, unsigned numbers, booleans and containers of them).
-fn value_to_json(value: &Value<'_>) -> Json {
+fn value_to_json(value: &Variant<'_>) -> Json {
     match value {
-        Value::Bool(flag) => json!(flag),
-        Value::U32(number) => json!(number),
-        Value::U64(number) => json!(number),
-        Value::Str(text) => json!(text.as_str()),
-        Value::Value(inner) => value_to_json(inner),
-        Value::Array(items) => Json::Array(items.iter().map(value_to_json).collect()),
-        Value::Dict(entries) => {
-            let entry = |(key, value): (&Value<'_>, &Value<'_>)| match key {
-                Value::Str(name) => Some((name.as_str().to_owned(), value_to_json(value))),
+        Variant::Bool(flag) => json!(flag),
+        Variant::U32(number) => json!(number),
+        Variant::U64(number) => json!(number),
+        Variant::Str(text) => json!(text.as_str()),
+        Variant::Variant(inner) => value_to_json(inner),
+        Variant::Array(items) => Json::Array(items.iter().map(value_to_json).collect()),
+        Variant::Dict(entries) => {
+            let entry = |(key, value): (&Variant<'_>, &Variant<'_>)| match key {
+                Variant::Str(name) => Some((name.as_str().to_owned(), value_to_json(value))),
                 _ => None,
             };
             Json::Object(entries.iter().filter_map(entry).collect())
@@ -144,8 +144,8 @@ mod tests {
     fn dbus_dictionary_becomes_a_json_object() {
         let inner: std::collections::HashMap<String, u64> = [("oss".to_owned(), 7)].into();
         let properties = Dict::from([
-            ("State".to_owned(), OwnedValue::from(zbus::zvariant::Str::from("Serving"))),
-            ("BySource".to_owned(), OwnedValue::try_from(Value::from(inner)).unwrap()),
+            ("State".to_owned(), zbus::OwnedVariant::from(zbus::Str::from("Serving"))),
+            ("BySource".to_owned(), zbus::OwnedVariant::try_from(Variant::from(inner)).unwrap()),
         ]);
         assert_eq!(to_json(&properties), json!({"State": "Serving", "BySource": {"oss": 7}}));
     }

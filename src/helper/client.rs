@@ -146,7 +146,7 @@ impl Helper {
     pub fn ask(&self, verb: Request) -> Result<(String, Option<OwnedFd>), HelperError> {
         let fail = |source: io::Error| HelperError::Line { verb, source };
         let line = self.socket.lock().map_err(|_| fail(io::ErrorKind::Deadlock.into()))?;
-        let message = serde_json::to_vec(&verb).map_err(|error| fail(error.into()))?;
+        let message = verb.to_packet().map_err(|error| fail(error.into()))?;
         channel::send(line.as_fd(), &message, None).map_err(fail)?;
         let (answer, descriptor) =
             channel::receive(line.as_fd()).map_err(fail)?.ok_or_else(|| fail(io::ErrorKind::UnexpectedEof.into()))?;

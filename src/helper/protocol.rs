@@ -8,7 +8,7 @@ pub const MESSAGE_LIMIT: usize = 16 * 1024;
 /// Something only root can do, asked for by the daemon. No argument is taken from the daemon: the root-owned
 /// configuration says where and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Open `/dev/fuse`, mount it at the configured point, hand the descriptor over.
     Mount,
@@ -16,6 +16,31 @@ pub enum Request {
     Readahead,
     /// Detach the mount this connection made.
     Unmount,
+}
+
+/// A [`Request`] on the wire: `{"verb":"mount"}`. A struct, so that an unknown field is refused.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message {
+    verb: Request,
+}
+
+impl Request {
+    /// The packet that asks for it.
+    ///
+    /// # Errors
+    /// None in practice: what serialisation says.
+    pub fn to_packet(self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&Message { verb: self })
+    }
+
+    /// The request in a packet.
+    ///
+    /// # Errors
+    /// Anything but exactly one known verb.
+    pub fn from_packet(packet: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(packet).map(|Message { verb }| verb)
+    }
 }
 
 /// The helper's answer. A descriptor travels beside `Done` to `Mount` only.
@@ -44,18 +69,29 @@ mod tests {
 
     #[test]
     fn request_on_the_wire_is_the_documented_object() {
-        let text = serde_json::to_string(&Request::Readahead).unwrap();
-        assert_eq!(text, r#"{"verb":"readahead"}"#);
+        assert_eq!(Request::Readahead.to_packet().unwrap(), br#"{"verb":"readahead"}"#);
+        for verb in [Request::Mount, Request::Readahead, Request::Unmount] {
+            assert_eq!(Request::from_packet(&verb.to_packet().unwrap()).unwrap(), verb);
+        }
     }
 
     #[test]
     fn request_with_an_argument_is_refused() {
-        let parsed = serde_json::from_str::<Request>(r#"{"verb":"mount","point":"/etc"}"#);
+        let parsed = Request::from_packet(br#"{"verb":"mount","point":"/etc"}"#);
         assert!(parsed.is_err(), "an argument from the daemon must not even parse");
     }
 
     #[test]
     fn request_of_another_verb_is_refused() {
-        assert!(serde_json::from_str::<Request>(r#"{"verb":"chown"}"#).is_err());
+        assert!(Request::from_packet(br#"{"verb":"chown"}"#).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_packet_is_a_request_or_refused(packet in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64)) {
+            if let Ok(request) = Request::from_packet(&packet) {
+                proptest::prop_assert!(request.to_packet().is_ok());
+            }
+        }
     }
 }
