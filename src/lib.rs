@@ -16,6 +16,7 @@
 
 pub mod attest;
 pub mod ciphertext;
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod gocryptfs;
