@@ -1,0 +1,100 @@
+//! `cai encrypt`: make a gocryptfs directory of a model, for its owner.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::error::Fault;
+use crate::gocryptfs::{
+    EncryptOptions, Encrypted, Passphrase, Progress, encrypt_tree, lone_directory, read_passfile,
+};
+
+/// Encrypt a model directory into a new gocryptfs directory (AES-256-GCM, default options of gocryptfs v2)
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory with the plaintext model; its content becomes the content of the mount
+    pub src: PathBuf,
+    /// Directory to write, which must be missing or empty
+    pub dst: PathBuf,
+    /// File with the password: one line, as it will be uploaded to Trustee
+    #[arg(long, value_name = "FILE")]
+    pub passfile: PathBuf,
+    /// Store what a symlink points to instead of the symlink
+    #[arg(long)]
+    pub dereference: bool,
+}
+
+/// Encrypt, show progress where somebody watches, and say what to look at.
+///
+/// # Errors
+/// [`PassphraseError`](crate::gocryptfs::PassphraseError) or [`EncryptError`](crate::gocryptfs::EncryptError).
+pub fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
+    let passphrase =
+        read_passfile(&args.passfile).and_then(|secret| Passphrase::from_secret(&secret)).map_err(boxed)?;
+    for warning in passphrase.warnings() {
+        eprintln!("warning: {warning}");
+    }
+    // A source that cannot be listed is reported by the encryption itself.
+    if let Ok(Some(name)) = lone_directory(&args.src) {
+        eprintln!(
+            "warning: {} holds nothing but the directory {}; the model will lie in that directory of the mount. \
+             Give {} as SRC if it should lie at the top.",
+            args.src.display(),
+            name.display(),
+            args.src.join(&name).display()
+        );
+    }
+
+    let bar = progress_bar();
+    let progress = |progress: Progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    };
+    let options = EncryptOptions {
+        progress: Some(&progress),
+        dereference: args.dereference,
+        ..EncryptOptions::default()
+    };
+    let result = encrypt_tree(&args.src, &args.dst, &passphrase, &options);
+    bar.finish_and_clear();
+    let encrypted = result.map_err(boxed)?;
+    report(args, &encrypted);
+    Ok(())
+}
+
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    // The template is a constant that indicatif parses; should it not, its own default bar will do.
+    ProgressBar::new(0)
+        .with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn report(args: &Args, encrypted: &Encrypted) {
+    for path in &encrypted.skipped {
+        eprintln!("warning: {} is no file, directory or symlink and was left out", path.display());
+    }
+    for path in &encrypted.escaping {
+        eprintln!(
+            "warning: the symlink {} points out of {} and will lead nowhere in the mount; --dereference stores what \
+             it points to",
+            path.display(),
+            args.src.display()
+        );
+    }
+    println!(
+        "{}: {} files, {} directories, {} symlinks, {} bytes encrypted",
+        args.dst.display(),
+        encrypted.files,
+        encrypted.directories,
+        encrypted.symlinks,
+        encrypted.bytes
+    );
+}
+
+fn boxed(error: impl Fault) -> Box<dyn Fault> {
+    Box::new(error)
+}

@@ -1,0 +1,308 @@
+//! `gocryptfs.conf`: parsed, validated, written.
+//!
+//! The conf comes from the same place as the ciphertext, so nothing in it is trusted before it is checked: sizes, scrypt
+//! parameters, and the feature flags, which must be exactly the set that gocryptfs' default options write.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::error::FormatError;
+use super::keys::{self, Keys};
+use super::passphrase::Passphrase;
+use crate::ciphertext::{Ciphertext, EntryId, EntryKind, ReadError};
+use crate::keyring::Secret;
+
+/// Name of the conf in the root of a ciphertext directory.
+pub const CONF_NAME: &str = "gocryptfs.conf";
+/// gocryptfs' default `-scryptn`: N = 65536, 64 MiB.
+pub const DEFAULT_SCRYPT_LOG_N: u8 = 16;
+/// gocryptfs writes under 1 KiB; a FIDO2 block adds little. More is not a conf.
+pub(super) const LARGEST_CONF: usize = 64 * 1024;
+/// What the default options write, in gocryptfs' own order.
+const FLAGS: [&str; 6] = ["HKDF", "GCMIV128", "DirIV", "EMENames", "LongNames", "Raw64"];
+/// Flags that gocryptfs knows and this reader does not open.
+const OTHER_FLAGS: [&str; 5] = ["PlaintextNames", "LongNameMax", "AESSIV", "FIDO2", "XChaCha20Poly1305"];
+/// The only on-disk version.
+pub(super) const VERSION: u16 = 2;
+/// `-scryptn` as gocryptfs allows it from below (1024), and from above what the memory bound gives with R = 8.
+const SCRYPT_LOG_N: std::ops::RangeInclusive<u32> = 10..=20;
+/// Memory of one scrypt run, `128 * N * R` bytes: 16 times gocryptfs' default.
+const LARGEST_SCRYPT_MEMORY: u64 = 1 << 30;
+/// Work of one scrypt run, `128 * N * R * P` bytes: about ten seconds.
+const LARGEST_SCRYPT_WORK: u64 = 4 << 30;
+/// Salt bytes: gocryptfs' minimum, and a bound.
+const SALT: std::ops::RangeInclusive<usize> = 32..=1024;
+/// Bytes scrypt must give; gocryptfs takes no other key length.
+const SCRYPT_KEY_LEN: u64 = 32;
+
+/// scrypt's cost and salt, within bounds.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct ScryptParams {
+    pub(super) salt: Vec<u8>,
+    pub(super) log_n: u8,
+    pub(super) r: u32,
+    pub(super) p: u32,
+}
+
+/// The master key under the password's key: nonce, ciphertext, tag.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct SealedKey {
+    pub(super) nonce: [u8; 16],
+    pub(super) sealed: [u8; 32],
+    pub(super) tag: [u8; 16],
+}
+
+/// A validated `gocryptfs.conf`. Holds nothing secret beyond the sealed master key.
+#[derive(Clone)]
+pub struct Conf {
+    /// `Creator`, for information only.
+    pub creator: String,
+    pub(super) key: SealedKey,
+    pub(super) scrypt: ScryptParams,
+}
+
+impl Conf {
+    /// Parse as gocryptfs does: field names in any case, the last of two wins, unknown fields ignored.
+    ///
+    /// # Errors
+    /// [`FormatError`], naming the field, flag or parameter.
+    pub fn parse(json: &[u8]) -> Result<Conf, FormatError> {
+        if json.len() > LARGEST_CONF {
+            return Err(FormatError::TooLarge { len: u64::try_from(json.len()).unwrap_or(u64::MAX) });
+        }
+        let fields: Fields = serde_json::from_slice(json).map_err(FormatError::Json)?;
+        let found: u64 = fields.required("Version")?;
+        if found != u64::from(VERSION) {
+            return Err(FormatError::Version { found });
+        }
+        check_flags(&fields.optional::<Vec<String>>("FeatureFlags")?.unwrap_or_default())?;
+        // The field without its flag: gocryptfs refuses it too. 0 and 255 mean "not set".
+        if !matches!(fields.optional::<u8>("LongNameMax")?, None | Some(0 | 255)) {
+            return Err(FormatError::UnsupportedFlag { flag: "LongNameMax".to_owned() });
+        }
+        let key = fields.bytes("EncryptedKey")?;
+        Ok(Conf {
+            creator: fields.optional("Creator")?.unwrap_or_default(),
+            key: SealedKey::from_bytes(&key).ok_or(FormatError::Bytes { field: "EncryptedKey" })?,
+            scrypt: ScryptParams::from_fields(&fields.required("ScryptObject")?)?,
+        })
+    }
+
+    /// Find, read and parse the conf of a ciphertext tree.
+    ///
+    /// # Errors
+    /// [`FormatError::NoConf`], [`FormatError::ReadConf`], or as [`Conf::parse`].
+    pub fn read_from(source: &dyn Ciphertext) -> Result<Conf, FormatError> {
+        let entries = source.entries();
+        let index = entries.iter().position(|entry| entry.path.as_os_str() == CONF_NAME);
+        let (id, entry) = index
+            .and_then(|index| Some((EntryId(u32::try_from(index).ok()?), entries.get(index)?)))
+            .ok_or(FormatError::NoConf)?;
+        let EntryKind::File { len } = entry.kind else { return Err(FormatError::NoConf) };
+        let size = usize::try_from(len).ok().filter(|&size| size <= LARGEST_CONF);
+        let mut json = vec![0; size.ok_or(FormatError::TooLarge { len })?];
+        source.read_at(id, 0, &mut json).map_err(FormatError::ReadConf)?;
+        Conf::parse(&json)
+    }
+
+    /// Read and parse the conf in the directory `dir`.
+    ///
+    /// # Errors
+    /// As [`Conf::read_from`].
+    pub fn read_file(dir: &Path) -> Result<Conf, FormatError> {
+        let path = dir.join(CONF_NAME);
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::NotFound => FormatError::NoConf,
+            _ => FormatError::ReadConf(ReadError::Io { path: path.display().to_string(), source }),
+        };
+        let mut json = Vec::new();
+        let limit = u64::try_from(LARGEST_CONF).unwrap_or(u64::MAX).saturating_add(1);
+        File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut json)).map_err(failed)?;
+        Conf::parse(&json)
+    }
+
+    /// A new conf and its keys: random master key and salt, `N = 2^scrypt_log_n` (10 to 20), R = 8, P = 1.
+    ///
+    /// # Errors
+    /// [`FormatError::Scrypt`] for another cost; [`FormatError::Lock`], [`FormatError::Random`].
+    pub fn create(passphrase: &Passphrase, scrypt_log_n: u8) -> Result<(Conf, Keys), FormatError> {
+        if !SCRYPT_LOG_N.contains(&u32::from(scrypt_log_n)) {
+            return Err(FormatError::Scrypt { parameter: "log2(N)", value: u64::from(scrypt_log_n) });
+        }
+        let mut scrypt = ScryptParams { salt: vec![0; *SALT.start()], log_n: scrypt_log_n, r: 8, p: 1 };
+        getrandom::fill(&mut scrypt.salt)?;
+        let master = Secret::fill(32, |key| {
+            getrandom::fill(key)?;
+            Ok::<_, FormatError>(key.len())
+        })?;
+        let key = keys::wrap(&master, passphrase, &scrypt)?;
+        let creator = format!("cai {}", env!("CARGO_PKG_VERSION"));
+        Ok((Conf { creator, key, scrypt }, Keys::from_master(&master)?))
+    }
+
+    /// The file's content: gocryptfs' field order, tab indented, with a final newline.
+    ///
+    /// # Errors
+    /// [`FormatError::Json`], which no conf has been seen to give.
+    pub fn to_json(&self) -> Result<Vec<u8>, FormatError> {
+        let conf = ConfJson {
+            creator: &self.creator,
+            encrypted_key: STANDARD.encode(self.key.to_bytes()),
+            scrypt_object: ScryptJson {
+                salt: STANDARD.encode(&self.scrypt.salt),
+                n: 1 << self.scrypt.log_n,
+                r: self.scrypt.r,
+                p: self.scrypt.p,
+                key_len: SCRYPT_KEY_LEN,
+            },
+            version: VERSION,
+            feature_flags: FLAGS,
+        };
+        let mut json = Vec::new();
+        let indent = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+        conf.serialize(&mut serde_json::Serializer::with_formatter(&mut json, indent))
+            .map_err(FormatError::Json)?;
+        json.push(b'\n');
+        Ok(json)
+    }
+}
+
+/// The default options' flags, all of them and no other.
+fn check_flags(flags: &[String]) -> Result<(), FormatError> {
+    for flag in flags {
+        if OTHER_FLAGS.contains(&flag.as_str()) {
+            return Err(FormatError::UnsupportedFlag { flag: flag.clone() });
+        }
+        if !FLAGS.contains(&flag.as_str()) {
+            return Err(FormatError::UnknownFlag { flag: flag.chars().take(64).collect() });
+        }
+    }
+    match FLAGS.into_iter().find(|flag| !flags.iter().any(|set| set == flag)) {
+        Some(flag) => Err(FormatError::MissingFlag { flag }),
+        None => Ok(()),
+    }
+}
+
+impl ScryptParams {
+    fn from_fields(fields: &Fields) -> Result<Self, FormatError> {
+        let (n, r, p): (u64, u64, u64) =
+            (fields.required("N")?, fields.required("R")?, fields.required("P")?);
+        let refuse = |parameter, value| FormatError::Scrypt { parameter, value };
+        if !n.is_power_of_two() || n.ilog2() < *SCRYPT_LOG_N.start() {
+            return Err(refuse("N", n));
+        }
+        if r < 8 {
+            return Err(refuse("R", r));
+        }
+        if p < 1 {
+            return Err(refuse("P", p));
+        }
+        let key_len = fields.required("KeyLen")?;
+        if key_len != SCRYPT_KEY_LEN {
+            return Err(refuse("KeyLen", key_len));
+        }
+        let memory = n.saturating_mul(r).saturating_mul(128);
+        if memory > LARGEST_SCRYPT_MEMORY {
+            return Err(refuse("128*N*R", memory));
+        }
+        let work = memory.saturating_mul(p);
+        if work > LARGEST_SCRYPT_WORK {
+            return Err(refuse("128*N*R*P", work));
+        }
+        let salt = fields.bytes("Salt")?;
+        if !SALT.contains(&salt.len()) {
+            return Err(FormatError::Bytes { field: "Salt" });
+        }
+        Ok(ScryptParams {
+            salt,
+            log_n: u8::try_from(n.ilog2()).map_err(|_| refuse("N", n))?,
+            r: u32::try_from(r).map_err(|_| refuse("R", r))?,
+            p: u32::try_from(p).map_err(|_| refuse("P", p))?,
+        })
+    }
+}
+
+impl SealedKey {
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (nonce, rest) = bytes.split_first_chunk()?;
+        let (sealed, tag) = rest.split_last_chunk()?;
+        Some(SealedKey { nonce: *nonce, sealed: sealed.try_into().ok()?, tag: *tag })
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        [&self.nonce[..], &self.sealed, &self.tag].concat()
+    }
+}
+
+/// A JSON object as Go sees it: order kept, so that of two spellings of a field the last one wins.
+struct Fields(Vec<(String, Box<RawValue>)>);
+
+impl Fields {
+    fn optional<T: DeserializeOwned>(&self, field: &'static str) -> Result<Option<T>, FormatError> {
+        match self.0.iter().rev().find(|(name, _)| name.eq_ignore_ascii_case(field)) {
+            None => Ok(None),
+            Some((_, raw)) => {
+                // Go leaves a field alone that is null; so does Option.
+                serde_json::from_str(raw.get()).map_err(|source| FormatError::Field { field, source })
+            }
+        }
+    }
+
+    fn required<T: DeserializeOwned>(&self, field: &'static str) -> Result<T, FormatError> {
+        self.optional(field)?.ok_or(FormatError::MissingField { field })
+    }
+
+    fn bytes(&self, field: &'static str) -> Result<Vec<u8>, FormatError> {
+        STANDARD.decode(self.required::<String>(field)?).map_err(|_| FormatError::Bytes { field })
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ConfJson<'a> {
+    creator: &'a str,
+    encrypted_key: String,
+    scrypt_object: ScryptJson,
+    version: u16,
+    feature_flags: [&'a str; 6],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ScryptJson {
+    salt: String,
+    n: u64,
+    r: u32,
+    p: u32,
+    key_len: u64,
+}

@@ -1,0 +1,363 @@
+//! File content: reading any range of a ciphertext file, opening and sealing single blocks and symlink targets.
+//!
+//! Each block is bound to its file and position by its associated data (block number, file id), so a swapped, moved or
+//! changed block is refused. Two things the format itself lets pass: a file cut at a block border, and a full block of
+//! zeros, which is a hole.
+//!
+//! Threads: a [`FileReader`] is shared by all readers of a file; its only state is the header, set once.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::OnceLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::keys::Keys;
+use super::layout::{
+    BLOCK, FILE_ID, HEADER, NONCE, OVERHEAD, SEALED_BLOCK, TAG, VERSION, block_of, cipher_offset,
+    offset_in_block,
+};
+use super::tree::{Kind, NodeId, Tree};
+use crate::ciphertext::{Ciphertext, EntryId, ReadError};
+use crate::error::{ErrorClass, Fault};
+
+/// A symlink target is sealed as block 0 of no file: the block number is all the associated data.
+const TARGET_ASSOCIATED: &[u8; 8] = &[0; 8];
+/// Longest plaintext target: what gocryptfs takes, since `PATH_MAX` bounds the stored form.
+pub const LONGEST_TARGET: usize = 3039;
+
+/// What is wrong with a piece of ciphertext.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// The file header names a version that does not exist.
+    #[error("file header has version {found}")]
+    HeaderVersion {
+        /// Version found.
+        found: u16,
+    },
+    /// The file header has no id.
+    #[error("file header has an all-zero id")]
+    ZeroFileId,
+    /// The block has no nonce and is not a hole.
+    #[error("block has an all-zero nonce")]
+    ZeroNonce,
+    /// The last block is too short to hold a byte.
+    #[error("block is too short")]
+    TooShort,
+    /// The tag does not match: changed, swapped, moved, cut, or another key.
+    #[error("block does not authenticate")]
+    Tag,
+    /// A symlink target that is not canonical base64url.
+    #[error("symlink target is not base64url")]
+    NotBase64,
+    /// A symlink target that no file system would hold.
+    #[error("symlink target is empty, too long, or has a NUL in it")]
+    IllegalTarget,
+}
+
+/// Why plaintext could not be read. There is never less plaintext than asked for without one of these, but at the end.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentError {
+    /// The ciphertext could not be read.
+    #[error("reading ciphertext")]
+    Read(#[from] ReadError),
+    /// The ciphertext is not what was encrypted.
+    #[error("block {block} is corrupt")]
+    Corrupt {
+        /// Block number, from 0; damage in the file header is counted to block 0.
+        block: u64,
+        /// What is wrong with it.
+        #[source]
+        what: Damage,
+    },
+}
+
+impl Fault for ContentError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            ContentError::Read(source) => read_class(source),
+            ContentError::Corrupt { .. } => ErrorClass::Corrupt,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            ContentError::Read(_) => "content.read",
+            ContentError::Corrupt { .. } => "content.corrupt",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            ContentError::Read(_) => "check that the ciphertext can be reached and has not been replaced",
+            ContentError::Corrupt { .. } => {
+                "the ciphertext was changed or damaged: upload the encrypted model again"
+            }
+        }
+        .to_owned()
+    }
+}
+
+/// The class of a failed ciphertext read.
+pub(super) fn read_class(error: &ReadError) -> ErrorClass {
+    match error {
+        ReadError::Changed { .. } | ReadError::Gone { .. } => ErrorClass::Corrupt,
+        ReadError::Unavailable { .. } | ReadError::Io { .. } => ErrorClass::Transient,
+        ReadError::OutOfRange { .. } => ErrorClass::Internal,
+    }
+}
+
+/// Random identity of one file's content, never all zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId([u8; FILE_ID]);
+
+impl FileId {
+    /// The id in these bytes; `None` when all are zero.
+    pub fn new(bytes: [u8; FILE_ID]) -> Option<FileId> {
+        (bytes != [0; FILE_ID]).then_some(FileId(bytes))
+    }
+
+    /// The file header with this id.
+    pub fn to_header(self) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        let bytes = VERSION.to_be_bytes().into_iter().chain(self.0);
+        header.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+        header
+    }
+
+    /// The id in a file header.
+    ///
+    /// # Errors
+    /// [`Damage::HeaderVersion`], [`Damage::ZeroFileId`].
+    pub fn from_header(header: &[u8; HEADER]) -> Result<FileId, Damage> {
+        let [high, low, id @ ..] = *header;
+        let found = u16::from_be_bytes([high, low]);
+        if found != VERSION {
+            return Err(Damage::HeaderVersion { found });
+        }
+        FileId::new(id).ok_or(Damage::ZeroFileId)
+    }
+
+    /// Associated data of block `block`: its number, then the id.
+    fn associated(self, block: u64) -> [u8; 8 + FILE_ID] {
+        let mut data = [0; 8 + FILE_ID];
+        let bytes = block.to_be_bytes().into_iter().chain(self.0);
+        data.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+        data
+    }
+}
+
+/// Open block `block` of file `id` straight into `out`, which is [`OVERHEAD`] shorter than `sealed`.
+///
+/// # Errors
+/// [`Damage`]; `out` then holds no plaintext.
+pub fn open_block(keys: &Keys, id: FileId, block: u64, sealed: &[u8], out: &mut [u8]) -> Result<(), Damage> {
+    let (nonce, rest) = sealed.split_first_chunk::<NONCE>().ok_or(Damage::TooShort)?;
+    let (body, tag) = rest.split_last_chunk::<TAG>().ok_or(Damage::TooShort)?;
+    if body.is_empty() {
+        return Err(Damage::TooShort);
+    }
+    if *nonce == [0; NONCE] {
+        if sealed.len() != SEALED_BLOCK || sealed.iter().any(|&byte| byte != 0) {
+            return Err(Damage::ZeroNonce);
+        }
+        out.fill(0);
+        return Ok(());
+    }
+    keys.content().open(nonce, &id.associated(block), body, tag, out).map_err(|_| Damage::Tag)
+}
+
+/// The plaintext has not 1 to 4096 bytes, or the buffer for its ciphertext is not [`OVERHEAD`] longer.
+#[derive(Debug, thiserror::Error)]
+#[error("a block of {plain} bytes does not seal into {sealed}")]
+pub struct BadBlock {
+    /// Bytes of plaintext.
+    pub plain: usize,
+    /// Bytes of the buffer.
+    pub sealed: usize,
+}
+
+/// Seal `plain` (1 to 4096 bytes) as block `block` of file `id` into `sealed`. The nonce must be fresh and random.
+///
+/// # Errors
+/// [`BadBlock`] when the lengths do not fit.
+pub fn seal_block(
+    keys: &Keys,
+    id: FileId,
+    block: u64,
+    nonce: &[u8; NONCE],
+    plain: &[u8],
+    sealed: &mut [u8],
+) -> Result<(), BadBlock> {
+    let bad = BadBlock { plain: plain.len(), sealed: sealed.len() };
+    if !(1..=BLOCK).contains(&plain.len()) {
+        return Err(bad);
+    }
+    seal(keys, nonce, &id.associated(block), plain, sealed).ok_or(bad)
+}
+
+/// Nonce, ciphertext and tag of `plain` into `sealed`; `None` when the lengths do not fit.
+fn seal(keys: &Keys, nonce: &[u8; NONCE], associated: &[u8], plain: &[u8], sealed: &mut [u8]) -> Option<()> {
+    let (front, rest) = sealed.split_first_chunk_mut::<NONCE>()?;
+    let (body, tag) = rest.split_last_chunk_mut::<TAG>()?;
+    *front = *nonce;
+    keys.content().seal(nonce, associated, plain, body, tag).ok()
+}
+
+/// Seal a symlink target of 1 to 3039 bytes. The nonce must be fresh and random.
+///
+/// # Errors
+/// [`Damage::IllegalTarget`].
+pub fn seal_target(keys: &Keys, nonce: &[u8; NONCE], target: &OsStr) -> Result<String, Damage> {
+    let plain = target.as_bytes();
+    if !(1..=LONGEST_TARGET).contains(&plain.len()) || plain.contains(&0) {
+        return Err(Damage::IllegalTarget);
+    }
+    let mut sealed = vec![0; plain.len() + OVERHEAD];
+    seal(keys, nonce, TARGET_ASSOCIATED, plain, &mut sealed).ok_or(Damage::IllegalTarget)?;
+    Ok(URL_SAFE_NO_PAD.encode(sealed))
+}
+
+/// Open a stored symlink target.
+///
+/// # Errors
+/// [`Damage`].
+pub fn open_target(keys: &Keys, stored: &[u8]) -> Result<OsString, Damage> {
+    let sealed = URL_SAFE_NO_PAD.decode(stored).map_err(|_| Damage::NotBase64)?;
+    let (nonce, rest) = sealed.split_first_chunk::<NONCE>().ok_or(Damage::TooShort)?;
+    let (body, tag) = rest.split_last_chunk::<TAG>().ok_or(Damage::TooShort)?;
+    let mut target = vec![0; body.len()];
+    keys.content().open(nonce, TARGET_ASSOCIATED, body, tag, &mut target).map_err(|_| Damage::Tag)?;
+    if !(1..=LONGEST_TARGET).contains(&target.len()) || target.contains(&0) {
+        return Err(Damage::IllegalTarget);
+    }
+    Ok(OsString::from_vec(target))
+}
+
+/// Reads the plaintext of one file; shared by everyone who has it open.
+pub struct FileReader {
+    entry: EntryId,
+    cipher_len: u64,
+    plain_len: u64,
+    id: OnceLock<FileId>,
+}
+
+impl FileReader {
+    /// A reader of `node`; `None` when that is not a regular file.
+    pub fn new(tree: &Tree, node: NodeId) -> Option<FileReader> {
+        let node = tree.node(node)?;
+        let Kind::File { plain_len, cipher_len } = node.kind else { return None };
+        Some(FileReader { entry: node.entry?, cipher_len, plain_len, id: OnceLock::new() })
+    }
+
+    /// The ciphertext entry read from, for hints such as [`Ciphertext::will_need`].
+    pub fn entry(&self) -> EntryId {
+        self.entry
+    }
+
+    /// Read plaintext from `offset` into `out`; the count is short only at the end of the file, 0 behind it.
+    ///
+    /// One ciphertext read serves the whole range (the file's first read may need a second for the header). Whole blocks
+    /// are opened straight into `out`. `scratch` holds the ciphertext: keep one per thread, it grows to the largest
+    /// range asked for plus its overhead and is never shrunk.
+    ///
+    /// # Errors
+    /// [`ContentError`]; `out` then holds nothing of meaning.
+    pub fn read(
+        &self,
+        source: &dyn Ciphertext,
+        keys: &Keys,
+        offset: u64,
+        out: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<usize, ContentError> {
+        let left = self.plain_len.saturating_sub(offset);
+        let count = usize::try_from(left).map_or(out.len(), |left| left.min(out.len()));
+        let (mut out, _) = out.split_at_mut(count);
+        let Some(last) = u64::try_from(count).ok().filter(|&count| count > 0).map(|count| offset + count - 1)
+        else {
+            return Ok(0);
+        };
+        let first = block_of(offset);
+        let end = cipher_offset(block_of(last).saturating_add(1)).min(self.cipher_len);
+        let (id, sealed) = self.fetch(source, cipher_offset(first), end, scratch)?;
+
+        let mut skip = offset_in_block(offset);
+        for (block, sealed) in (first..).zip(sealed.chunks(SEALED_BLOCK)) {
+            let len = sealed.len().saturating_sub(OVERHEAD);
+            let (target, rest) = out.split_at_mut(out.len().min(len.saturating_sub(skip)));
+            let opened = if target.len() == len {
+                open_block(keys, id, block, sealed, target)
+            } else {
+                open_part(keys, id, block, sealed, skip, target)
+            };
+            opened.map_err(|what| ContentError::Corrupt { block, what })?;
+            (out, skip) = (rest, 0);
+        }
+        Ok(count)
+    }
+
+    /// The file's id and the sealed blocks in `start..end`, read into `scratch`.
+    fn fetch<'a>(
+        &self,
+        source: &dyn Ciphertext,
+        start: u64,
+        end: u64,
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<(FileId, &'a [u8]), ContentError> {
+        let corrupt = |what| ContentError::Corrupt { block: 0, what };
+        if let Some(&id) = self.id.get() {
+            return Ok((id, self.read_into(source, start, end, scratch)?));
+        }
+        let (header, sealed);
+        if start == cipher_offset(0) {
+            let all = self.read_into(source, 0, end, scratch)?;
+            (header, sealed) =
+                all.split_first_chunk::<HEADER>().map(|(h, s)| (*h, s)).ok_or(corrupt(Damage::TooShort))?;
+        } else {
+            let mut bytes = [0; HEADER];
+            source.read_at(self.entry, 0, &mut bytes)?;
+            (header, sealed) = (bytes, self.read_into(source, start, end, scratch)?);
+        }
+        let id = FileId::from_header(&header).map_err(corrupt)?;
+        // Two first readers store the same id; the loser's is dropped.
+        Ok((*self.id.get_or_init(|| id), sealed))
+    }
+
+    fn read_into<'a>(
+        &self,
+        source: &dyn Ciphertext,
+        start: u64,
+        end: u64,
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], ContentError> {
+        let len = end.saturating_sub(start);
+        let outside =
+            || ReadError::OutOfRange { path: format!("entry {}", self.entry.0), offset: start, len };
+        let count = usize::try_from(len).map_err(|_| outside())?;
+        if scratch.len() < count {
+            scratch.resize(count, 0);
+        }
+        let buffer = scratch.get_mut(..count).ok_or_else(outside)?;
+        source.read_at(self.entry, start, buffer)?;
+        Ok(buffer)
+    }
+}
+
+/// The ragged edges of a read: open the whole block aside, then copy the part that was asked for.
+fn open_part(
+    keys: &Keys,
+    id: FileId,
+    block: u64,
+    sealed: &[u8],
+    skip: usize,
+    target: &mut [u8],
+) -> Result<(), Damage> {
+    let mut plain = [0; BLOCK];
+    let plain = plain.get_mut(..sealed.len().saturating_sub(OVERHEAD)).ok_or(Damage::TooShort)?;
+    open_block(keys, id, block, sealed, plain)?;
+    let part = plain.get(skip..).and_then(|plain| plain.get(..target.len())).ok_or(Damage::TooShort)?;
+    target.copy_from_slice(part);
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! Why a directory cannot be opened: what is wrong with its conf, or with the password.
+
+use super::conf::{CONF_NAME, LARGEST_CONF, VERSION};
+use crate::ciphertext::ReadError;
+use crate::error::{ErrorClass, Fault};
+use crate::keyring::LockError;
+
+/// A conf that cannot be used, or a password that does not open it.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// There is no `gocryptfs.conf`.
+    #[error("there is no {CONF_NAME}")]
+    NoConf,
+    /// It could not be read.
+    #[error("reading {CONF_NAME}")]
+    ReadConf(#[source] ReadError),
+    /// Larger than any conf.
+    #[error("{CONF_NAME} has {len} bytes; {LARGEST_CONF} at most are expected")]
+    TooLarge {
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Not JSON.
+    #[error("{CONF_NAME} is not valid JSON")]
+    Json(#[source] serde_json::Error),
+    /// A field has another type.
+    #[error("field {field} of {CONF_NAME} is not what it should be")]
+    Field {
+        /// Field name.
+        field: &'static str,
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A field is not there.
+    #[error("{CONF_NAME} has no field {field}")]
+    MissingField {
+        /// Field name.
+        field: &'static str,
+    },
+    /// A field's bytes are not base64, or have a wrong length.
+    #[error("field {field} of {CONF_NAME} does not hold the bytes it should")]
+    Bytes {
+        /// Field name.
+        field: &'static str,
+    },
+    /// An on-disk version that this gocryptfs generation does not write.
+    #[error("on-disk version {found} is not supported, only version {VERSION}")]
+    Version {
+        /// Version found.
+        found: u64,
+    },
+    /// A feature gocryptfs has and cai does not open.
+    #[error("feature flag {flag} is not supported")]
+    UnsupportedFlag {
+        /// Flag name.
+        flag: String,
+    },
+    /// A flag nobody knows.
+    #[error("feature flag {flag:?} is unknown")]
+    UnknownFlag {
+        /// Flag name, cut to 64 characters.
+        flag: String,
+    },
+    /// A flag of the default options is not set.
+    #[error("feature flag {flag} is not set")]
+    MissingFlag {
+        /// Flag name.
+        flag: &'static str,
+    },
+    /// A scrypt parameter is outside of what is safe to run.
+    #[error("scrypt parameter {parameter} = {value} is refused")]
+    Scrypt {
+        /// `N`, `R`, `P`, `KeyLen`, or `128*N*R`, `128*N*R*P` in bytes.
+        parameter: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The master key does not open: another password, or a damaged conf (the two cannot be told apart).
+    #[error("the password does not open this directory")]
+    WrongPassword,
+    /// A master key must have 32 bytes.
+    #[error("a master key of {len} bytes, not 32")]
+    MasterKeyLength {
+        /// Length in bytes.
+        len: usize,
+    },
+    /// A derivation refused lengths that are constants.
+    #[error("key derivation failed: {step}")]
+    Derive {
+        /// Which step.
+        step: &'static str,
+    },
+    /// No locked memory for keys.
+    #[error("keeping keys in memory")]
+    Lock(#[from] LockError),
+    /// The system gave no random bytes.
+    #[error("reading random bytes")]
+    Random(#[from] getrandom::Error),
+}
+
+impl Fault for FormatError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            FormatError::ReadConf(source) => super::content::read_class(source),
+            FormatError::NoConf
+            | FormatError::Version { .. }
+            | FormatError::UnsupportedFlag { .. }
+            | FormatError::UnknownFlag { .. }
+            | FormatError::MissingFlag { .. }
+            | FormatError::Scrypt { .. }
+            | FormatError::WrongPassword
+            | FormatError::MasterKeyLength { .. }
+            | FormatError::Lock(_) => ErrorClass::Config,
+            FormatError::TooLarge { .. }
+            | FormatError::Json(_)
+            | FormatError::Field { .. }
+            | FormatError::MissingField { .. }
+            | FormatError::Bytes { .. } => ErrorClass::Corrupt,
+            FormatError::Derive { .. } | FormatError::Random(_) => ErrorClass::Internal,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            FormatError::NoConf => "format.no_conf",
+            FormatError::ReadConf(_) => "format.read_conf",
+            FormatError::TooLarge { .. } => "format.conf_too_large",
+            FormatError::Json(_) => "format.conf_json",
+            FormatError::Field { .. } => "format.conf_field",
+            FormatError::MissingField { .. } => "format.conf_missing_field",
+            FormatError::Bytes { .. } => "format.conf_bytes",
+            FormatError::Version { .. } => "format.version",
+            FormatError::UnsupportedFlag { .. } => "format.flag_unsupported",
+            FormatError::UnknownFlag { .. } => "format.flag_unknown",
+            FormatError::MissingFlag { .. } => "format.flag_missing",
+            FormatError::Scrypt { .. } => "format.scrypt",
+            FormatError::WrongPassword => "format.wrong_password",
+            FormatError::MasterKeyLength { .. } => "format.master_key",
+            FormatError::Derive { .. } => "format.derive",
+            FormatError::Lock(_) => "format.lock",
+            FormatError::Random(_) => "format.random",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            FormatError::NoConf => {
+                "point at the directory that holds gocryptfs.conf: the encrypted one itself, neither its parent nor \
+                 its mount point"
+            }
+            FormatError::ReadConf(_) => "check that the ciphertext can be reached and read",
+            FormatError::TooLarge { .. }
+            | FormatError::Json(_)
+            | FormatError::Field { .. }
+            | FormatError::MissingField { .. }
+            | FormatError::Bytes { .. } => "gocryptfs.conf is damaged: restore it from where the model was encrypted",
+            FormatError::Version { .. }
+            | FormatError::UnsupportedFlag { .. }
+            | FormatError::UnknownFlag { .. }
+            | FormatError::MissingFlag { .. } => {
+                "encrypt the model with `cai encrypt` or with gocryptfs 2.x and its default options"
+            }
+            FormatError::Scrypt { .. } => "the scrypt parameters are weak, huge or no power of two: encrypt again",
+            FormatError::WrongPassword => {
+                "compare the secret with the password used to encrypt, byte for byte; `cai check-key` tries one"
+            }
+            FormatError::MasterKeyLength { .. } => "a master key has 64 hexadecimal digits",
+            FormatError::Derive { .. } => "this is a defect in cai: please report it",
+            FormatError::Lock(_) => "raise RLIMIT_MEMLOCK (LimitMEMLOCK= in the unit)",
+            FormatError::Random(_) => "the kernel's random source must work",
+        }
+        .to_owned()
+    }
+}

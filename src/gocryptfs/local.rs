@@ -1,0 +1,253 @@
+//! A local directory as [`Ciphertext`].
+//!
+//! Walked once when opened; files are opened on demand, component by component without following symlinks, and a few are
+//! kept open. A file that is not the one listed any more is [`ReadError::Changed`].
+//!
+//! Locks: one mutex around the open files, never held across a system call.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::dir::Dir;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::sys::statvfs::fstatvfs;
+
+use super::dirfd;
+use crate::ciphertext::{Attributes, Ciphertext, Entry, EntryId, EntryKind, ReadError};
+use crate::error::{ErrorClass, Fault};
+
+/// Files kept open. A model has some tens of weight files, and a loader reads a few of them at a time.
+const OPEN_FILES: usize = 64;
+
+/// The directory cannot be listed.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalDirError {
+    /// The directory itself cannot be opened.
+    #[error("opening the ciphertext directory {path}")]
+    Open {
+        /// Path as given.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: nix::Error,
+    },
+    /// Something below it cannot be listed.
+    #[error("listing {path}")]
+    List {
+        /// Path below the directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: nix::Error,
+    },
+    /// Nested deeper than 200 directories.
+    #[error("{path} is nested too deep")]
+    TooDeep {
+        /// Path below the directory.
+        path: PathBuf,
+    },
+    /// More than 2^32 entries.
+    #[error("too many entries")]
+    TooMany,
+}
+
+impl Fault for LocalDirError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            LocalDirError::Open { .. }
+            | LocalDirError::List { .. }
+            | LocalDirError::TooDeep { .. }
+            | LocalDirError::TooMany => ErrorClass::Config,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            LocalDirError::Open { .. } => "local.open",
+            LocalDirError::List { .. } => "local.list",
+            LocalDirError::TooDeep { .. } => "local.too_deep",
+            LocalDirError::TooMany => "local.too_many",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            LocalDirError::Open { .. } => "give the path of the encrypted directory, readable for this user",
+            LocalDirError::List { .. } => {
+                "every file of the encrypted directory must be readable for this user"
+            }
+            LocalDirError::TooDeep { .. } | LocalDirError::TooMany => "this is no model directory",
+        }
+        .to_owned()
+    }
+}
+
+/// A ciphertext directory on a local file system.
+pub struct LocalDir {
+    root: OwnedFd,
+    entries: Vec<Entry>,
+    /// Most recently used last.
+    open: Mutex<Vec<(EntryId, Arc<File>)>>,
+}
+
+impl LocalDir {
+    /// List everything below `path`. `path` itself may be a symlink; nothing below it is followed.
+    ///
+    /// # Errors
+    /// [`LocalDirError`].
+    pub fn open(path: &Path) -> Result<LocalDir, LocalDirError> {
+        let failed = |source| LocalDirError::Open { path: path.to_owned(), source };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(path, flags, Mode::empty()).map_err(failed)?;
+        let device = fstat(&root).map_err(failed)?.st_dev;
+        let dir = dirfd::open_dir(&root, OsStr::new(".")).map_err(failed)?;
+        let mut walk = Walk { device, entries: Vec::new() };
+        walk.list(dir, Path::new(""), 0)?;
+        u32::try_from(walk.entries.len()).map_err(|_| LocalDirError::TooMany)?;
+        Ok(LocalDir { root, entries: walk.entries, open: Mutex::default() })
+    }
+
+    fn entry(&self, id: EntryId) -> Option<&Entry> {
+        self.entries.get(usize::try_from(id.0).ok()?)
+    }
+
+    /// The open file of `id`, from the few kept or opened and checked against the listing.
+    fn file(&self, id: EntryId, entry: &Entry, len: u64) -> Result<Arc<File>, ReadError> {
+        if let Some(file) = self.kept(id) {
+            return Ok(file);
+        }
+        let path = || entry.path.display().to_string();
+        let file = self.open_entry(&entry.path).map_err(|error| match error {
+            nix::Error::ENOENT => ReadError::Gone { path: path() },
+            nix::Error::ELOOP | nix::Error::ENOTDIR => ReadError::Changed { path: path() },
+            other => ReadError::Io { path: path(), source: other.into() },
+        })?;
+        let stat = fstat(&file).map_err(|error| ReadError::Io { path: path(), source: error.into() })?;
+        let same = dirfd::kind(&stat) == SFlag::S_IFREG
+            && u64::try_from(stat.st_size) == Ok(len)
+            && dirfd::mtime(&stat) == entry.attributes.mtime
+            && (entry.attributes.ino == 0 || entry.attributes.ino == stat.st_ino);
+        if !same {
+            return Err(ReadError::Changed { path: path() });
+        }
+        let file = Arc::new(File::from(file));
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.len() >= OPEN_FILES {
+            open.remove(0);
+        }
+        open.push((id, Arc::clone(&file)));
+        Ok(file)
+    }
+
+    fn kept(&self, id: EntryId) -> Option<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = open.iter().rposition(|(kept, _)| *kept == id)?;
+        let last = open.len().saturating_sub(1);
+        if index < last {
+            let used = open.remove(index);
+            open.push(used);
+        }
+        open.last().map(|(_, file)| Arc::clone(file))
+    }
+
+    /// Open a file below the root without following a symlink in any component. Never blocks, should a fifo be there.
+    fn open_entry(&self, path: &Path) -> nix::Result<OwnedFd> {
+        let through = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let name = path.file_name().ok_or(nix::Error::ENOENT)?;
+        let mut held: Option<OwnedFd> = None;
+        for component in path.parent().into_iter().flat_map(Path::iter) {
+            held = Some(openat(held.as_ref().unwrap_or(&self.root), component, through, Mode::empty())?);
+        }
+        openat(held.as_ref().unwrap_or(&self.root), name, file, Mode::empty())
+    }
+}
+
+impl Ciphertext for LocalDir {
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn read_at(&self, id: EntryId, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        let asked = u64::try_from(buf.len()).unwrap_or(u64::MAX);
+        let outside = |path: String| ReadError::OutOfRange { path, offset, len: asked };
+        let entry = self.entry(id).ok_or_else(|| outside(format!("entry {}", id.0)))?;
+        let path = || entry.path.display().to_string();
+        let EntryKind::File { len } = entry.kind else { return Err(outside(path())) };
+        if offset.checked_add(asked).is_none_or(|end| end > len) {
+            return Err(outside(path()));
+        }
+        let file = self.file(id, entry, len)?;
+        file.read_exact_at(buf, offset).map_err(|source| match source.kind() {
+            std::io::ErrorKind::UnexpectedEof => ReadError::Changed { path: path() },
+            _ => ReadError::Io { path: path(), source },
+        })
+    }
+
+    fn space(&self) -> (u64, u64) {
+        match fstatvfs(&self.root) {
+            Ok(stat) => {
+                let size = stat.fragment_size();
+                (size.saturating_mul(stat.blocks()), size.saturating_mul(stat.blocks_available()))
+            }
+            Err(_) => (0, 0),
+        }
+    }
+}
+
+/// The listing as it grows.
+struct Walk {
+    /// Device of the root: inode numbers of others could collide with its own.
+    device: u64,
+    entries: Vec<Entry>,
+}
+
+impl Walk {
+    /// Depth first with sorted names, which is the order of paths.
+    fn list(&mut self, mut dir: Dir, path: &Path, depth: usize) -> Result<(), LocalDirError> {
+        let failed = |path: &Path, source| LocalDirError::List { path: path.to_owned(), source };
+        if depth > dirfd::DEEPEST {
+            return Err(LocalDirError::TooDeep { path: path.to_owned() });
+        }
+        for name in dirfd::names(&mut dir).map_err(|source| failed(path, source))? {
+            let path = path.join(&name);
+            let stat = fstatat(&dir, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
+                .map_err(|source| failed(&path, source))?;
+            let kind = match dirfd::kind(&stat) {
+                SFlag::S_IFDIR => EntryKind::Directory,
+                SFlag::S_IFREG => EntryKind::File { len: u64::try_from(stat.st_size).unwrap_or(0) },
+                SFlag::S_IFLNK => {
+                    let target =
+                        readlinkat(&dir, name.as_os_str()).map_err(|source| failed(&path, source))?;
+                    EntryKind::Symlink { target: target.into_vec() }
+                }
+                _ => EntryKind::Special { rdev: stat.st_rdev },
+            };
+            let below = kind == EntryKind::Directory;
+            self.entries.push(Entry { path: path.clone(), kind, attributes: self.attributes(&stat) });
+            if below {
+                let child = dirfd::open_dir(&dir, &name).map_err(|source| failed(&path, source))?;
+                self.list(child, &path, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attributes(&self, stat: &FileStat) -> Attributes {
+        Attributes {
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+            ino: if stat.st_dev == self.device { stat.st_ino } else { 0 },
+            blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+            mtime: dirfd::mtime(stat),
+        }
+    }
+}

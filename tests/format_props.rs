@@ -1,0 +1,453 @@
+//! Properties of the format: what is written is read back in any range, and nothing changed is taken for what it was.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use cai::ciphertext::{Ciphertext, EntryId, EntryKind, ReadError};
+use cai::error::{ErrorClass, Fault};
+use cai::gocryptfs::content::seal_target;
+use cai::gocryptfs::layout::{HEADER, SEALED_BLOCK, cipher_len, plain_len};
+use cai::gocryptfs::names::{DirIv, NameError};
+use cai::gocryptfs::{ContentError, Damage, FileReader, Kind, SkipReason, Tree, TreeError, metadata_entries};
+use proptest::prelude::*;
+
+#[path = "common/format.rs"]
+mod common;
+use common::{Memory, keys, names, root_iv, seal, text};
+
+/// A directory with the one file `file`, holding `sealed`.
+fn one_file(sealed: Vec<u8>) -> (Memory, Tree, FileReader) {
+    let keys = keys();
+    let source = Memory::new().file(&text("file"), sealed);
+    let tree = Tree::build(&source, &keys).unwrap();
+    let reader = FileReader::new(&tree, tree.lookup(tree.root(), OsStr::new("file")).unwrap().id).unwrap();
+    (source, tree, reader)
+}
+
+fn read(source: &Memory, reader: &FileReader, offset: u64, len: usize) -> Result<Vec<u8>, ContentError> {
+    let mut out = vec![0xee; len];
+    let count = reader.read(source, &keys(), offset, &mut out, &mut Vec::new())?;
+    out.truncate(count);
+    Ok(out)
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i % 251) as u8 ^ (i / 4096) as u8 ^ seed).collect()
+}
+
+/// Read everything; which blocks fail, and how.
+fn damage(source: &Memory, reader: &FileReader, plain: &[u8]) -> Vec<(u64, Damage)> {
+    let mut found = Vec::new();
+    for (block, expected) in (0..).zip(plain.chunks(4096)) {
+        match read(source, reader, block * 4096, expected.len()) {
+            Ok(bytes) => assert_eq!(bytes, expected, "block {block}"),
+            Err(ContentError::Corrupt { block: at, what }) => found.push((at, what)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    found
+}
+
+proptest! {
+    #[test]
+    fn read_of_any_range_equals_the_plaintext(
+        len in 0_usize..40_000,
+        offset in 0_u64..45_000,
+        count in 0_usize..45_000,
+        seed: u8,
+    ) {
+        let plain = pattern(len, seed);
+        let (source, _, reader) = one_file(seal(&plain, 1));
+        let start = usize::try_from(offset).unwrap().min(len);
+        let end = (start + count).min(len);
+        prop_assert_eq!(read(&source, &reader, offset, count).unwrap(), &plain[start..end]);
+        // Again, with the header known.
+        prop_assert_eq!(read(&source, &reader, offset, count).unwrap(), &plain[start..end]);
+    }
+
+    #[test]
+    fn bit_flip_anywhere_damages_its_block_only(
+        len in 1_usize..20_000,
+        bit in any::<proptest::sample::Index>(),
+    ) {
+        let plain = pattern(len, 0);
+        let mut sealed = seal(&plain, 1);
+        let bit = bit.index(sealed.len() * 8);
+        sealed[bit / 8] ^= 1 << (bit % 8);
+        let (source, _, reader) = one_file(sealed);
+        let found = damage(&source, &reader, &plain);
+        let blocks = u64::try_from(plain.len().div_ceil(4096)).unwrap();
+        if bit / 8 < 2 {
+            prop_assert_eq!(found.len() as u64, blocks);
+            let version = |(at, what): &(u64, Damage)| *at == 0 && matches!(what, Damage::HeaderVersion { .. });
+            prop_assert!(found.iter().all(version));
+        } else if bit / 8 < HEADER {
+            prop_assert_eq!(found, (0..blocks).map(|block| (block, Damage::Tag)).collect::<Vec<_>>());
+        } else {
+            let block = (bit / 8 - HEADER) / SEALED_BLOCK;
+            prop_assert_eq!(found, [(block as u64, Damage::Tag)]);
+        }
+    }
+
+    #[test]
+    fn truncation_is_corrupt_or_a_cut_at_a_block_border(len in 1_usize..20_000, cut in any::<proptest::sample::Index>()) {
+        let plain = pattern(len, 0);
+        let mut sealed = seal(&plain, 1);
+        let cut = cut.index(sealed.len());
+        sealed.truncate(cut);
+        let (source, _, reader) = one_file(sealed);
+        let shown = usize::try_from(plain_len(cut as u64)).unwrap();
+        let result = read(&source, &reader, 0, len);
+        let body = cut.saturating_sub(HEADER);
+        if body % SEALED_BLOCK == 0 {
+            // The format cannot tell: this is what a signed manifest is for.
+            prop_assert_eq!(result.unwrap(), &plain[..shown]);
+            prop_assert_eq!(shown, body / SEALED_BLOCK * 4096);
+        } else {
+            let what = if body % SEALED_BLOCK <= 32 { Damage::TooShort } else { Damage::Tag };
+            let block = (body / SEALED_BLOCK) as u64;
+            match result {
+                Err(ContentError::Corrupt { block: at, what: how }) => prop_assert_eq!((at, how), (block, what)),
+                other => prop_assert!(false, "{:?}", other.map(|bytes| bytes.len())),
+            }
+        }
+    }
+
+    #[test]
+    fn swapped_or_foreign_blocks_are_corrupt(a in 0_usize..4, b in 0_usize..4, foreign: bool) {
+        prop_assume!(a != b || foreign);
+        let plain = pattern(4 * 4096, 0);
+        let mut sealed = seal(&plain, 1);
+        let at = |block: usize| HEADER + block * SEALED_BLOCK..HEADER + (block + 1) * SEALED_BLOCK;
+        let mut expected: Vec<u64> = vec![a as u64];
+        if foreign {
+            // The same position of another file of the same directory and key.
+            let other = seal(&plain, 2);
+            sealed[at(a)].copy_from_slice(&other[at(a)]);
+        } else {
+            let (first, second) = (sealed[at(a)].to_vec(), sealed[at(b)].to_vec());
+            sealed[at(a)].copy_from_slice(&second);
+            sealed[at(b)].copy_from_slice(&first);
+            expected.push(b as u64);
+            expected.sort_unstable();
+        }
+        let (source, _, reader) = one_file(sealed);
+        let expected: Vec<_> = expected.into_iter().map(|block| (block, Damage::Tag)).collect();
+        prop_assert_eq!(damage(&source, &reader, &plain), expected);
+    }
+
+    #[test]
+    fn lengths_invert_and_grow(plain in 0_u64..(1 << 60)) {
+        let cipher = cipher_len(plain).unwrap();
+        prop_assert_eq!(plain_len(cipher), plain);
+        prop_assert!(cipher_len(plain + 1).unwrap() > cipher);
+    }
+
+    #[test]
+    fn name_of_any_bytes_round_trips_under_any_iv(
+        iv: [u8; 16],
+        name in proptest::collection::vec(any::<u8>().prop_filter("separator", |b| *b != 0 && *b != b'/'), 1..=255),
+    ) {
+        prop_assume!(iv != [0; 16] && name != b"." && name != b"..");
+        let (iv, name, names) = (DirIv::new(iv).unwrap(), OsString::from_vec(name), names());
+        let stored = names.encrypt(&iv, &name).unwrap();
+        let encrypted = stored.text_file.map_or(stored.object, |(_, text)| text);
+        prop_assert_eq!(names.decrypt(&iv, encrypted.as_bytes()), Ok(name));
+    }
+
+    #[test]
+    fn changed_name_text_is_refused_or_a_name_of_its_own(
+        name in "[a-z0-9._-]{3,175}",
+        position in any::<proptest::sample::Index>(),
+        byte: u8,
+    ) {
+        let (iv, names) = (root_iv(), names());
+        let mut text = names.encrypt(&iv, OsStr::new(&name)).unwrap().object.into_bytes();
+        let position = position.index(text.len());
+        prop_assume!(text[position] != byte);
+        text[position] = byte;
+        if let Ok(other) = names.decrypt(&iv, &text) {
+            let stored = names.encrypt(&iv, &other).unwrap().object;
+            prop_assert_eq!(stored.as_bytes(), &text);
+            prop_assert_ne!(other, OsString::from(name));
+        }
+    }
+}
+
+#[test]
+fn whole_range_is_one_ciphertext_read_and_the_header_is_read_once() {
+    let plain = pattern(100_000, 3);
+    let (source, _, reader) = one_file(seal(&plain, 1));
+    let before = source.reads().len();
+    assert_eq!(read(&source, &reader, 5000, 60_000).unwrap(), &plain[5000..65_000]);
+    assert_eq!(source.reads()[before..], [(0, 18), (4146, 15 * 4128)]);
+    let before = source.reads().len();
+    assert_eq!(read(&source, &reader, 0, 100_000).unwrap(), plain);
+    assert_eq!(source.reads()[before..], [(18, cipher_len(100_000).unwrap() - 18)]);
+
+    let (source, _, reader) = one_file(seal(&plain, 1));
+    let before = source.reads().len();
+    assert_eq!(read(&source, &reader, 0, 4096).unwrap(), &plain[..4096]);
+    assert_eq!(source.reads()[before..], [(0, 18 + 4128)]);
+}
+
+#[test]
+fn read_behind_the_end_or_of_nothing_asks_for_no_ciphertext() {
+    let (source, _, reader) = one_file(seal(b"short", 1));
+    let before = source.reads().len();
+    for (offset, len) in [(5, 10), (u64::MAX, 4096), (0, 0)] {
+        assert_eq!(read(&source, &reader, offset, len).unwrap(), b"");
+    }
+    assert_eq!(source.reads().len(), before);
+}
+
+#[test]
+fn hole_reads_as_zeros_and_a_short_zero_tail_is_corrupt() {
+    let mut plain = pattern(3 * 4096 + 100, 0);
+    let mut sealed = seal(&plain, 1);
+    sealed[HEADER + SEALED_BLOCK..HEADER + 2 * SEALED_BLOCK].fill(0);
+    plain[4096..8192].fill(0);
+    let (source, _, reader) = one_file(sealed.clone());
+    assert_eq!(read(&source, &reader, 0, plain.len()).unwrap(), plain);
+    assert_eq!(read(&source, &reader, 4000, 200).unwrap(), &plain[4000..4200]);
+
+    sealed[HEADER + 3 * SEALED_BLOCK..].fill(0);
+    let (source, _, reader) = one_file(sealed.clone());
+    assert_eq!(damage(&source, &reader, &plain), [(3, Damage::ZeroNonce)]);
+
+    // One byte of a hole that is not zero: no hole, and no nonce either.
+    sealed[HEADER + SEALED_BLOCK + 99] = 1;
+    let (source, _, reader) = one_file(sealed);
+    assert_eq!(damage(&source, &reader, &plain), [(1, Damage::ZeroNonce), (3, Damage::ZeroNonce)]);
+}
+
+#[test]
+fn header_without_an_id_is_corrupt_for_every_block() {
+    let plain = pattern(8192, 0);
+    let mut sealed = seal(&plain, 1);
+    sealed[2..HEADER].fill(0);
+    let (source, _, reader) = one_file(sealed);
+    assert_eq!(damage(&source, &reader, &plain), [(0, Damage::ZeroFileId), (0, Damage::ZeroFileId)]);
+}
+
+#[test]
+fn ciphertext_that_cannot_be_read_is_a_read_error_of_its_own_class() {
+    let (source, _, reader) = one_file(seal(b"content", 1));
+    let source = source.failing();
+    let error = read(&source, &reader, 0, 7).unwrap_err();
+    assert!(matches!(error, ContentError::Read(ReadError::Unavailable { .. })), "{error}");
+    assert_eq!((error.class(), error.code()), (ErrorClass::Transient, "content.read"));
+    let error = Tree::build(&source, &keys()).unwrap_err();
+    assert!(
+        matches!(&error, TreeError::Read { path, .. } if path == Path::new("gocryptfs.diriv")),
+        "{error}"
+    );
+    assert_eq!(error.class(), ErrorClass::Transient);
+}
+
+#[test]
+fn concurrent_readers_of_one_file_see_the_same_bytes() {
+    let plain = pattern(300_000, 9);
+    let (source, _, reader) = one_file(seal(&plain, 1));
+    let keys = keys();
+    std::thread::scope(|scope| {
+        for start in 0..8_usize {
+            let (source, reader, keys, plain) = (&source, &reader, &keys, &plain);
+            scope.spawn(move || {
+                let (mut out, mut scratch) = (vec![0; 10_000], Vec::new());
+                for offset in (start * 777..plain.len()).step_by(9_999) {
+                    let count = reader.read(source, keys, offset as u64, &mut out, &mut scratch).unwrap();
+                    assert_eq!(out[..count], plain[offset..(offset + 10_000).min(plain.len())]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn tree_holds_what_decrypts_sorted_by_plaintext_name() {
+    let iv = DirIv::new([5; 16]).unwrap();
+    let directory = text("dir");
+    let long = names().encrypt(&iv, OsStr::new(&"l".repeat(200))).unwrap();
+    let (text_name, long_text) = long.text_file.clone().unwrap();
+    let inner = names().encrypt(&iv, OsStr::new("inner")).unwrap().object;
+    let link = seal_target(&keys(), &[3; 16], OsStr::new("dir/inner")).unwrap();
+    let source = Memory::new()
+        .file("gocryptfs.conf", b"{}".to_vec())
+        .file(&text("z"), seal(&[1; 5000], 1))
+        .file(&text("a"), Vec::new())
+        .symlink(&text("m"), link.as_bytes())
+        .symlink(&text("empty"), b"")
+        .directory(&directory)
+        .file(&format!("{directory}/gocryptfs.diriv"), iv.as_bytes().to_vec())
+        .file(&format!("{directory}/{inner}"), seal(b"inner", 2))
+        .file(&format!("{directory}/{}", long.object), seal(b"long", 3))
+        .file(&format!("{directory}/{text_name}"), long_text.into_bytes());
+    let tree = Tree::build(&source, &keys()).unwrap();
+    assert_eq!(tree.skipped(), []);
+    let children = |id| match &tree.node(id).unwrap().kind {
+        Kind::Directory { children } => children
+            .iter()
+            .map(|id| tree.node(*id).unwrap().name.to_str().unwrap().to_owned())
+            .collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(children(tree.root()), ["a", "dir", "empty", "m", "z"]);
+    let node = |name: &str| tree.lookup(tree.root(), OsStr::new(name)).unwrap();
+    assert_eq!(node("z").kind, Kind::File { plain_len: 5000, cipher_len: 5082 });
+    assert_eq!(node("a").kind, Kind::File { plain_len: 0, cipher_len: 0 });
+    assert_eq!(node("m").kind, Kind::Symlink { target: "dir/inner".into() });
+    assert_eq!(node("empty").kind, Kind::Symlink { target: OsString::new() });
+    assert_eq!(children(node("dir").id), ["inner".to_owned(), "l".repeat(200)]);
+    assert_eq!((node("dir").nlink, tree.node(tree.root()).unwrap().nlink), (2, 3));
+    let inner = tree.lookup(node("dir").id, OsStr::new("inner")).unwrap();
+    assert_eq!(tree.path(inner.id), Path::new("dir/inner"));
+    assert_eq!(tree.len(), 8);
+    assert!(tree.lookup(tree.root(), OsStr::new("inner")).is_none());
+    assert!(tree.lookup(node("z").id, OsStr::new("inner")).is_none());
+    assert!(FileReader::new(&tree, node("dir").id).is_none());
+
+    let metadata: HashSet<String> = metadata_entries(source.entries())
+        .into_iter()
+        .map(|id| source.entries()[id.0 as usize].path.display().to_string())
+        .collect();
+    let expected = ["gocryptfs.conf", "gocryptfs.diriv"].map(str::to_owned).into_iter();
+    let nested = [format!("{directory}/gocryptfs.diriv"), format!("{directory}/{text_name}")];
+    assert_eq!(metadata, expected.chain(nested).collect());
+}
+
+#[test]
+fn tree_build_reads_metadata_and_nothing_else() {
+    let directory = text("dir");
+    let source = Memory::new()
+        .file(&text("big"), seal(&[0; 4096], 1))
+        .directory(&directory)
+        .file(&format!("{directory}/gocryptfs.diriv"), vec![1; 16]);
+    Tree::build(&source, &keys()).unwrap();
+    assert_eq!(source.reads(), [(0, 16), (0, 16)]);
+}
+
+/// The reasons a build gives, by path.
+fn skipped(source: &Memory) -> Vec<(String, SkipReason)> {
+    let tree = Tree::build(source, &keys()).unwrap();
+    tree.skipped().iter().map(|skip| (skip.path.display().to_string(), skip.reason)).collect()
+}
+
+#[test]
+fn entry_that_is_not_of_this_directory_is_skipped_with_its_reason() {
+    let good = text("good");
+    let foreign = names().encrypt(&DirIv::new([9; 16]).unwrap(), OsStr::new("x")).unwrap().object;
+    for (name, reason) in [
+        ("README.md".to_owned(), SkipReason::Name(NameError::NotBase64)),
+        (format!("{good}=="), SkipReason::Name(NameError::NotBase64)),
+        ("AAAA".to_owned(), SkipReason::Name(NameError::BadLength)),
+        (foreign, SkipReason::Name(NameError::BadPadding)),
+        ("A".repeat(256), SkipReason::NotLong),
+        ("gocryptfs.longname.abc".to_owned(), SkipReason::NoLongText),
+        (format!("{}/x", text("nowhere")), SkipReason::NoParent),
+    ] {
+        let source = Memory::new().file(&good, Vec::new()).file(&name, Vec::new());
+        assert_eq!(skipped(&source), [(name.clone(), reason)]);
+        assert_eq!(Tree::build(&source, &keys()).unwrap().len(), 2, "{name}");
+    }
+}
+
+#[test]
+fn long_name_with_a_wrong_text_file_is_skipped() {
+    let long = names().encrypt(&root_iv(), OsStr::new(&"n".repeat(200))).unwrap();
+    let (text_name, long_text) = long.text_file.unwrap();
+    let other = names().encrypt(&root_iv(), OsStr::new(&"o".repeat(200))).unwrap().text_file.unwrap().1;
+    for (content, reason) in [
+        (Vec::new(), SkipReason::BadLongText),
+        (text("short").into_bytes(), SkipReason::BadLongText),
+        (vec![b'A'; 343], SkipReason::BadLongText),
+        (other.into_bytes(), SkipReason::ForeignLongText),
+        (format!("{long_text}\n").into_bytes(), SkipReason::ForeignLongText),
+    ] {
+        let source = Memory::new().file(&long.object, Vec::new()).file(&text_name, content);
+        assert_eq!(skipped(&source), [(long.object.clone(), reason)]);
+    }
+}
+
+#[test]
+fn directory_with_a_bad_iv_is_skipped_whole() {
+    let directory = text("dir");
+    for (iv, reason) in [
+        (None, SkipReason::NoDirIv),
+        (Some(vec![1; 15]), SkipReason::BadDirIv),
+        (Some(vec![1; 17]), SkipReason::BadDirIv),
+        (Some(vec![0; 16]), SkipReason::BadDirIv),
+    ] {
+        let mut source = Memory::new().directory(&directory).directory(&format!("{directory}/x"));
+        source = source.file(&format!("{directory}/x/y"), Vec::new());
+        if let Some(iv) = iv {
+            source = source.file(&format!("{directory}/gocryptfs.diriv"), iv);
+        }
+        assert_eq!(skipped(&source), [(directory.clone(), reason)]);
+    }
+}
+
+#[test]
+fn root_without_a_good_iv_is_no_tree() {
+    for (iv, reason) in [
+        (None, SkipReason::NoDirIv),
+        (Some(vec![0; 16]), SkipReason::BadDirIv),
+        (Some(vec![1; 3]), SkipReason::BadDirIv),
+    ] {
+        let source = match iv {
+            Some(iv) => Memory::bare().file("gocryptfs.diriv", iv),
+            None => Memory::bare(),
+        };
+        let error = Tree::build(&source, &keys()).unwrap_err();
+        assert!(matches!(error, TreeError::Root { reason: found } if found == reason), "{error}");
+        assert_eq!(error.class(), ErrorClass::Corrupt);
+    }
+}
+
+#[test]
+fn damaged_symlink_target_is_skipped() {
+    let mut link = seal_target(&keys(), &[3; 16], OsStr::new("somewhere")).unwrap().into_bytes();
+    link[30] = if link[30] == b'A' { b'B' } else { b'A' };
+    let source = Memory::new().symlink(&text("link"), &link).symlink(&text("plain"), b"/etc/passwd");
+    let mut found = skipped(&source);
+    found.sort_by_key(|(path, _)| path != &text("link"));
+    assert_eq!(
+        found,
+        [
+            (text("link"), SkipReason::Target(Damage::Tag)),
+            (text("plain"), SkipReason::Target(Damage::NotBase64)),
+        ]
+    );
+}
+
+#[test]
+fn entry_listed_twice_is_in_the_tree_once() {
+    let (name, directory) = (text("file"), text("dir"));
+    let source = Memory::new()
+        .directory(&directory)
+        .file(&format!("{directory}/gocryptfs.diriv"), vec![1; 16])
+        .file(&name, vec![1])
+        .unsorted_file(&name, vec![2])
+        .unsorted_directory(&directory);
+    assert_eq!(skipped(&source), [(name, SkipReason::Duplicate), (directory, SkipReason::Duplicate)]);
+}
+
+#[test]
+fn hundred_thousand_entries_build_and_are_all_found() {
+    let names = names();
+    let mut source = Memory::new();
+    for number in 0..100_000 {
+        let name = names.encrypt(&root_iv(), OsStr::new(&format!("file-{number}"))).unwrap().object;
+        source.push(&name, EntryKind::File { len: 0 }, Vec::new());
+    }
+    let source = source.sorted();
+    let tree = Tree::build(&source, &keys()).unwrap();
+    assert_eq!((tree.len(), tree.skipped().len()), (100_001, 0));
+    for number in 0..100_000 {
+        assert!(tree.lookup(tree.root(), OsStr::new(&format!("file-{number}"))).is_some());
+    }
+    let first = tree.node(cai::gocryptfs::NodeId(1)).unwrap().entry;
+    assert!(first.is_some_and(|EntryId(id)| id < 100_001));
+}
