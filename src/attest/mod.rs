@@ -66,7 +66,9 @@ pub trait Attester: Send + Sync + 'static {
 /// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build.
 pub fn detect(choice: TeeChoice) -> Result<Arc<dyn Attester>, AttestError> {
     match choice {
-        TeeChoice::Auto => Err(AttestError::NoTee { looked_for: "nothing: this build has no hardware attester" }),
+        TeeChoice::Auto => {
+            Err(AttestError::NoTee { looked_for: "nothing: this build has no hardware attester" })
+        }
         TeeChoice::Tdx => Err(AttestError::NotBuilt { tee: Tee::Tdx.name() }),
         TeeChoice::Sample => sample::attester(),
     }
@@ -111,7 +113,8 @@ impl Fault for AttestError {
     fn hint(&self) -> String {
         match self {
             AttestError::NoTee { .. } => {
-                "run cai in a confidential VM of a kind this build supports; it never attests without one".to_owned()
+                "run cai in a confidential VM of a kind this build supports; it never attests without one"
+                    .to_owned()
             }
             AttestError::NotBuilt { tee } => {
                 format!("set attest.tee to an attester this build has, or install a build with {tee}")

@@ -114,14 +114,25 @@ impl Client {
         let jar = Jar::new(self.transport.base());
         let (dialect, challenge) = self.challenge(tee, &jar).await?;
         let nonce = challenge.nonce.clone();
-        let proof = tokio::task::spawn_blocking(move || prove(dialect, &challenge, attester.as_ref())).await??;
+        let proof =
+            tokio::task::spawn_blocking(move || prove(dialect, &challenge, attester.as_ref())).await??;
         let answer = self.transport.post(Step::Attest, &jar, proof.body).await?;
         let answer = answer.map_err(|refusal| meaning(refusal, dialect, ""))?;
         let at = SystemTime::now();
-        let token =
-            wire::parse_token(&answer).map_err(|source| KbsError::Malformed { step: Step::Attest, at, source })?;
-        let token = token::check(&token, &nonce, proof.key.jwk(), at).map_err(|source| KbsError::Token { at, source })?;
-        tracing::info!(event = "kbs.attested", dialect = dialect.version(), tee = tee.name(), provider, "attested");
+        let token = wire::parse_token(&answer).map_err(|source| KbsError::Malformed {
+            step: Step::Attest,
+            at,
+            source,
+        })?;
+        let token = token::check(&token, &nonce, proof.key.jwk(), at)
+            .map_err(|source| KbsError::Token { at, source })?;
+        tracing::info!(
+            event = "kbs.attested",
+            dialect = dialect.version(),
+            tee = tee.name(),
+            provider,
+            "attested"
+        );
         let facts = Facts {
             dialect,
             tee,
@@ -200,7 +211,9 @@ impl Client {
         match self.offer(second, tee, jar).await {
             Ok(challenge) => Ok((self.remember(second), challenge)),
             // The blind second offer was wrong, so the first refusal is the one that says something.
-            Err(KbsError::VersionMismatch { .. }) if matches!(refused, KbsError::AuthRefused { .. }) => Err(refused),
+            Err(KbsError::VersionMismatch { .. }) if matches!(refused, KbsError::AuthRefused { .. }) => {
+                Err(refused)
+            }
             Err(error) => Err(error),
         }
     }
@@ -261,9 +274,8 @@ struct Proof {
 fn prove(dialect: Dialect, challenge: &Challenge, attester: &dyn Attester) -> Result<Proof, KbsError> {
     let key = TeeKey::generate(dialect)?;
     let digest = wire::primary_digest(dialect, &challenge.nonce, key.jwk())?;
-    let evidence = attester
-        .evidence(&digest)
-        .map_err(|source| KbsError::Evidence { at: SystemTime::now(), source })?;
+    let evidence =
+        attester.evidence(&digest).map_err(|source| KbsError::Evidence { at: SystemTime::now(), source })?;
     let body = wire::attest_body(dialect, &challenge.nonce, key.jwk(), &evidence)?;
     if body.len() > REQUEST_LIMIT {
         return Err(KbsError::EvidenceTooLarge { len: body.len(), limit: REQUEST_LIMIT });

@@ -414,17 +414,20 @@ impl KbsError {
 }
 
 /// Base URLs seen in the field (kbs.md section 0.3).
-const BASE_FORMS: &str =
-    "http://host:8080 (KBS itself), http://load-balancer/release-name (chart), http://gateway:8081/api (gateway); \
+const BASE_FORMS: &str = "http://host:8080 (KBS itself), http://load-balancer/release-name (chart), http://gateway:8081/api (gateway); \
      never with /kbs/v0 at the end";
 
 fn unreachable_hint(source: &reqwest::Error, url: &str) -> String {
     if source.is_timeout() {
-        format!("{url} did not answer in time (trustee.timeout_secs): check security groups and the load balancer")
+        format!(
+            "{url} did not answer in time (trustee.timeout_secs): check security groups and the load balancer"
+        )
     } else if source.is_dns() {
         format!("the host name in {url} does not resolve: check TRUSTEE_URL and the name servers")
     } else {
-        format!("nothing usable listens at {url}: check TRUSTEE_URL, the KBS, and the load balancer's listener")
+        format!(
+            "nothing usable listens at {url}: check TRUSTEE_URL, the KBS, and the load balancer's listener"
+        )
     }
 }
 
@@ -539,7 +542,8 @@ mod tests {
     #[test]
     fn refusal_display_names_step_status_type_detail_and_time() {
         let at = UNIX_EPOCH + Duration::from_secs(1_795_341_084);
-        let refusal = Refusal { step: Step::Resource, status: 403, kind: "PolicyDeny".into(), detail: "no".into(), at };
+        let refusal =
+            Refusal { step: Step::Resource, status: 403, kind: "PolicyDeny".into(), detail: "no".into(), at };
         assert_eq!(refusal.to_string(), "resource: HTTP 403 PolicyDeny `no` at 2026-11-22T09:51:24Z");
         let bare = Refusal { kind: String::new(), detail: String::new(), ..refusal };
         assert_eq!(bare.to_string(), "resource: HTTP 403 at 2026-11-22T09:51:24Z");

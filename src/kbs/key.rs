@@ -8,8 +8,8 @@
 use aes_kw::{KeyInit as _, KwAes256};
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rsa::{
-    KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, Pkcs1PrivateDecryptingKey, PrivateDecryptingKey,
-    PublicKey,
+    KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, Pkcs1PrivateDecryptingKey,
+    PrivateDecryptingKey, PublicKey,
 };
 use p256::elliptic_curve::Generate as _;
 use p256::elliptic_curve::sec1::ToSec1Point as _;
@@ -67,7 +67,9 @@ impl TeeKey {
     /// [`KeyError`] when the system gives no random numbers.
     pub fn generate(dialect: Dialect) -> Result<Self, KeyError> {
         match dialect {
-            Dialect::V0_4_0 => TeeKey::of_p256(p256::SecretKey::try_generate().map_err(|_| KeyError::Generate)?),
+            Dialect::V0_4_0 => {
+                TeeKey::of_p256(p256::SecretKey::try_generate().map_err(|_| KeyError::Generate)?)
+            }
             Dialect::V0_1_0 => {
                 let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).map_err(|_| KeyError::Generate)?;
                 TeeKey::of_rsa(key, RsaAlg::Pkcs1)
@@ -203,7 +205,8 @@ impl EphemeralKey {
 
 /// `OtherInfo` of the Concat KDF for `ECDH-ES+A256KW` with empty `apu` and `apv` (RFC 7518 section 4.6.2): algorithm id
 /// with its length, two empty fields, key length in bits.
-const OTHER_INFO: &[u8; 30] = b"\x00\x00\x00\x0eECDH-ES+A256KW\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00";
+const OTHER_INFO: &[u8; 30] =
+    b"\x00\x00\x00\x0eECDH-ES+A256KW\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00";
 
 /// Key encryption key from the shared secret `z`: one round of Concat KDF with SHA-256.
 fn key_encryption_key(z: &[u8]) -> Zeroizing<[u8; 32]> {
@@ -236,7 +239,8 @@ mod tests {
     }
 
     fn unhex(text: &str) -> Vec<u8> {
-        let digits: Vec<u8> = text.bytes().map(|b| (b as char).to_digit(16).unwrap().try_into().unwrap()).collect();
+        let digits: Vec<u8> =
+            text.bytes().map(|b| (b as char).to_digit(16).unwrap().try_into().unwrap()).collect();
         digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
     }
 
@@ -292,8 +296,12 @@ mod tests {
         let Jwk::Ec { x, y, .. } = good.jwk() else { panic!() };
         let (x, y) = (decode_base64(x).unwrap(), decode_base64(y).unwrap());
         assert!(epk("P-256", &x, &y).public_key().is_ok());
-        for bad in [epk("P-384", &x, &y), epk("P-256", &y, &x), epk("P-256", &x[1..], &y), epk("P-256", &[0; 32], &[0; 32])]
-        {
+        for bad in [
+            epk("P-384", &x, &y),
+            epk("P-256", &y, &x),
+            epk("P-256", &x[1..], &y),
+            epk("P-256", &[0; 32], &[0; 32]),
+        ] {
             assert_eq!(bad.public_key().unwrap_err().to_string(), "the member `epk` of the JWE is malformed");
         }
     }

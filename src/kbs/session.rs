@@ -89,7 +89,10 @@ mod tests {
     fn jar_echoes_every_cookie_in_its_latest_value() {
         let jar = Jar::new(&url("http://kbs:8080/release"));
         assert_eq!(sent(&jar, "http://kbs:8080/x"), None);
-        jar.store(&url("http://kbs:8080/a"), &set(&["kbs-session-id=1; Expires=Sun, 22 Nov 2026 09:56:24 GMT", "lb=a; Path=/"]));
+        jar.store(
+            &url("http://kbs:8080/a"),
+            &set(&["kbs-session-id=1; Expires=Sun, 22 Nov 2026 09:56:24 GMT", "lb=a; Path=/"]),
+        );
         jar.store(&url("http://kbs:8080/b"), &set(&["lb=b", "nonsense", "=x"]));
         assert_eq!(sent(&jar, "http://kbs:8080/x").unwrap(), "kbs-session-id=1; lb=b");
     }

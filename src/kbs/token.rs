@@ -79,7 +79,8 @@ fn refuse_unsigned(header: &str) -> Result<(), TokenError> {
 
 /// The handshake's nonce and key, wherever the token carries them, are ours.
 fn check_binding(claims: &Value, nonce: &str, jwk: &Jwk) -> Result<(), TokenError> {
-    let runtime_data: Vec<&Value> = RUNTIME_DATA.iter().filter_map(|pointer| claims.pointer(pointer)).collect();
+    let runtime_data: Vec<&Value> =
+        RUNTIME_DATA.iter().filter_map(|pointer| claims.pointer(pointer)).collect();
     let nonces: Vec<&Value> = runtime_data.iter().filter_map(|data| data.get("nonce")).collect();
     if nonces.iter().any(|theirs| theirs.as_str() != Some(nonce)) {
         return Err(TokenError::WrongNonce);
@@ -102,7 +103,9 @@ fn check_binding(claims: &Value, nonce: &str, jwk: &Jwk) -> Result<(), TokenErro
 fn is_our_key(theirs: &Value, ours: &Jwk) -> bool {
     let same = |name: &str, value: &str| theirs.get(name).and_then(Value::as_str) == Some(value);
     match ours {
-        Jwk::Ec { alg: _, crv, kty, x, y } => same("kty", kty) && same("crv", crv) && same("x", x) && same("y", y),
+        Jwk::Ec { alg: _, crv, kty, x, y } => {
+            same("kty", kty) && same("crv", crv) && same("x", x) && same("y", y)
+        }
         Jwk::Rsa { alg: _, e, kty, n } => same("kty", kty) && same("n", n) && same("e", e),
     }
 }
@@ -186,7 +189,10 @@ mod tests {
         }
         assert_eq!(check("ES256", &json!({})), TokenFacts { expires: None, id: None });
         assert_eq!(check("ES256", &json!({ "exp": "soon" })).expires, None);
-        assert_eq!(check("ES256", &json!({ "exp": 1000.5 })).expires, Some(at(1000) + Duration::from_millis(500)));
+        assert_eq!(
+            check("ES256", &json!({ "exp": 1000.5 })).expires,
+            Some(at(1000) + Duration::from_millis(500))
+        );
     }
 
     #[test]
@@ -200,9 +206,7 @@ mod tests {
             assert_eq!(check(&ear(submod, NONCE, other.jwk())), Err(TokenError::WrongKey));
             assert_eq!(check(&ear(submod, NONCE, rsa.jwk())), Err(TokenError::WrongKey));
         }
-        let simple = |nonce: Value, key: Value| {
-            json!({ "customized_claims": { "runtime_data": { "nonce": nonce, "tee-pubkey": key } } })
-        };
+        let simple = |nonce: Value, key: Value| json!({ "customized_claims": { "runtime_data": { "nonce": nonce, "tee-pubkey": key } } });
         assert_eq!(check(&simple(json!(7), json!(key.jwk()))), Err(TokenError::WrongNonce));
         assert_eq!(check(&simple(json!(NONCE), json!("text"))), Err(TokenError::WrongKey));
     }
@@ -210,7 +214,8 @@ mod tests {
     #[test]
     fn token_outside_its_time_is_refused_beyond_the_clock_skew() {
         let key = TeeKey::generate(Dialect::V0_4_0).unwrap();
-        let check = |now| check(&token("ES256", &json!({ "exp": 1000, "nbf": 900 })), NONCE, key.jwk(), at(now));
+        let check =
+            |now| check(&token("ES256", &json!({ "exp": 1000, "nbf": 900 })), NONCE, key.jwk(), at(now));
         assert_eq!(check(1061), Err(TokenError::Expired { secs: 61 }));
         assert_eq!(check(839), Err(TokenError::NotYetValid { secs: 61 }));
         assert!(check(1060).is_ok() && check(840).is_ok());
@@ -225,7 +230,9 @@ mod tests {
         }
         let good = token("ES256", &json!({}));
         let two = good.rsplit_once('.').unwrap().0;
-        for bad in ["", "..", two, &format!("{good}.x"), "!!.e30.c2ln", "e30.e30.c2ln", "eyJhbGciOiJFUzI1NiJ9.W.x"] {
+        for bad in
+            ["", "..", two, &format!("{good}.x"), "!!.e30.c2ln", "e30.e30.c2ln", "eyJhbGciOiJFUzI1NiJ9.W.x"]
+        {
             assert_eq!(check(bad), Err(TokenError::Malformed), "{bad}");
         }
     }

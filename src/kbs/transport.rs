@@ -108,7 +108,8 @@ impl Transport {
             return Err(redirected(step, &response));
         }
         let limit = if status.is_success() { answer_limit(step) } else { REFUSAL_LIMIT };
-        let (body, whole) = read_bounded(&mut response, limit).await.map_err(|source| no_answer(step, &url, source))?;
+        let (body, whole) =
+            read_bounded(&mut response, limit).await.map_err(|source| no_answer(step, &url, source))?;
         match (status.is_success(), whole) {
             (true, true) => Ok(Ok(body)),
             (true, false) => Err(KbsError::AnswerTooLarge { step, limit, at: SystemTime::now() }),
@@ -200,7 +201,8 @@ fn is_certificate_error(error: &reqwest::Error) -> bool {
 }
 
 fn redirected(step: Step, response: &Response) -> KbsError {
-    let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or("(nowhere)");
+    let location =
+        response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or("(nowhere)");
     let location = location.split(['?', '#']).next().unwrap_or_default();
     KbsError::Redirected {
         step,

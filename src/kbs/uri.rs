@@ -41,7 +41,10 @@ impl ResourceUri {
             return Err(UriError::Segments { uri: uri(), found: segments.len() });
         };
         if let Some(bad) = [repository, kind, tag].into_iter().find(|segment| !is_segment(segment)) {
-            return Err(UriError::Segment { uri: uri(), segment: bad.chars().filter(|c| !c.is_control()).collect() });
+            return Err(UriError::Segment {
+                uri: uri(),
+                segment: bad.chars().filter(|c| !c.is_control()).collect(),
+            });
         }
         if !authority.bytes().all(is_authority_byte) {
             return Err(UriError::Authority { uri: uri() });
@@ -105,7 +108,9 @@ pub enum UriError {
         uri: String,
     },
     /// Not exactly three path segments.
-    #[error("`{uri}` has {found} path segments, not repository/type/tag (example: {EXAMPLE}, with three slashes)")]
+    #[error(
+        "`{uri}` has {found} path segments, not repository/type/tag (example: {EXAMPLE}, with three slashes)"
+    )]
     Segments {
         /// The text, without control characters.
         uri: String,
@@ -113,7 +118,9 @@ pub enum UriError {
         found: usize,
     },
     /// A segment with characters the broker refuses.
-    #[error("`{segment}` in `{uri}` is not a name of letters, digits, `_`, `-` and (not first) `.` (example: {EXAMPLE})")]
+    #[error(
+        "`{segment}` in `{uri}` is not a name of letters, digits, `_`, `-` and (not first) `.` (example: {EXAMPLE})"
+    )]
     Segment {
         /// The text, without control characters.
         uri: String,
@@ -127,7 +134,9 @@ pub enum UriError {
         uri: String,
     },
     /// A query with characters that would have to be escaped.
-    #[error("`{uri}` has a query with characters that must be percent-encoded (example: {EXAMPLE}?version=1)")]
+    #[error(
+        "`{uri}` has a query with characters that must be percent-encoded (example: {EXAMPLE}?version=1)"
+    )]
     Query {
         /// The text, without control characters.
         uri: String,
@@ -177,7 +186,8 @@ mod tests {
     #[test]
     fn parse_of_anything_else_says_what_is_wrong_and_shows_an_example() {
         let segments = |uri: &str, found| UriError::Segments { uri: uri.into(), found };
-        let segment = |uri: &str, segment: &str| UriError::Segment { uri: uri.into(), segment: segment.into() };
+        let segment =
+            |uri: &str, segment: &str| UriError::Segment { uri: uri.into(), segment: segment.into() };
         let cases = [
             ("", UriError::Scheme { uri: String::new() }),
             ("default/aliyun/key", UriError::Scheme { uri: "default/aliyun/key".into() }),

@@ -58,12 +58,32 @@ const TABLE: &[Row] = &[
         verdict: Verdict::SessionLost,
     },
     // The first generation falls through to the bearer header when it does not know the session.
-    Row { steps: RESOURCE, kinds: &["InvalidRequest"], texts: &["authorization"], verdict: Verdict::SessionLost },
+    Row {
+        steps: RESOURCE,
+        kinds: &["InvalidRequest"],
+        texts: &["authorization"],
+        verdict: Verdict::SessionLost,
+    },
     Row { steps: RESOURCE, kinds: &["PolicyReject", "PolicyDeny"], texts: &[], verdict: Verdict::Denied },
     // The second generation's answer for a resource that is not there, and also for a back end that is down.
-    Row { steps: RESOURCE, kinds: &["ReadSecretFailed", "PluginInternalError"], texts: &[], verdict: Verdict::NotFound },
-    Row { steps: ATTEST, kinds: &["AttestationFailed", "AttestationError"], texts: &[], verdict: Verdict::AttestationRefused },
-    Row { steps: AUTH, kinds: &["FailedAuthentication", "AttestationError"], texts: &[], verdict: Verdict::AuthRefused },
+    Row {
+        steps: RESOURCE,
+        kinds: &["ReadSecretFailed", "PluginInternalError"],
+        texts: &[],
+        verdict: Verdict::NotFound,
+    },
+    Row {
+        steps: ATTEST,
+        kinds: &["AttestationFailed", "AttestationError"],
+        texts: &[],
+        verdict: Verdict::AttestationRefused,
+    },
+    Row {
+        steps: AUTH,
+        kinds: &["FailedAuthentication", "AttestationError"],
+        texts: &[],
+        verdict: Verdict::AuthRefused,
+    },
     Row {
         steps: &[],
         kinds: &["InvalidRequest", "InvalidRequestPath", "PluginNotFound", "SerdeError"],
@@ -135,7 +155,13 @@ mod tests {
             (Attest, 401, "AttestationError", "Attestation error: No cookie found", SessionLost),
             (Attest, 500, "AttestationError", "cookie not found", SessionLost),
             (Attest, 500, "AttestationError", "session expired", SessionLost),
-            (Attest, 401, "AttestationFailed", "REPORT_DATA is different from that in TDX Quote", AttestationRefused),
+            (
+                Attest,
+                401,
+                "AttestationFailed",
+                "REPORT_DATA is different from that in TDX Quote",
+                AttestationRefused,
+            ),
             (Attest, 502, "AttestationError", hidden, AttestationRefused),
             (Attest, 401, "TokenIssueFailed", "", ServerFault),
             (Resource, 401, "InvalidRequest", bearer, SessionLost),
@@ -181,8 +207,14 @@ mod tests {
     #[test]
     fn expected_version_is_read_from_both_texts() {
         let cases = [
-            ("KBS Client Protocol Version Mismatch: expected version: <=0.1.0, requested version: 0.4.0", Some("0.1.0")),
-            ("x KBS Client Protocol Version Mismatch: expect =0.1.0 while the request is 0.4.0", Some("0.1.0")),
+            (
+                "KBS Client Protocol Version Mismatch: expected version: <=0.1.0, requested version: 0.4.0",
+                Some("0.1.0"),
+            ),
+            (
+                "x KBS Client Protocol Version Mismatch: expect =0.1.0 while the request is 0.4.0",
+                Some("0.1.0"),
+            ),
             ("expect ^12.34.56", Some("12.34.56")),
             ("Version Mismatch: 0.1.0", None),
             ("expect =0.1 while ..", None),

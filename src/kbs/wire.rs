@@ -7,8 +7,8 @@
 
 use base64::Engine as _;
 use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha384};
@@ -123,7 +123,9 @@ impl Challenge {
         match selected_hash(&answer.extra_params) {
             None => {}
             Some(algorithm) if algorithm.eq_ignore_ascii_case("sha384") => {}
-            Some(algorithm) => return Err(WireError::Hash { algorithm: super::error::printable(&algorithm, 32) }),
+            Some(algorithm) => {
+                return Err(WireError::Hash { algorithm: super::error::printable(&algorithm, 32) });
+            }
         }
         Ok(Challenge { nonce: answer.nonce })
     }
@@ -325,7 +327,10 @@ mod tests {
     #[test]
     fn challenge_nonce_outside_its_bounds_is_refused() {
         let parse = |nonce: &str| Challenge::parse(format!(r#"{{"nonce":"{nonce}"}}"#).as_bytes());
-        assert_eq!(parse("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHg==").unwrap_err(), WireError::Nonce { len: 44 });
+        assert_eq!(
+            parse("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHg==").unwrap_err(),
+            WireError::Nonce { len: 44 }
+        );
         assert_eq!(parse("not base64 at all").unwrap_err(), WireError::Nonce { len: 17 });
         assert_eq!(parse(&"A".repeat(1028)).unwrap_err(), WireError::Nonce { len: 1028 });
         assert!(parse(&"A".repeat(1024)).is_ok());
@@ -335,7 +340,10 @@ mod tests {
     fn malformed_answer_is_an_error_that_quotes_nothing_of_it() {
         let error = parse_token(br#""eyJhbGciOiJub25lIn0.planted.token""#).unwrap_err();
         assert!(!format!("{error} {error:?}").contains("planted"), "{error:?}");
-        assert_eq!(parse_token(b"<html>").unwrap_err().to_string().split(" (").next(), Some("the attestation result is not the expected JSON"));
+        assert_eq!(
+            parse_token(b"<html>").unwrap_err().to_string().split(" (").next(),
+            Some("the attestation result is not the expected JSON")
+        );
     }
 
     #[test]
