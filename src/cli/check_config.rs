@@ -172,8 +172,8 @@ mod tests {
                trustee     http://trustee.example.com/cai\n              \
              NOT authenticated: the URL is plain http\n  \
                key         kbs:///default/aliyun/key\n  \
-               model       conf-ai:/qwen/ at https://oss-cn-beijing.aliyuncs.com/\n  \
-                           region cn-beijing, access AccessKey LTAI5t\n  \
+               model       conf-ai:/qwen/ at https://oss-cn-beijing.aliyuncs.com/\n              \
+             region cn-beijing, access AccessKey LTAI5t\n  \
                mount       /tmp/model, owner 0, group 990, mode 0440\n  \
                cache       /var/cache/cai, 1073741824 bytes left free\n"
         );

@@ -138,7 +138,9 @@ pub(super) static TRUSTEE_URL: Key = Key {
 /// `MODEL_KEY_ID`
 pub(super) static MODEL_KEY_ID: Key = Key {
     name: "MODEL_KEY_ID",
-    form: Form::Text("kbs:///REPOSITORY/TYPE/TAG, each of letters, digits, _ and -, and of dots after the first letter"),
+    form: Form::Text(
+        "kbs:///REPOSITORY/TYPE/TAG, each of letters, digits, _ and -, and of dots after the first letter",
+    ),
     default: Default::Required,
     unit: None,
     effect: "Resource ID of the model key in the Trustee. With the KMS back end the last part names the KMS secret.",
