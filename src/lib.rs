@@ -1,4 +1,27 @@
 //! cai: the host agent for confidential LLM inference.
+//!
+//! Who may use whom. `tests/layering.rs` holds every `crate::` path against this table, and the table against the wall:
+//! what fetches ciphertext (`oss`, `store`, `peer`) never sees the model's key or a plaintext byte, and what handles key
+//! or plaintext (`kbs`, `keyring`, `gocryptfs`, `mount`) never sees a socket to the store or a peer.
+//!
+//! ```text
+//! error:      (none)
+//! task:       (none)
+//! ciphertext: (none)
+//! keyring:    error
+//! config:     error, keyring
+//! attest:     error, config, keyring
+//! kbs:        error, config, attest, keyring, task
+//! store:      error, ciphertext, task
+//! oss:        error, config, keyring::Secret, store, task
+//! gocryptfs:  error, ciphertext, keyring
+//! mount:      error, ciphertext, gocryptfs, keyring, config, task
+//! host:       error
+//! helper:     error, config
+//! agent:      everything but cli, bus
+//! bus:        error, agent
+//! cli:        everything
+//! ```
 #![deny(
     unsafe_code,
     clippy::unwrap_used,

@@ -1,0 +1,330 @@
+//! Variables and tuning -> [`Settings`]: each value parsed, then the values held against each other. Pure.
+//!
+//! Every part is looked at even when another one failed, so that one run lists every problem.
+
+use std::path::Path;
+use std::time::Duration;
+
+use url::Url;
+
+use super::keys::{self, Key};
+use super::report::{Findings, Problem, Reported};
+use super::settings::{
+    Attest, Cache, Encryption, Model, Mount, Oss, OssCredentials, Settings, TeeChoice, Trustee, Wait,
+};
+use super::tuning::{Size, Tuning};
+use super::values::{self, Flaw};
+use super::variables::Variables;
+use super::{Facts, summary, under};
+use crate::error::chain;
+use crate::keyring::Secret;
+
+/// The settings, or what stands against them among `findings`.
+pub(super) fn settings(
+    variables: &Variables,
+    tuning: Result<Tuning, Reported>,
+    root: &Path,
+    facts: &Facts,
+    findings: &mut Findings,
+) -> Result<Settings, Reported> {
+    let tuning = tuning.as_ref().map_err(|reported| *reported);
+    let service_port = variables.optional(&keys::MODEL_SERVICE_PORT, findings, values::port);
+    let peers = variables.optional(&keys::MODEL_SHARING_PEER, findings, values::peers);
+    let model = model(variables, findings);
+    let trustee = trustee(variables, tuning, root, findings);
+    let oss = oss(variables, tuning, root, findings);
+    let mount = mount(variables, tuning, root, facts, findings);
+    let attest = tuning.and_then(|tuning| attest(tuning, facts, findings));
+    let cache = tuning.and_then(|tuning| cache(tuning, root, findings));
+    let (mount, cache) = apart(mount?, cache?, variables, findings)?;
+    let mut settings = Settings {
+        root: root.to_owned(),
+        trustee: trustee?,
+        oss: oss?,
+        model: model?,
+        mount,
+        cache,
+        attest: attest?,
+        service_port: service_port?,
+        peers: peers?.unwrap_or_default(),
+        fingerprint: String::new(),
+    };
+    notice_unused(&settings, variables, findings);
+    settings.fingerprint = summary::fingerprint(&settings);
+    Ok(settings)
+}
+
+/// What is accepted, kept and without effect in this version. Said, because the operator counts on it.
+fn notice_unused(settings: &Settings, variables: &Variables, findings: &mut Findings) {
+    let mut unused = |key: &Key, what: &str| {
+        let message = format!("{} is set, and {what} in this version of cai", key.name);
+        let hint = "nothing to do; it takes effect with an update".to_owned();
+        findings.notice(variables.at(key), "config.unused", message, hint);
+    };
+    if settings.service_port.is_some() {
+        unused(&keys::MODEL_SERVICE_PORT, "the traffic of the port is NOT encrypted");
+    }
+    if !settings.peers.is_empty() {
+        unused(&keys::MODEL_SHARING_PEER, "peers are not asked");
+    }
+    // "default" is in every file made from the solution's document and means what cai does anyway.
+    if settings.trustee.policy != "default" {
+        unused(&keys::TRUSTEE_POLICY, "the policy is not used");
+    }
+    if settings.model.encryption == Encryption::Sam {
+        unused(&keys::MODEL_ENCRYPTION_METHOD, "SAM models cannot be mounted");
+    }
+}
+
+fn trustee(
+    variables: &Variables,
+    tuning: Result<&Tuning, Reported>,
+    root: &Path,
+    findings: &mut Findings,
+) -> Result<Trustee, Reported> {
+    let url = variables.get(&keys::TRUSTEE_URL, findings, values::trustee_url);
+    let key_id = variables.get(&keys::MODEL_KEY_ID, findings, values::key_id);
+    let policy = variables.get(&keys::TRUSTEE_POLICY, findings, values::policy);
+    let at = variables.at(&keys::TRUSTEE_URL);
+    if let Ok(url) = &url
+        && url.scheme() == "http"
+    {
+        findings.notice(
+            at.clone(),
+            "config.trustee_http",
+            "TRUSTEE_URL is plain http: the server is not authenticated".to_owned(),
+            "whoever sits in between can answer in the Trustee's place; use an https URL and set \
+             trustee.require_https = true"
+                .to_owned(),
+        );
+        if tuning.is_ok_and(|tuning| tuning.trustee.require_https) {
+            let flaw = "is plain http, and trustee.require_https is set";
+            findings.problem(keys::TRUSTEE_URL.problem(&at, flaw, Some(url.as_str())));
+        }
+    }
+    let tuning = &tuning?.trustee;
+    Ok(Trustee {
+        url: url?,
+        key_id: key_id?,
+        policy: policy?,
+        require_https: tuning.require_https,
+        ca_file: tuning.ca_file.as_deref().map(|path| under(root, path)),
+        protocol: tuning.protocol,
+        timeout: Duration::from_secs(tuning.timeout_secs),
+        retry_limit: Duration::from_secs(tuning.retry_limit_secs),
+    })
+}
+
+/// The object store; all that `cai upload` needs.
+pub(super) fn oss(
+    variables: &Variables,
+    tuning: Result<&Tuning, Reported>,
+    root: &Path,
+    findings: &mut Findings,
+) -> Result<Oss, Reported> {
+    let bucket_path = variables.get(&keys::MODEL_OSS_BUCKET_PATH, findings, values::bucket_path);
+    let endpoint = variables.get(&keys::MODEL_OSS_ENDPOINT, findings, |text| {
+        match (values::endpoint(text)?, &bucket_path) {
+            (endpoint, Ok((bucket, _))) if holds_bucket(&endpoint, bucket) => {
+                Err("begins with the bucket, which belongs into MODEL_OSS_BUCKET_PATH only".into())
+            }
+            (endpoint, _) => Ok(endpoint),
+        }
+    });
+    let region = variables.optional(&keys::MODEL_OSS_REGION, findings, values::region);
+    let credentials = credentials(variables, findings);
+    let region = match (region?, &endpoint) {
+        (Some(region), _) => Some(region),
+        (None, Ok(endpoint)) => values::region_of(endpoint),
+        (None, Err(Reported)) => None,
+    };
+    if let Ok(endpoint) = &endpoint {
+        if endpoint.scheme() == "http" {
+            findings.notice(
+                variables.at(&keys::MODEL_OSS_ENDPOINT),
+                "config.oss_http",
+                "MODEL_OSS_ENDPOINT is plain http: the object store is not authenticated".to_owned(),
+                "the model's bytes are authenticated by their encryption, but names, sizes and an STS token travel \
+                 in the open; use https outside a trusted VPC"
+                    .to_owned(),
+            );
+        }
+        if region.is_none() && matches!(credentials, Ok(Some(_))) {
+            let flaw =
+                "is not set, and MODEL_OSS_ENDPOINT does not hold the region that signed requests need";
+            let at = variables.at(&keys::MODEL_OSS_REGION);
+            findings.problem(keys::MODEL_OSS_REGION.problem(&at, flaw, None));
+        }
+    }
+    let tuning = &tuning?.oss;
+    let (bucket, prefix) = bucket_path?;
+    Ok(Oss {
+        endpoint: endpoint?,
+        bucket,
+        prefix,
+        region,
+        credentials: credentials?,
+        ca_file: tuning.ca_file.as_deref().map(|path| under(root, path)),
+        concurrency: tuning.concurrency,
+        timeout: Duration::from_secs(tuning.timeout_secs),
+    })
+}
+
+/// Whether the endpoint is the bucket's own host name; requests would go to `bucket.bucket.oss-...`.
+fn holds_bucket(endpoint: &Url, bucket: &str) -> bool {
+    endpoint.domain().and_then(|host| host.strip_prefix(bucket)).is_some_and(|rest| rest.starts_with(".oss-"))
+}
+
+fn credentials(variables: &Variables, findings: &mut Findings) -> Result<Option<OssCredentials>, Reported> {
+    let id_key = &keys::MODEL_OSS_ACCESS_KEY_ID;
+    let secret_key = &keys::MODEL_OSS_SECRET_ACCESS_KEY;
+    let id = variables.optional(id_key, findings, |text| values::credential(text).map(str::to_owned));
+    let access_key = variables.optional(secret_key, findings, secret);
+    let token = variables.optional(&keys::MODEL_OSS_SESSION_TOKEN, findings, secret);
+    let mut missing = |key: &Key, given: &Key| {
+        let flaw = format!("is not set, and {} is", given.name);
+        Err(findings.problem(key.problem(&variables.at(given), &flaw, None)))
+    };
+    match (id?, access_key?, token?) {
+        (Some(access_key_id), Some(secret_access_key), session_token) => {
+            Ok(Some(OssCredentials { access_key_id, secret_access_key, session_token }))
+        }
+        (Some(_), None, _) => missing(secret_key, id_key),
+        (None, Some(_), _) => missing(id_key, secret_key),
+        (None, None, Some(_)) => missing(id_key, &keys::MODEL_OSS_SESSION_TOKEN),
+        (None, None, None) => {
+            findings.notice(
+                variables.at(id_key),
+                "config.oss_anonymous",
+                "no OSS access key is set: the bucket is read anonymously".to_owned(),
+                "fine for a bucket that everybody can read, since the model is encrypted; otherwise set \
+                 MODEL_OSS_ACCESS_KEY_ID and MODEL_OSS_SECRET_ACCESS_KEY"
+                    .to_owned(),
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// Straight into locked memory; the caller's text is wiped with its file.
+fn secret(text: &str) -> Result<Secret, Flaw> {
+    let text = values::credential(text)?;
+    Secret::copy_of(text.as_bytes())
+        .map_err(|error| format!("cannot be kept in memory ({})", chain(&error)).into())
+}
+
+fn model(variables: &Variables, findings: &mut Findings) -> Result<Model, Reported> {
+    let encryption = variables.get(&keys::MODEL_ENCRYPTION_METHOD, findings, |text| match text {
+        "gocryptfs" => Ok(Encryption::Gocryptfs),
+        "sam" => Ok(Encryption::Sam),
+        _ => Err("is none of the words it can be".into()),
+    });
+    let wait = variables.get(&keys::MODEL_WAIT, findings, |text| match text {
+        "metadata" => Ok(Wait::Metadata),
+        "full" => Ok(Wait::Full),
+        _ => Err("is none of the words it can be".into()),
+    });
+    Ok(Model { encryption: encryption?, wait: wait? })
+}
+
+/// Read permission of users that are neither the owner nor in the group.
+const OTHERS_READ: u32 = 0o004;
+
+fn mount(
+    variables: &Variables,
+    tuning: Result<&Tuning, Reported>,
+    root: &Path,
+    facts: &Facts,
+    findings: &mut Findings,
+) -> Result<Mount, Reported> {
+    let point = variables.get(&keys::MODEL_MOUNT_POINT, findings, values::mount_point);
+    let all = tuning?;
+    let tuning = &all.mount;
+    let mode = values::mode(&tuning.mode)
+        .map_err(|flaw| findings.problem(tuning_problem("mount.mode", all, &flaw)))?;
+    if mode & OTHERS_READ != 0 {
+        findings.notice(
+            all.at("mount.mode"),
+            "config.world_readable",
+            format!("mount.mode is {mode:04o}: every local user can read the decrypted model"),
+            "put the inference service's user into group cai-model and use \"0440\"".to_owned(),
+        );
+    }
+    let gid = tuning.gid.or(facts.model_gid);
+    if gid.is_none() {
+        findings.notice(
+            all.at("mount.gid"),
+            "config.no_model_group",
+            "group cai-model does not exist: the model's files belong to group 0".to_owned(),
+            "create the group (systemd-sysusers does), or set mount.gid".to_owned(),
+        );
+    }
+    Ok(Mount {
+        point: under(root, &point?),
+        uid: tuning.uid,
+        gid: gid.unwrap_or(0),
+        mode,
+        threads: tuning.threads,
+        readahead_kib: tuning.readahead_kib,
+        read_timeout: Duration::from_secs(tuning.read_timeout_secs),
+    })
+}
+
+fn cache(all: &Tuning, root: &Path, findings: &mut Findings) -> Result<Cache, Reported> {
+    let reserve_bytes = match &all.cache.reserve_bytes {
+        Size::Bytes(bytes) => Ok(*bytes),
+        Size::Text(text) => values::size(text),
+    };
+    let reserve_bytes =
+        reserve_bytes.map_err(|flaw| findings.problem(tuning_problem("cache.reserve_bytes", all, &flaw)))?;
+    Ok(Cache { dir: under(root, &all.cache.dir), reserve_bytes })
+}
+
+fn attest(all: &Tuning, facts: &Facts, findings: &mut Findings) -> Result<Attest, Reported> {
+    let tee = all.attest.tee;
+    match tee {
+        TeeChoice::Auto | TeeChoice::Tdx => {}
+        TeeChoice::Sample if facts.sandbox => findings.notice(
+            all.at("attest.tee"),
+            "config.sample_tee",
+            "attest.tee is sample: THIS MACHINE PROVES NOTHING, and only a test Trustee will believe it"
+                .to_owned(),
+            "never use this with a real model key; set attest.tee = \"auto\"".to_owned(),
+        ),
+        TeeChoice::Sample => {
+            let flaw = "is sample, which exists in sandbox builds only";
+            return Err(findings.problem(tuning_problem("attest.tee", all, flaw)));
+        }
+    }
+    Ok(Attest { tee })
+}
+
+/// The mount must not hide the cache it is fed from, nor the cache lie in what the mount shows.
+fn apart(
+    mount: Mount,
+    cache: Cache,
+    variables: &Variables,
+    findings: &mut Findings,
+) -> Result<(Mount, Cache), Reported> {
+    if mount.point.starts_with(&cache.dir) || cache.dir.starts_with(&mount.point) {
+        let key = &keys::MODEL_MOUNT_POINT;
+        let flaw = format!("and cache.dir ({}) lie in each other", cache.dir.display());
+        return Err(findings.problem(key.problem(&variables.at(key), &flaw, mount.point.to_str())));
+    }
+    Ok((mount, cache))
+}
+
+/// A problem with a tuning key, found after merging.
+fn tuning_problem(name: &str, tuning: &Tuning, flaw: &str) -> Problem {
+    let at = tuning.at(name);
+    match keys::TOML.iter().find(|key| key.name == name) {
+        Some(key) => key.problem(&at, flaw, None),
+        None => Problem {
+            at,
+            message: format!("{name} {flaw}"),
+            expected: String::new(),
+            got: None,
+            example: None,
+        },
+    }
+}

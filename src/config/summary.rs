@@ -1,0 +1,108 @@
+//! The effective configuration as text, without secrets: for the fingerprint and for `cai check-config`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::settings::{Encryption, Protocol, Settings, TeeChoice, Wait};
+
+impl Settings {
+    /// Every key with the value that is in effect, defaults included, in the order of the shipped files. Secrets are
+    /// `set` or empty; paths have `root` applied.
+    pub fn effective(&self) -> Vec<(&'static str, String)> {
+        let Settings {
+            root: _,
+            trustee,
+            oss,
+            model,
+            mount,
+            cache,
+            attest,
+            service_port,
+            peers,
+            fingerprint: _,
+        } = self;
+        let path = |path: &Path| path.display().to_string();
+        let file = |file: &Option<std::path::PathBuf>| file.as_deref().map(path).unwrap_or_default();
+        let key = oss.credentials.as_ref();
+        let set = |is_set: bool| if is_set { "set".to_owned() } else { String::new() };
+        vec![
+            ("TRUSTEE_URL", trustee.url.to_string()),
+            ("MODEL_KEY_ID", trustee.key_id.clone()),
+            ("MODEL_OSS_BUCKET_PATH", format!("{}:/{}", oss.bucket, oss.prefix)),
+            ("MODEL_OSS_ENDPOINT", oss.endpoint.to_string()),
+            ("MODEL_OSS_REGION", oss.region.clone().unwrap_or_default()),
+            ("MODEL_OSS_ACCESS_KEY_ID", key.map(|key| key.access_key_id.clone()).unwrap_or_default()),
+            ("MODEL_OSS_SECRET_ACCESS_KEY", set(key.is_some())),
+            ("MODEL_OSS_SESSION_TOKEN", set(key.is_some_and(|key| key.session_token.is_some()))),
+            ("MODEL_ENCRYPTION_METHOD", encryption(model.encryption).to_owned()),
+            ("MODEL_MOUNT_POINT", path(&mount.point)),
+            ("MODEL_WAIT", wait(model.wait).to_owned()),
+            ("MODEL_SERVICE_PORT", service_port.map(|port| port.to_string()).unwrap_or_default()),
+            ("TRUSTEE_POLICY", trustee.policy.clone()),
+            ("MODEL_SHARING_PEER", peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+            ("trustee.require_https", trustee.require_https.to_string()),
+            ("trustee.ca_file", file(&trustee.ca_file)),
+            ("trustee.protocol", protocol(trustee.protocol).to_owned()),
+            ("trustee.timeout_secs", trustee.timeout.as_secs().to_string()),
+            ("trustee.retry_limit_secs", trustee.retry_limit.as_secs().to_string()),
+            ("attest.tee", tee(attest.tee).to_owned()),
+            ("oss.ca_file", file(&oss.ca_file)),
+            ("oss.concurrency", oss.concurrency.to_string()),
+            ("oss.timeout_secs", oss.timeout.as_secs().to_string()),
+            ("mount.uid", mount.uid.to_string()),
+            ("mount.gid", mount.gid.to_string()),
+            ("mount.mode", format!("{:04o}", mount.mode)),
+            ("mount.threads", mount.threads.to_string()),
+            ("mount.readahead_kib", mount.readahead_kib.to_string()),
+            ("mount.read_timeout_secs", mount.read_timeout.as_secs().to_string()),
+            ("cache.dir", path(&cache.dir)),
+            ("cache.reserve_bytes", cache.reserve_bytes.to_string()),
+        ]
+    }
+}
+
+/// SHA-256 over the effective configuration, hex. Changes whenever a key other than a secret does.
+pub(super) fn fingerprint(settings: &Settings) -> String {
+    let mut hash = Sha256::new();
+    for (name, value) in settings.effective() {
+        // Lengths keep (`a`, `bc`) and (`ab`, `c`) apart.
+        hash.update(format!("{} {} {name}={value}\n", name.len(), value.len()));
+    }
+    hash.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+const fn encryption(encryption: Encryption) -> &'static str {
+    match encryption {
+        Encryption::Gocryptfs => "gocryptfs",
+        Encryption::Sam => "sam",
+    }
+}
+
+const fn wait(wait: Wait) -> &'static str {
+    match wait {
+        Wait::Metadata => "metadata",
+        Wait::Full => "full",
+    }
+}
+
+const fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Auto => "auto",
+        Protocol::V0_1_0 => "0.1.0",
+        Protocol::V0_4_0 => "0.4.0",
+    }
+}
+
+const fn tee(tee: TeeChoice) -> &'static str {
+    match tee {
+        TeeChoice::Auto => "auto",
+        TeeChoice::Tdx => "tdx",
+        TeeChoice::Sample => "sample",
+    }
+}
