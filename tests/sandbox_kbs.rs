@@ -85,7 +85,8 @@ impl Key {
     fn unwrap_key(&self, header: &Value, wrapped: &[u8]) -> Vec<u8> {
         match self {
             Key::Ec(secret) => {
-                let coordinate = |name: &str| URL_SAFE_NO_PAD.decode(header["epk"][name].as_str().unwrap()).unwrap();
+                let coordinate =
+                    |name: &str| URL_SAFE_NO_PAD.decode(header["epk"][name].as_str().unwrap()).unwrap();
                 let point = [vec![4], coordinate("x"), coordinate("y")].concat();
                 let peer = p256::PublicKey::from_sec1_bytes(&point).unwrap();
                 let z = diffie_hellman(secret.to_nonzero_scalar(), peer.as_affine());
@@ -100,9 +101,11 @@ impl Key {
                 let key = PrivateDecryptingKey::from_pkcs8(&pkcs8).unwrap();
                 let mut out = vec![0; 256];
                 match *alg {
-                    "RSA1_5" => {
-                        Pkcs1PrivateDecryptingKey::new(key).unwrap().decrypt(wrapped, &mut out).unwrap().to_vec()
-                    }
+                    "RSA1_5" => Pkcs1PrivateDecryptingKey::new(key)
+                        .unwrap()
+                        .decrypt(wrapped, &mut out)
+                        .unwrap()
+                        .to_vec(),
                     _ => OaepPrivateDecryptingKey::new(key)
                         .unwrap()
                         .decrypt(&OAEP_SHA256_MGF1SHA256, wrapped, &mut out, None)
@@ -174,7 +177,10 @@ impl Session {
         let (pair, attributes) = cookie.split_once("; ").unwrap();
         assert!(attributes.starts_with("Expires=") && attributes.ends_with(" GMT"), "{attributes}");
         let id = pair.strip_prefix("kbs-session-id=").unwrap();
-        assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)), "{id}");
+        assert!(
+            id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)),
+            "{id}"
+        );
         let challenge: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
         assert_eq!(challenge["extra-params"], "");
         let nonce = challenge["nonce"].as_str().unwrap().to_owned();
@@ -329,7 +335,8 @@ async fn attest_040_with_a_second_device_is_bound_to_it() {
     for (device_nonce_is_right, status) in [(true, 200), (false, 502)] {
         let session = Session::auth(&sandbox, "0.4.0").await;
         let nonce = if device_nonce_is_right { session.nonce.as_str() } else { "other" };
-        let device = json!({"sampledevice": {"svn": "2", "report_data": report_data(nonce, &key, None)}}).to_string();
+        let device =
+            json!({"sampledevice": {"svn": "2", "report_data": report_data(nonce, &key, None)}}).to_string();
         let mut body = session.body_040(&key);
         body["tee-evidence"]["additional_evidence"] = json!(device);
         body["tee-evidence"]["primary_evidence"]["report_data"] =
@@ -342,7 +349,9 @@ async fn attest_040_with_a_second_device_is_bound_to_it() {
 async fn auth_040_refusals_are_as_observed() {
     let sandbox = start();
     let mismatch = |version: &str| {
-        format!("{AUTH_FAILED}KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is {version}")
+        format!(
+            "{AUTH_FAILED}KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is {version}"
+        )
     };
     for version in ["0.1.0", "0.2.0", "0.4.1"] {
         let body = json!({"version": version, "tee": "sample", "extra-params": ""}).to_string();
@@ -372,9 +381,12 @@ async fn attest_040_refusals_are_as_observed() {
     let sandbox = start();
     let key = Key::vector_ec();
     let digest_of = |session: &Session| bound(&session.nonce, &key, Some(""));
-    let padded = |session: &Session| STANDARD.encode([Sha384::digest(digest_of(session)).to_vec(), vec![0; 16]].concat());
+    let padded = |session: &Session| {
+        STANDARD.encode([Sha384::digest(digest_of(session)).to_vec(), vec![0; 16]].concat())
+    };
     type Spoil<'a> = Box<dyn Fn(&Session, &mut Value) + 'a>;
-    let evidence = |body: &mut Value, value: Value| body["tee-evidence"]["primary_evidence"]["report_data"] = value;
+    let evidence =
+        |body: &mut Value, value: Value| body["tee-evidence"]["primary_evidence"]["report_data"] = value;
     let rows: Vec<(&str, Spoil<'_>)> = vec![
         ("wrong digest", Box::new(|_, b| evidence(b, json!(STANDARD.encode([1; 48]))))),
         ("SHA-512", Box::new(|s, b| evidence(b, json!(STANDARD.encode(Sha512::digest(digest_of(s))))))),
@@ -391,7 +403,10 @@ async fn attest_040_refusals_are_as_observed() {
             "short measure_register",
             Box::new(|_, b| b["tee-evidence"]["primary_evidence"]["measure_register"] = json!("00")),
         ),
-        ("additional_evidence is an object", Box::new(|_, b| b["tee-evidence"]["additional_evidence"] = json!({}))),
+        (
+            "additional_evidence is an object",
+            Box::new(|_, b| b["tee-evidence"]["additional_evidence"] = json!({})),
+        ),
         ("another nonce", Box::new(|_, b| b["runtime-data"]["nonce"] = json!(STANDARD.encode([0; 32])))),
         ("init-data", Box::new(|_, b| b["init-data"] = json!({"format": "toml", "body": ""}))),
         ("another key", Box::new(|_, b| b["runtime-data"]["tee-pubkey"]["x"] = json!("AAAA"))),
@@ -402,7 +417,11 @@ async fn attest_040_refusals_are_as_observed() {
         let mut body = session.body_040(&key);
         spoil(&session, &mut body);
         assert_eq!(refusal(session.attest(&body).await).await, expected, "{name}");
-        assert_eq!(session.attest(&session.body_040(&key)).await.status(), 200, "{name}: the session lives on");
+        assert_eq!(
+            session.attest(&session.body_040(&key)).await.status(),
+            200,
+            "{name}: the session lives on"
+        );
     }
     let mut session = Session::auth(&sandbox, "0.4.0").await;
     session.cookie = format!("kbs-session-id={}", "0".repeat(32));
@@ -518,7 +537,10 @@ async fn refusals_010_are_as_observed() {
     let mut unwrapped = session.body_010(&key);
     unwrapped["tee-evidence"] = serde_json::from_str(unwrapped["tee-evidence"].as_str().unwrap()).unwrap();
     for body in [unwrapped, session.body_040(&key), session.body_010(&Key::vector_ec())] {
-        assert_eq!(refusal(session.attest(&body).await).await, refused(500, "AttestationError", ATTEST_FAILED));
+        assert_eq!(
+            refusal(session.attest(&body).await).await,
+            refused(500, "AttestationError", ATTEST_FAILED)
+        );
     }
 }
 
@@ -561,7 +583,10 @@ async fn faults_instead_of_the_answer_count_down_exactly() {
     let url = format!("{}/kbs/v0/auth", sandbox.kbs);
     assert!(client().post(&url).body(body).send().await.is_err(), "dropped");
     let answer = post_auth(&sandbox, body).await;
-    assert_eq!((answer.status().as_u16(), &answer.headers()["location"]), (302, &"http://127.0.0.1:1/".parse().unwrap()));
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["location"]),
+        (302, &"http://127.0.0.1:1/".parse().unwrap())
+    );
     assert_eq!(post_auth(&sandbox, body).await.bytes().await.unwrap().len(), 70_000);
     assert_eq!(post_auth(&sandbox, body).await.status(), 200);
     assert_eq!(sandbox.fired().await, [2, 1, 1, 1]);
@@ -597,7 +622,8 @@ async fn faults_of_the_handshake_act_once_each() {
     sandbox.faults(one("kbs_token_nonce")).await;
     let session = Session::auth(&sandbox, "0.4.0").await;
     let token = session.attested(&session.body_040(&key)).await;
-    let runtime = &claims(&token)["submods"]["cpu0"]["ear.veraison.annotated-evidence"]["runtime_data_claims"];
+    let runtime =
+        &claims(&token)["submods"]["cpu0"]["ear.veraison.annotated-evidence"]["runtime_data_claims"];
     assert_ne!(runtime["nonce"], session.nonce);
 }
 
@@ -624,7 +650,11 @@ async fn faults_of_the_release_act_on_the_matching_resource_only() {
     assert_eq!(refusal(session.resource(RESOURCE).await).await, expired);
     let (status, kind, _) = refusal(session.resource_with(RESOURCE, "attestation", &token).await).await;
     assert_eq!((status, kind.as_str()), (401, "TokenVerifierError"));
-    assert_eq!(refusal(session.resource(RESOURCE).await).await, expired, "an expired session does not come back");
+    assert_eq!(
+        refusal(session.resource(RESOURCE).await).await,
+        expired,
+        "an expired session does not come back"
+    );
 }
 
 #[tokio::test]

@@ -101,7 +101,8 @@ impl Sandbox {
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout"));
         stdout.read_line(&mut line).expect("the address line");
-        let ready: Value = serde_json::from_str(&line).expect("cai-sandbox ended before it listened; see stderr");
+        let ready: Value =
+            serde_json::from_str(&line).expect("cai-sandbox ended before it listened; see stderr");
         let address = |name: &str| ready[name].as_str().expect("address").to_owned();
         Sandbox {
             kbs: address("kbs"),
@@ -133,8 +134,13 @@ impl Sandbox {
 
     /// Replaces the set of faults; `src/bin/cai-sandbox/faults.rs` lists them.
     pub async fn faults(&self, faults: Value) {
-        let answer =
-            self.client.put(format!("{}/faults", self.control)).body(faults.to_string()).send().await.expect("control");
+        let answer = self
+            .client
+            .put(format!("{}/faults", self.control))
+            .body(faults.to_string())
+            .send()
+            .await
+            .expect("control");
         let status = answer.status();
         assert_eq!(status, 204, "{}", answer.text().await.unwrap_or_default());
     }
@@ -142,7 +148,12 @@ impl Sandbox {
     /// How often each fault of the set has acted, in its order.
     pub async fn fired(&self) -> Vec<u64> {
         let faults = self.get("/faults").await;
-        faults.as_array().expect("array").iter().map(|fault| fault["fired"].as_u64().expect("count")).collect()
+        faults
+            .as_array()
+            .expect("array")
+            .iter()
+            .map(|fault| fault["fired"].as_u64().expect("count"))
+            .collect()
     }
 
     /// Requests seen: `{"counts": {"oss.get": 3, ...}, "requests": [...]}`.

@@ -122,7 +122,7 @@ impl Reading<'_> {
                     .with("RangeRequested", header(self.headers, "range").unwrap_or_default().to_owned()));
             }
         };
-        let mut answer = Reply::new(FileBody::new(file, offset, len, self.shape(len), ending.clone()));
+        let mut answer = Reply::new(FileBody::start(file, offset, len, self.shape(len), ending.clone()));
         if span != Span::Whole {
             *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
             let range = format!("bytes {offset}-{}/{}", offset + len - 1, object.len);

@@ -23,7 +23,7 @@ const PATH: &AsciiSet = &UNRESERVED.remove(b'/');
 
 /// Query names that version 1 signs. Those of operations that the sandbox lacks are here too, so that asking for one gets
 /// "not implemented" and not a wrong answer.
-pub(crate) const SUBRESOURCES: [&str; 46] = [
+pub(crate) const SUBRESOURCES: [&str; 47] = [
     "acl",
     "append",
     "asyncFetch",
@@ -70,6 +70,7 @@ pub(crate) const SUBRESOURCES: [&str; 46] = [
     "website",
     "worm",
     "x-oss-process",
+    "x-oss-traffic-limit",
 ];
 
 /// The one identity the sandbox knows.

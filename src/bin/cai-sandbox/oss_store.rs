@@ -260,13 +260,18 @@ impl Store {
         });
         let mut whole = Ok(());
         while let Some(frame) = body.frame().await {
-            match frame.map(|frame| frame.into_data()) {
-                Ok(Ok(piece)) if sender.send(piece).await.is_err() => break, // the writer failed and says why
-                Ok(_) => {}
+            let piece = match frame {
+                Ok(frame) => frame.into_data(),
                 Err(error) => {
                     whole = Err(io::Error::other(error));
                     break;
                 }
+            };
+            // Anything else is a trailer. A writer that is gone has failed and says why below.
+            if let Ok(piece) = piece
+                && sender.send(piece).await.is_err()
+            {
+                break;
             }
         }
         drop(sender);

@@ -150,8 +150,8 @@ pub(crate) async fn serve<S: Site>(listener: TcpListener, site: Arc<S>, journal:
                 }
                 Err(error) => {
                     eprintln!("{} accept: {error}", S::NAME);
-                    // Out of descriptors: they come back when connections end, so let those run.
-                    tokio::task::yield_now().await;
+                    // Out of descriptors, and one comes back when a connection ends.
+                    connections.join_next().await;
                 }
             },
             Some(_) = connections.join_next() => {}
@@ -271,7 +271,7 @@ pub(crate) struct FileBody {
 
 impl FileBody {
     /// Sends `len` bytes of `file` from `offset`. The file must be that long; if it is not, the connection breaks.
-    pub(crate) fn new(file: File, offset: u64, len: u64, shape: Shape, ending: Ending) -> Payload {
+    pub(crate) fn start(file: File, offset: u64, len: u64, shape: Shape, ending: Ending) -> Payload {
         let (sender, frames) = mpsc::channel(FRAMES_AHEAD);
         // Ends by itself when the receiver goes, so its handle is not needed.
         drop(tokio::task::spawn_blocking(move || read_frames(file, offset, len, &sender)));
