@@ -1,1 +1,23 @@
 //! Alibaba Cloud OSS: signing, listing, ranged GET, upload.
+//!
+//! Owns: the wire format of OSS and the meaning of its errors. Must not know: keys of the model, files, the cache. Each
+//! operation is one attempt; `store` and `cli` decide about retry.
+//!
+//! Async throughout, no locks of its own, no tasks but the connections of the pool. Tested against the stand-in server in
+//! `tests/oss_client.rs`, and against a verifier of signatures written from the specification in `tests/oss_signature.rs`.
+
+mod address;
+mod answer;
+mod client;
+mod error;
+mod list;
+mod sign;
+mod source;
+mod transport;
+mod upload;
+
+pub use answer::Head;
+pub use client::Client;
+pub use error::{OssError, Reason, Refusal};
+pub use source::OssSource;
+pub use upload::{MultipartUpload, UploadedPart};

@@ -78,7 +78,7 @@ impl Drop for StopFilling<'_> {
 }
 
 impl Engine {
-    /// Plan what is missing if nothing is planned; `Some` when nothing is left to plan and nothing is on its way.
+    /// Plan what is missing if nothing is planned; `Some` when nothing is left to plan.
     fn fill_step(&self) -> Option<Result<(), StoreError>> {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -92,14 +92,11 @@ impl Engine {
         if !state.plan.is_exhausted() {
             return None;
         }
-        // Flights that started already are not planned again; what they leave undone is, once they have landed.
+        // What is on its way already is passed over by the workers; what it leaves undone is planned when it has landed.
         let to_fill = |(index, object): (usize, &super::state::ObjectState)| {
             let slot = self.slots.get(index).filter(|_| object.to_fill())?;
             Some((ObjectIndex(index), slot.layout))
         };
-        if !state.flights.is_empty() {
-            return None;
-        }
         state.plan.fill(state.objects.iter().enumerate().filter_map(to_fill));
         if state.plan.is_exhausted() {
             return Some(self.fill_result(state));

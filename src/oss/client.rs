@@ -1,0 +1,161 @@
+//! The client: one method per operation, each one request, one attempt.
+//!
+//! Retry belongs to the callers, who know what waits. Tested through `tests/oss_client.rs` and `tests/oss_signature.rs`.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HOST, HeaderName, IF_MATCH, RANGE, USER_AGENT};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::address::Address;
+use super::answer::{self, Head};
+use super::error::OssError;
+use super::sign::Authorization;
+use super::transport::{Payload, Transport};
+use crate::config::Oss;
+use crate::store::Fetched;
+
+/// Longest error body that is looked at: real ones have about 500 bytes, with the canonical request a few thousand.
+const ERROR_LIMIT: u64 = 64 << 10;
+/// How we introduce ourselves in the bucket's access log.
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("cai/", env!("CARGO_PKG_VERSION")));
+
+/// One bucket. Cheap to share, safe to use from many tasks.
+pub struct Client {
+    address: Address,
+    authorization: Authorization,
+    transport: Transport,
+}
+
+/// One request, before addressing and signing.
+pub(super) struct Call<'a> {
+    pub method: Method,
+    /// Empty for the bucket itself.
+    pub key: &'a str,
+    pub query: &'a [(&'a str, &'a str)],
+    pub headers: Vec<(HeaderName, String)>,
+    pub body: Bytes,
+}
+
+impl<'a> Call<'a> {
+    pub fn new(method: Method, key: &'a str, query: &'a [(&'a str, &'a str)]) -> Self {
+        Call { method, key, query, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    pub fn get(key: &'a str, query: &'a [(&'a str, &'a str)]) -> Self {
+        Call::new(Method::GET, key, query)
+    }
+}
+
+impl Client {
+    /// A client for the bucket of `config`. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// `Endpoint`, `NoRegion`, `CredentialText`, `CaFile`, `NoCa`, `Tls`.
+    pub fn new(config: &Oss) -> Result<Self, OssError> {
+        Client::with_hosts(config, HashMap::new())
+    }
+
+    /// The same, with addresses for names that shall not be looked up.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn with_hosts(config: &Oss, hosts: HashMap<String, SocketAddr>) -> Result<Self, OssError> {
+        Ok(Client {
+            address: Address::new(&config.endpoint, &config.bucket)?,
+            authorization: Authorization::new(config)?,
+            transport: Transport::new(config, hosts)?,
+        })
+    }
+
+    /// What the server knows about `key`.
+    ///
+    /// # Errors
+    /// Any of the transport; `Refused`.
+    pub async fn head(&self, key: &str) -> Result<Head, OssError> {
+        let answer = self.call(Call::new(Method::HEAD, key, &[])).await?;
+        Ok(Head::of(answer.headers()))
+    }
+
+    /// Bytes `range` (not empty) of `key`, which must still be the `total` bytes long object with tag `etag`.
+    ///
+    /// # Errors
+    /// Any of the transport; `Refused`, with reason `Changed` for another object; `BadAnswer` for anything but exactly
+    /// this range.
+    pub async fn get_range(&self, key: &str, etag: &str, range: Range<u64>, total: u64) -> Result<Fetched, OssError> {
+        let mut call = Call::get(key, &[]);
+        call.headers = vec![
+            (RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1))),
+            (IF_MATCH, etag.to_owned()),
+            // Without it OSS answers a range that it finds wrong with the whole object (oss.md 1.3).
+            (HeaderName::from_static("x-oss-range-behavior"), "standard".into()),
+        ];
+        let answer = self.call(call).await?;
+        let url = self.url(key);
+        let bad = |what, got: &str| OssError::BadAnswer { url: url.clone(), what, got: got.chars().take(100).collect() };
+        if answer.status() != StatusCode::PARTIAL_CONTENT {
+            return Err(bad("status", answer.status().as_str()));
+        }
+        let headers = answer.headers();
+        let (got_range, encoding) = (answer::text(headers, CONTENT_RANGE.as_str()), answer::text(headers, CONTENT_ENCODING.as_str()));
+        if answer::content_range(got_range) != Some((range.clone(), total)) {
+            return Err(bad("Content-Range", got_range));
+        }
+        if !["", "identity"].contains(&encoding) {
+            return Err(bad("Content-Encoding", encoding));
+        }
+        let got_etag = answer::text(headers, ETAG.as_str());
+        if got_etag != etag {
+            return Err(bad("ETag", got_etag));
+        }
+        let object_crc64 = answer::crc64(headers);
+        let len = range.end.saturating_sub(range.start);
+        let frames = self.transport.frames(answer.into_body(), len, &url).await?;
+        let got = frames.iter().fold(0u64, |sum, frame| sum.saturating_add(frame.len() as u64));
+        if got != len {
+            return Err(bad("length", &got.to_string()));
+        }
+        Ok(Fetched { frames, object_crc64 })
+    }
+
+    /// URL of `key` without query, for errors.
+    pub(super) fn url(&self, key: &str) -> String {
+        self.address.url(key)
+    }
+
+    /// Send one request; an answer that is not a success becomes `Refused`.
+    pub(super) async fn call(&self, call: Call<'_>) -> Result<Response<Incoming>, OssError> {
+        let url = self.url(call.key);
+        let fail = |source| OssError::Request { url: url.clone(), source };
+        let mut request = Request::builder()
+            .method(call.method)
+            .uri(self.address.uri(call.key, call.query)?)
+            .header(HOST, self.address.authority())
+            .header(USER_AGENT, AGENT)
+            // A transparently compressed range would be a corrupt range.
+            .header(ACCEPT_ENCODING, "identity");
+        for (name, value) in call.headers {
+            request = request.header(name, value);
+        }
+        let (mut parts, body) = request.body(Payload::from(call.body)).map_err(fail)?.into_parts();
+        // Last: what is added behind the signer's back is not what was signed.
+        self.authorization.sign(&mut parts, &url).await?;
+        let answer = self.transport.send(Request::from_parts(parts, body), &url).await?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let (parts, body) = answer.into_parts();
+        // The status is news enough where its explanation does not arrive.
+        let body = self.body(body, ERROR_LIMIT, &url).await.unwrap_or_default();
+        Err(OssError::Refused(Box::new(answer::refusal(url, parts.status.as_u16(), &parts.headers, &body))))
+    }
+
+    /// A small body in one piece.
+    pub(super) async fn body(&self, body: Incoming, limit: u64, url: &str) -> Result<Vec<u8>, OssError> {
+        Ok(self.transport.frames(body, limit, url).await?.concat())
+    }
+}
