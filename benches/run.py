@@ -132,7 +132,7 @@ class Stand:
     def __enter__(self):
         (self.work / "access-key").write_text("bench-secret")
         command = [
-            self.binaries / "cai-sandbox", "--state-dir", self.work / "oss", "--bucket", "conf-ai", "--region", "cn-beijing",
+            self.binaries / "cai-sandbox", "serve", "--state-dir", self.work / "oss", "--bucket", "conf-ai", "--region", "cn-beijing",
             "--access-key-id", "bench", "--access-key-secret-file", self.work / "access-key",
             "--resource", f"default/aliyun/model-decryption-key={self.password}",
         ]

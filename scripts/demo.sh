@@ -97,7 +97,7 @@ fi
 step "a stand-in Trustee with the key as resource default/aliyun/model-decryption-key, and a stand-in OSS"
 head -c 24 /dev/urandom | base64 | tr -d '\n=+/' >"$work/secret-key"
 mkfifo "$work/addresses"
-"$bin/cai-sandbox" --state-dir "$work/oss" --bucket conf-ai --region cn-beijing --access-key-id demo \
+"$bin/cai-sandbox" serve --state-dir "$work/oss" --bucket conf-ai --region cn-beijing --access-key-id demo \
     --access-key-secret-file "$work/secret-key" --resource "default/aliyun/model-decryption-key=$work/password" \
     >"$work/addresses" 2>"$work/sandbox.log" &
 sandbox=$!

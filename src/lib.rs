@@ -1,5 +1,18 @@
 //! cai: the host agent for confidential LLM inference.
 //!
+//! ```text
+//!  cai.env ──Settings──> attest ──evidence──> kbs ──Secret──> keyring ──Keys──┐         agent (state machine)
+//!                                        (Trustee KBS)                        │           │ applies Event through State::on
+//!                                                                             ▼           ├─ watch<Status> ─> bus (D-Bus)
+//!                                                                         gocryptfs       └─ host (sd_notify, journal)
+//!  OSS ──ciphertext──> store (sparse files + verified chunks) ─Ciphertext─> open block ──plaintext──> mount (FUSE) ──> vLLM
+//!                        ▲ demand reads jump the queue
+//! ```
+//!
+//! The mount is ready when the metadata is: key released, names decrypted, every object listed. Bytes stream in on demand,
+//! with a background fill behind. Plaintext exists in `gocryptfs` (while a block is opened) and `mount` (the reply to the
+//! kernel), the model's key in `kbs` (while it is unwrapped), `keyring` and `gocryptfs`; neither is ever written to a disk.
+//!
 //! Who may use whom. `tests/layering.rs` holds every `crate::` path against this table, and the table against the wall:
 //! what fetches ciphertext (`oss`, `store`, `peer`) never sees the model's key or a plaintext byte, and what handles key
 //! or plaintext (`kbs`, `keyring`, `gocryptfs`, `mount`) never sees a socket to the store or a peer.
@@ -15,9 +28,9 @@
 //! store:      error, ciphertext, task
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring
-//! mount:      error, ciphertext, gocryptfs, keyring, config, task
+//! mount:      error, ciphertext, gocryptfs
 //! host:       error
-//! helper:     error, config
+//! helper:     error
 //! agent:      everything but cli, bus
 //! bus:        error, agent
 //! cli:        everything

@@ -24,7 +24,9 @@ impl Fixture {
     /// `None` (with the reason printed) where the machine lacks what the test needs.
     fn new() -> Option<Self> {
         let root = nix::unistd::Uid::effective().is_root();
-        if !available("root", root, "needs root") || !available("fuse", Path::new("/dev/fuse").exists(), "no /dev/fuse") {
+        if !available("root", root, "needs root")
+            || !available("fuse", Path::new("/dev/fuse").exists(), "no /dev/fuse")
+        {
             return None;
         }
         let root = tempfile::tempdir().unwrap();
@@ -52,7 +54,9 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         // A failed test may leave a mount that would keep the directory from being removed.
-        while self.mounts() > 0 && nix::mount::umount2(&self.point(), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+        while self.mounts() > 0
+            && nix::mount::umount2(&self.point(), nix::mount::MntFlags::MNT_DETACH).is_ok()
+        {}
     }
 }
 
@@ -93,7 +97,10 @@ fn mount_point_that_is_a_symlink_is_refused() {
     fs::create_dir(fixture.root.path().join("elsewhere")).unwrap();
     symlink(fixture.root.path().join("elsewhere"), fixture.point()).unwrap();
     let (code, text) = fixture.refusal(Request::Mount);
-    assert_eq!((code, text), ("mount-point.symlink", format!("{} is a symbolic link", fixture.point().display())));
+    assert_eq!(
+        (code, text),
+        ("mount-point.symlink", format!("{} is a symbolic link", fixture.point().display()))
+    );
     assert_eq!(fixture.mounts(), 0);
 }
 
@@ -103,7 +110,11 @@ fn mount_point_with_a_symlink_above_it_is_refused() {
     fs::create_dir(fixture.root.path().join("elsewhere")).unwrap();
     symlink(fixture.root.path().join("elsewhere"), fixture.root.path().join("tmp")).unwrap();
     assert_eq!(fixture.refusal(Request::Mount).0, "mount-point.symlink");
-    assert_eq!(fs::read_dir(fixture.root.path().join("elsewhere")).unwrap().count(), 0, "created through the link");
+    assert_eq!(
+        fs::read_dir(fixture.root.path().join("elsewhere")).unwrap().count(),
+        0,
+        "created through the link"
+    );
 }
 
 #[test]
@@ -153,9 +164,11 @@ fn dead_mount_left_by_a_crash_is_repaired_by_the_next_mount() {
     fs::create_dir_all(fixture.point()).unwrap();
     // A daemon and a helper that both died: a mount whose device nobody holds.
     let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
-    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", std::os::fd::AsRawFd::as_raw_fd(&device));
+    let options =
+        format!("fd={},rootmode=40000,user_id=0,group_id=0", std::os::fd::AsRawFd::as_raw_fd(&device));
     let flags = nix::mount::MsFlags::MS_RDONLY;
-    nix::mount::mount(Some("cai"), &fixture.point(), Some("fuse.cai"), flags, Some(options.as_str())).unwrap();
+    nix::mount::mount(Some("cai"), &fixture.point(), Some("fuse.cai"), flags, Some(options.as_str()))
+        .unwrap();
     drop(device);
     assert_eq!(fs::metadata(fixture.point()).unwrap_err().raw_os_error(), Some(nix::libc::ENOTCONN));
 
@@ -180,7 +193,9 @@ fn closed_line_detaches_the_mount() {
 #[test]
 fn garbage_on_the_line_ends_the_helper_without_an_act() {
     let Some(fixture) = Fixture::new() else { return };
-    for message in [&b"not json"[..], br#"{"verb":"mount","point":"/etc"}"#, br#"{"verb":"chown"}"#, &[0xff; 4096]] {
+    for message in
+        [&b"not json"[..], br#"{"verb":"mount","point":"/etc"}"#, br#"{"verb":"chown"}"#, &[0xff; 4096]]
+    {
         let (ours, theirs) = channel::pair().unwrap();
         let mut child = Command::new(program())
             .arg("--root")

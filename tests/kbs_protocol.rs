@@ -42,7 +42,7 @@ fn client(server: &Server, protocol: Protocol) -> Client {
 /// The error of `release` against a script, and the requests it made.
 async fn failed_release(protocol: Protocol, scenes: Vec<Scene>) -> (KbsError, Vec<Request>) {
     let server = Server::start(scenes);
-    let error = client(&server, protocol).release(sample(), &uri()).await.err().unwrap();
+    let error = client(&server, protocol).release(sample(), &uri(), |_| {}).await.err().unwrap();
     (error, server.finish())
 }
 
@@ -52,7 +52,7 @@ async fn handshake_of_0_4_0_sends_what_the_broker_verifies_and_opens_its_secret(
     let server = Server::start(vec![auth_ok(), attest_ok(&key), resource_ok(&key, SECRET)]);
     let client = client(&server, Protocol::Auto);
     let before = SystemTime::now();
-    let (attested, secret) = client.release(sample(), &uri()).await.unwrap();
+    let (attested, secret) = client.release(sample(), &uri(), |_| {}).await.unwrap();
     assert!(secret.with(|bytes| bytes == SECRET), "the trailing newline stays");
     let facts = attested.facts();
     assert_eq!((facts.dialect, facts.tee, facts.provider), (Dialect::V0_4_0, Tee::Sample, "sample"));
@@ -81,7 +81,8 @@ async fn handshake_of_0_4_0_sends_what_the_broker_verifies_and_opens_its_secret(
 async fn handshake_of_0_1_0_uses_rsa_and_opens_the_legacy_envelope() {
     let key = Key::default();
     let server = Server::start(vec![auth_ok(), attest_ok(&key), resource_ok(&key, SECRET)]);
-    let (attested, secret) = client(&server, Protocol::V0_1_0).release(sample(), &uri()).await.unwrap();
+    let (attested, secret) =
+        client(&server, Protocol::V0_1_0).release(sample(), &uri(), |_| {}).await.unwrap();
     assert!(secret.with(|bytes| bytes == SECRET));
     assert_eq!(attested.facts().dialect, Dialect::V0_1_0);
     let requests = server.finish();
@@ -250,7 +251,7 @@ async fn recorded_exchange_is_asked_for_field_by_field_as_the_official_client_do
     let about_us: Scene =
         Box::new(move |request| token_answer(&token(nonce, &request.json()["runtime-data"]["tee-pubkey"])));
     let server = Server::start(vec![verbatim(&recorded[1]), about_us, verbatim(&recorded[3])]);
-    let error = client(&server, Protocol::V0_4_0).release(sample(), &uri()).await.err().unwrap();
+    let error = client(&server, Protocol::V0_4_0).release(sample(), &uri(), |_| {}).await.err().unwrap();
     assert_eq!((error.code(), error.class()), ("kbs.jwe", ErrorClass::Corrupt));
     compare_with_recorded(&server.finish()[2], &recorded[3], &[], &[]);
 }
@@ -298,7 +299,7 @@ async fn cookies_of_others_are_echoed_within_one_handshake_and_dropped_after_it(
         attest_ok(&key),
     ]);
     let client = client(&server, Protocol::Auto);
-    client.release(sample(), &uri()).await.unwrap();
+    client.release(sample(), &uri(), |_| {}).await.unwrap();
     client.attest(sample()).await.unwrap();
     let requests = server.finish();
     let cookies: Vec<Option<&str>> = requests.iter().map(|request| request.header("cookie")).collect();
@@ -327,7 +328,7 @@ async fn base_path_and_query_of_the_resource_reach_the_broker_unchanged() {
     let server = Server::start(vec![auth_ok(), attest_ok(&key), resource_ok(&key, b"")]);
     let config = trustee(&format!("http://{}/release//", server.address), Protocol::Auto);
     let uri = ResourceUri::parse("kbs://ignored.example:1/a/b/c.d?version=1&x=%20").unwrap();
-    let (_, secret) = Client::new(&config).unwrap().release(sample(), &uri).await.unwrap();
+    let (_, secret) = Client::new(&config).unwrap().release(sample(), &uri, |_| {}).await.unwrap();
     assert!(secret.is_empty(), "a resource of no bytes is one");
     let expected =
         ["/auth", "/attest", "/resource/a/b/c.d?version=1&x=%20"].map(|end| format!("/release/kbs/v0{end}"));
@@ -351,7 +352,7 @@ async fn lost_session_leads_to_one_new_handshake_with_a_new_key() {
             attest_ok(&key),
             resource_ok(&key, SECRET),
         ]);
-        let (_, secret) = client(&server, Protocol::Auto).release(sample(), &uri()).await.unwrap();
+        let (_, secret) = client(&server, Protocol::Auto).release(sample(), &uri(), |_| {}).await.unwrap();
         assert!(secret.with(|bytes| bytes == SECRET));
         let requests = server.finish();
         assert_eq!(lines(&requests), [AUTH, ATTEST, GET, AUTH, ATTEST, GET], "{kind}");
@@ -435,7 +436,7 @@ async fn refused_evidence_that_is_accepted_next_time_releases_the_secret() {
         attest_ok(&key),
         resource_ok(&key, SECRET),
     ]);
-    let (_, secret) = client(&server, Protocol::Auto).release(sample(), &uri()).await.unwrap();
+    let (_, secret) = client(&server, Protocol::Auto).release(sample(), &uri(), |_| {}).await.unwrap();
     assert!(secret.with(|bytes| bytes == SECRET));
     server.finish();
 }

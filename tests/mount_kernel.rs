@@ -118,19 +118,25 @@ fn mount_shows_what_was_encrypted_and_sigterm_leaves_nothing() {
     assert_eq!(fs::read(fixture.mounted("empty")).unwrap(), b"");
     assert_eq!(fs::read_dir(fixture.mounted("empty dir")).unwrap().count(), 0);
     let (plain, shown) = ("plain/model.safetensors", "mnt/model.safetensors");
-    let (plain, shown) = (fs::metadata(fixture.path(plain)).unwrap(), fs::metadata(fixture.path(shown)).unwrap());
+    let (plain, shown) =
+        (fs::metadata(fixture.path(plain)).unwrap(), fs::metadata(fixture.path(shown)).unwrap());
     assert_eq!((plain.len(), plain.mode(), plain.uid()), (shown.len(), shown.mode(), shown.uid()));
     assert_eq!((plain.mtime(), plain.mtime_nsec()), (shown.mtime(), shown.mtime_nsec()));
 
     let (status, log) = fixture.stop();
     assert_eq!(status, Some(0));
     assert_eq!(mounts_below(fixture.directory.path()), 0);
-    assert_eq!(log, [format!("2 files at {}; unmount with Ctrl-C or SIGTERM", fixture.path("mnt").display())]);
+    assert_eq!(
+        log,
+        [format!("2 files at {}; unmount with Ctrl-C or SIGTERM", fixture.path("mnt").display())]
+    );
 }
 
 #[test]
 fn writing_of_every_kind_is_refused_with_erofs() {
-    let Some(fixture) = Fixture::mount(|plain| fs::write(plain.join("file"), "x").unwrap(), |_| {}) else { return };
+    let Some(fixture) = Fixture::mount(|plain| fs::write(plain.join("file"), "x").unwrap(), |_| {}) else {
+        return;
+    };
     let erofs = Some(nix::libc::EROFS);
     let errors = [
         File::options().write(true).open(fixture.mounted("file")).map(drop),
@@ -148,7 +154,9 @@ fn writing_of_every_kind_is_refused_with_erofs() {
 
 #[test]
 fn statfs_counts_the_plaintext_and_nothing_free() {
-    let Some(fixture) = Fixture::mount(|plain| fs::write(plain.join("file"), pattern(10_000)).unwrap(), |_| {}) else {
+    let Some(fixture) =
+        Fixture::mount(|plain| fs::write(plain.join("file"), pattern(10_000)).unwrap(), |_| {})
+    else {
         return;
     };
     let stat = nix::sys::statvfs::statvfs(&fixture.path("mnt")).unwrap();
@@ -182,7 +190,10 @@ fn flipped_bit_is_eio_for_its_block_with_one_log_line_and_other_blocks_stay_read
     let (_, log) = fixture.stop();
     let damage: Vec<&String> = log.iter().filter(|line| line.contains("ERROR")).collect();
     assert_eq!(damage.len(), 1, "{log:?}");
-    assert!(damage[0].contains("weights, block 20: block 20 is corrupt: block does not authenticate"), "{damage:?}");
+    assert!(
+        damage[0].contains("weights, block 20: block 20 is corrupt: block does not authenticate"),
+        "{damage:?}"
+    );
 }
 
 #[test]
@@ -242,7 +253,10 @@ fn second_open_is_answered_from_the_page_cache() {
 
 #[test]
 fn wrong_password_is_refused_with_status_78_and_no_mount() {
-    let Some(mut fixture) = Fixture::mount(|plain| fs::write(plain.join("file"), "x").unwrap(), |_| {}) else { return };
+    let Some(mut fixture) = Fixture::mount(|plain| fs::write(plain.join("file"), "x").unwrap(), |_| {})
+    else {
+        return;
+    };
     fixture.stop();
     fs::write(fixture.path("wrong"), "guess\n").unwrap();
     let output = cai()

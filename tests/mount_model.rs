@@ -27,7 +27,8 @@ fn things() -> impl Strategy<Value = BTreeMap<PathBuf, Thing>> {
     let name = prop_oneof!["[a-c]", "[a-z]{1,20}", Just("n".repeat(200)), Just("zeichen-ä-字".to_owned())];
     let path = proptest::collection::vec(name, 1..=3).prop_map(|parts| parts.iter().collect::<PathBuf>());
     let size = prop_oneof![Just(0usize), 1..40usize, 4090..4100usize, 8190..8195usize, 20_000..30_000usize];
-    let content = (size, any::<u8>()).prop_map(|(size, seed)| (0..size).map(|at| (at as u8).wrapping_mul(seed | 1)).collect());
+    let content = (size, any::<u8>())
+        .prop_map(|(size, seed)| (0..size).map(|at| (at as u8).wrapping_mul(seed | 1)).collect());
     let thing = prop_oneof![
         4 => content.prop_map(Thing::File),
         1 => Just(Thing::Directory),

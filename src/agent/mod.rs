@@ -17,7 +17,6 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::bus::Bus;
 use crate::config::{Settings, Wait};
 use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
@@ -68,8 +67,12 @@ impl Fault for AgentError {
 
     fn hint(&self) -> String {
         match self {
-            AgentError::Signal { .. } | AgentError::Task(_) => "this is a defect: please report it with the journal".into(),
-            AgentError::MountLost { .. } => "somebody unmounted it; to stop cai use: systemctl stop cai".into(),
+            AgentError::Signal { .. } | AgentError::Task(_) => {
+                "this is a defect: please report it with the journal".into()
+            }
+            AgentError::MountLost { .. } => {
+                "somebody unmounted it; to stop cai use: systemctl stop cai".into()
+            }
         }
     }
 }
@@ -81,24 +84,24 @@ struct InPlace {
     mounted: Option<Mounted>,
 }
 
-/// Run until SIGTERM or SIGINT, or until something final goes wrong.
+/// Run until SIGTERM or SIGINT, or until something final goes wrong. Every change is published through `status`; `tasks`
+/// are those that show it, and the end of any of them ends the agent.
 ///
 /// # Errors
 /// The failure that ended it, after everything was taken down. Its class decides the exit status.
-pub async fn run(settings: Settings, notices: Vec<String>, helper: Helper) -> Result<(), Failure> {
+pub async fn run(
+    settings: Settings,
+    status: watch::Sender<Status>,
+    helper: Helper,
+    mut tasks: Tasks,
+) -> Result<(), Failure> {
     let fail = |error: AgentError| Failure::new(State::Starting, &error);
     let mut terminate = signal(SignalKind::terminate())
         .map_err(|source| fail(AgentError::Signal { name: "SIGTERM", source }))?;
     let mut interrupt = signal(SignalKind::interrupt())
         .map_err(|source| fail(AgentError::Signal { name: "SIGINT", source }))?;
 
-    let model = format!("{}:/{}", settings.oss.bucket, settings.oss.prefix);
-    let (sender, receiver) = watch::channel(Status::new(model, settings.mount.point.clone(), notices));
-    let voice = Arc::new(Voice::new(sender));
-    let bus = Bus::serve(receiver).await.map_err(|error| Failure::new(State::Starting, &error))?;
-
-    let mut tasks = Tasks::new();
-    tasks.supervise("bus", bus.announce());
+    let voice = Arc::new(Voice::new(status));
     let helper = Arc::new(helper);
     let mut in_place = InPlace::default();
 
@@ -115,7 +118,12 @@ pub async fn run(settings: Settings, notices: Vec<String>, helper: Helper) -> Re
 }
 
 /// Start, then serve. Returns only with a failure.
-async fn work(settings: &Settings, voice: &Arc<Voice>, helper: &Arc<Helper>, in_place: &mut InPlace) -> Failure {
+async fn work(
+    settings: &Settings,
+    voice: &Arc<Voice>,
+    helper: &Arc<Helper>,
+    in_place: &mut InPlace,
+) -> Failure {
     match start_and_serve(settings, voice, helper, in_place).await {
         Ok(never) => match never {},
         Err(failure) => failure,
@@ -180,7 +188,13 @@ async fn close(
         Ok(()) => voice.apply(Event::StopRequested, "unmounting"),
         Err(failure) => {
             let shown = failure.shown().clone();
-            tracing::error!(event = shown.code, stage = shown.stage.name(), hint = shown.hint, "{}", shown.detail);
+            tracing::error!(
+                event = shown.code,
+                stage = shown.stage.name(),
+                hint = shown.hint,
+                "{}",
+                shown.detail
+            );
             let stage = shown.detail.clone();
             voice.update(|status| status.last_error = Some(shown));
             voice.apply(Event::Failed, stage)
@@ -189,10 +203,15 @@ async fn close(
     if let Some(mounted) = in_place.mounted {
         match stages::ask(helper, Request::Unmount).await {
             Ok((text, _)) => tracing::info!(event = "mount.detached", "{text}"),
-            Err(error) => tracing::error!(event = "mount.detach-failed", error = ?error, "detaching the mount"),
+            Err(error) => {
+                tracing::error!(event = "mount.detach-failed", error = ?error, "detaching the mount")
+            }
         }
         if tokio::time::timeout(MOUNT_GRACE, mounted.ended()).await.is_err() {
-            tracing::warn!(event = "mount.busy", "files of the model are still open; their readers will get an error");
+            tracing::warn!(
+                event = "mount.busy",
+                "files of the model are still open; their readers will get an error"
+            );
         }
     }
     if let Some(Err(error)) = close_store(in_place.store).await {

@@ -90,10 +90,11 @@ pub(super) async fn release_key(settings: &Settings, voice: &Voice) -> Result<Se
     let mut attempt = 0;
     loop {
         let mut outcome = Ok(());
-        let released = client.release(attester.clone(), &uri, |facts| outcome = attested(voice, facts, &uri)).await;
+        let released =
+            client.release(attester.clone(), &uri, |facts| outcome = attested(voice, facts, &uri)).await;
         outcome?;
         let error = match released {
-            Ok(secret) => {
+            Ok((_, secret)) => {
                 tracing::info!(event = "key.released", key_id = %uri, "the broker released the key");
                 voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
                 voice.apply(Event::KeyReleased, "listing the model")?;
@@ -108,7 +109,10 @@ pub(super) async fn release_key(settings: &Settings, voice: &Voice) -> Result<Se
         let pause = retry.pause(attempt, None);
         attempt = attempt.saturating_add(1);
         let secs = pause.as_secs_f32();
-        voice.stage(format!("the key broker is not available, attempt {} in {secs:.1} s", attempt.saturating_add(1)));
+        voice.stage(format!(
+            "the key broker is not available, attempt {} in {secs:.1} s",
+            attempt.saturating_add(1)
+        ));
         tokio::time::sleep(pause).await;
     }
 }
@@ -118,7 +122,8 @@ fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), 
     if voice.state() == State::ReleasingKey {
         voice.apply(Event::SessionLost, "a new handshake was needed")?;
     }
-    let server = if facts.server_authenticated { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
+    let server =
+        if facts.server_authenticated { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
     voice.update(|status| {
         status.attested_at = Some(facts.attested_at);
         status.attestation_expires = facts.expires;
@@ -133,11 +138,15 @@ fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), 
 /// List the model and open its local store.
 pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc<Store>, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
-    let source = OssSource::new(&settings.oss).map_err(|error| fail(&error))?;
+    let client = oss::Client::new(&settings.oss).map_err(|error| fail(&error))?;
+    let source = OssSource::new(Arc::new(client), settings.oss.prefix.clone());
     let objects = list(settings, voice, &source).await?;
     let model = format!("{}:/{}", settings.oss.bucket, settings.oss.prefix);
     if !objects.iter().any(|object| object.path == Path::new(CONF_NAME)) {
-        let inside = objects.iter().find(|object| object.path.ends_with(CONF_NAME)).and_then(|object| object.path.parent());
+        let inside = objects
+            .iter()
+            .find(|object| object.path.ends_with(CONF_NAME))
+            .and_then(|object| object.path.parent());
         let inside = inside.map(|directory| directory.display().to_string());
         return Err(fail(&StageError::NoConf { model, inside }));
     }
@@ -153,7 +162,8 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
     };
     let handle = Handle::current();
     blocking(State::Fetching, move || {
-        Store::open(options, objects, Arc::new(source), handle).map_err(|error| Failure::new(State::Fetching, &error))
+        Store::open(options, objects, Arc::new(source), handle)
+            .map_err(|error| Failure::new(State::Fetching, &error))
     })
     .await
 }
@@ -179,7 +189,9 @@ pub(super) async fn fill(store: Arc<Store>, token: CancellationToken) {
         match store.fill(token.clone()).await {
             // Supervised tasks do not end by themselves: this one has nothing left to do.
             Ok(_) => return std::future::pending().await,
-            Err(error) => tracing::warn!(event = "fill.incomplete", error = ?error, "the background fill: {}", chain(&error)),
+            Err(error) => {
+                tracing::warn!(event = "fill.incomplete", error = ?error, "the background fill: {}", chain(&error))
+            }
         }
         tokio::time::sleep(FILL_PAUSE).await;
     }
@@ -212,7 +224,11 @@ pub(super) struct OpenModel {
 }
 
 /// Fetch the metadata, derive the keys, decrypt the tree.
-pub(super) async fn open_model(voice: &Voice, store: &Arc<Store>, secret: Secret) -> Result<OpenModel, Failure> {
+pub(super) async fn open_model(
+    voice: &Voice,
+    store: &Arc<Store>,
+    secret: Secret,
+) -> Result<OpenModel, Failure> {
     let metadata = gocryptfs::metadata_entries(store.entries());
     voice.stage(format!("fetching {} metadata objects", metadata.len()));
     store.fetch_entries(&metadata).await.map_err(|error| Failure::new(State::Fetching, &error))?;
@@ -306,7 +322,9 @@ pub(super) async fn mount(
     .await?;
     match ask(helper, Request::Readahead).await {
         Ok((text, _)) => tracing::info!(event = "mount.readahead", "{text}"),
-        Err(error) => tracing::warn!(event = "mount.readahead", error = ?error, "setting the read-ahead: {error}"),
+        Err(error) => {
+            tracing::warn!(event = "mount.readahead", error = ?error, "setting the read-ahead: {error}")
+        }
     }
     voice.apply(Event::Mounted, format!("{files} files at {}", settings.mount.point.display()))?;
     Ok(mounted)
@@ -337,7 +355,11 @@ pub(super) async fn watch_progress(voice: &Voice, store: &Store) -> Failure {
         let shown = Progress::from(&now);
         if !complete && now.bytes_done >= now.bytes_total {
             complete = true;
-            tracing::info!(event = "fill.complete", bytes = now.bytes_total, "every byte of the model is local");
+            tracing::info!(
+                event = "fill.complete",
+                bytes = now.bytes_total,
+                "every byte of the model is local"
+            );
         }
         voice.update(|status| status.progress = shown);
         if let Err(failure) = follow_problems(voice, &now) {
@@ -355,7 +377,10 @@ fn follow_problems(voice: &Voice, progress: &store::Progress) -> Result<(), Fail
     match (voice.state(), progress.problems.first()) {
         (State::Serving, Some(problem)) => {
             let error = Incomplete::from(problem);
-            voice.warn(LastError { stage: State::Serving, ..Failure::new(State::Serving, &error).shown().clone() });
+            voice.warn(LastError {
+                stage: State::Serving,
+                ..Failure::new(State::Serving, &error).shown().clone()
+            });
             voice.apply(Event::SourceLost, error.to_string())
         }
         (State::Degraded, None) => voice.apply(Event::SourceBack, "all sources are back"),

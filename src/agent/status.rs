@@ -105,7 +105,10 @@ impl From<&store::Progress> for Progress {
             bytes_done: progress.bytes_done,
             bytes_total: progress.bytes_total,
             rate: progress.bytes_per_sec,
-            by_source: [("cache", progress.bytes_from_cache)].into_iter().chain(progress.bytes_by_source.clone()).collect(),
+            by_source: [("cache", progress.bytes_from_cache)]
+                .into_iter()
+                .chain(progress.bytes_by_source.clone())
+                .collect(),
             retries: progress.retries,
             caching: progress.caching,
         }

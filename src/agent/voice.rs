@@ -47,7 +47,13 @@ impl Voice {
         let from = self.state();
         let to = from.on(event).map_err(|illegal| Failure::new(from, &illegal))?;
         let stage = stage.into();
-        tracing::info!(event = "state.changed", from = from.name(), to = to.name(), stage, "{from} -> {to}: {stage}");
+        tracing::info!(
+            event = "state.changed",
+            from = from.name(),
+            to = to.name(),
+            stage,
+            "{from} -> {to}: {stage}"
+        );
         self.update(|status| {
             status.state = to;
             status.stage = stage;

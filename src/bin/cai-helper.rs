@@ -121,7 +121,11 @@ impl Session {
         }
         let directory = open_mount_point(&point, self.daemon.uid)?;
         let device = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|error| {
-            Refusal::new("fuse.device", format!("/dev/fuse cannot be opened: {error}"), "load the fuse kernel module: modprobe fuse")
+            Refusal::new(
+                "fuse.device",
+                format!("/dev/fuse cannot be opened: {error}"),
+                "load the fuse kernel module: modprobe fuse",
+            )
         })?;
         let options = format!(
             "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
@@ -131,9 +135,15 @@ impl Session {
         );
         let target = format!("/proc/self/fd/{}", directory.as_raw_fd());
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some(FS_SOURCE), target.as_str(), Some(FS_TYPE), flags, Some(options.as_str())).map_err(|error| {
-            Refusal::new("fuse.mount", format!("mounting at {}: {error}", point.display()), "see the kernel log: dmesg | tail")
-        })?;
+        mount(Some(FS_SOURCE), target.as_str(), Some(FS_TYPE), flags, Some(options.as_str())).map_err(
+            |error| {
+                Refusal::new(
+                    "fuse.mount",
+                    format!("mounting at {}: {error}", point.display()),
+                    "see the kernel log: dmesg | tail",
+                )
+            },
+        )?;
         self.mounted = mounts_at(&point).pop().map(|entry| entry.device);
         let _ = write!(text, "mounted at {}", point.display());
         Ok((text, device))
@@ -147,7 +157,11 @@ impl Session {
         let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
         let kib = self.settings.mount.readahead_kib;
         std::fs::write(&file, kib.to_string()).map_err(|error| {
-            Refusal::new("readahead.failed", format!("writing {file}: {error}"), "reads work, with less read-ahead")
+            Refusal::new(
+                "readahead.failed",
+                format!("writing {file}: {error}"),
+                "reads work, with less read-ahead",
+            )
         })?;
         Ok(format!("read-ahead of the mount is {kib} KiB"))
     }
@@ -200,7 +214,10 @@ fn unescape(field: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
-        let octal = (byte == b'\\').then(|| tail.get(..3)).flatten().and_then(|digits| std::str::from_utf8(digits).ok());
+        let octal = (byte == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok());
         match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(value) => {
                 bytes.push(value);
@@ -228,7 +245,11 @@ fn detach_stale(point: &Path) -> Result<bool, Refusal> {
             ));
         }
         umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(|error| {
-            Refusal::new("mount-point.busy", format!("detaching the dead mount: {error}"), format!("umount -l {}", point.display()))
+            Refusal::new(
+                "mount-point.busy",
+                format!("detaching the dead mount: {error}"),
+                format!("umount -l {}", point.display()),
+            )
         })?;
         detached = true;
     }
@@ -241,7 +262,11 @@ fn detach_stale(point: &Path) -> Result<bool, Refusal> {
 fn open_mount_point(point: &Path, daemon: Uid) -> Result<OwnedFd, Refusal> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let io = |at: &Path, error: Errno| {
-        Refusal::new("mount-point.io", format!("{}: {error}", at.display()), "check the path MODEL_MOUNT_POINT")
+        Refusal::new(
+            "mount-point.io",
+            format!("{}: {error}", at.display()),
+            "check the path MODEL_MOUNT_POINT",
+        )
     };
     let mut at = PathBuf::from("/");
     let mut directory = open("/", flags, Mode::empty()).map_err(|error| io(&at, error))?;
@@ -264,18 +289,30 @@ fn check_kind(at: &Path, stat: &FileStat) -> Result<(), Refusal> {
     let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
     if kind == SFlag::S_IFLNK {
         let text = format!("{} is a symbolic link", at.display());
-        return Err(Refusal::new("mount-point.symlink", text, "give MODEL_MOUNT_POINT without symbolic links"));
+        return Err(Refusal::new(
+            "mount-point.symlink",
+            text,
+            "give MODEL_MOUNT_POINT without symbolic links",
+        ));
     }
     if kind != SFlag::S_IFDIR {
         let text = format!("{} is not a directory", at.display());
-        return Err(Refusal::new("mount-point.not-a-directory", text, "remove it, or choose another MODEL_MOUNT_POINT"));
+        return Err(Refusal::new(
+            "mount-point.not-a-directory",
+            text,
+            "remove it, or choose another MODEL_MOUNT_POINT",
+        ));
     }
     Ok(())
 }
 
 fn check_owner(point: &Path, directory: &OwnedFd, daemon: Uid) -> Result<(), Refusal> {
     let stat = fstat(directory).map_err(|error| {
-        Refusal::new("mount-point.io", format!("{}: {error}", point.display()), "check the path MODEL_MOUNT_POINT")
+        Refusal::new(
+            "mount-point.io",
+            format!("{}: {error}", point.display()),
+            "check the path MODEL_MOUNT_POINT",
+        )
     })?;
     if stat.st_uid == 0 || stat.st_uid == daemon.as_raw() {
         return Ok(());
@@ -290,7 +327,11 @@ fn check_owner(point: &Path, directory: &OwnedFd, daemon: Uid) -> Result<(), Ref
 fn check_empty(point: &Path, directory: &OwnedFd) -> Result<(), Refusal> {
     let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
     let first = std::fs::read_dir(path).map_err(|error| {
-        Refusal::new("mount-point.io", format!("listing {}: {error}", point.display()), "check the path MODEL_MOUNT_POINT")
+        Refusal::new(
+            "mount-point.io",
+            format!("listing {}: {error}", point.display()),
+            "check the path MODEL_MOUNT_POINT",
+        )
     })?;
     match first.into_iter().next() {
         None => Ok(()),
@@ -310,7 +351,8 @@ mod tests {
     use super::*;
     use nix::unistd::Gid;
 
-    const LINE: &str = "36 35 0:57 / /tmp/a\\040model rw,nosuid shared:1 master:2 - fuse.cai cai rw,user_id=0";
+    const LINE: &str =
+        "36 35 0:57 / /tmp/a\\040model rw,nosuid shared:1 master:2 - fuse.cai cai rw,user_id=0";
 
     #[test]
     fn mountinfo_line_with_optional_fields_and_escapes_is_understood() {

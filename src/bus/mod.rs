@@ -9,9 +9,9 @@ mod values;
 pub use values::Dict;
 
 use tokio::sync::watch;
+use zbus::Connection;
 use zbus::fdo::RequestNameFlags;
 use zbus::object_server::InterfaceRef;
-use zbus::Connection;
 
 use crate::agent::status::Status;
 use crate::error::{ErrorClass, Fault};
@@ -68,8 +68,12 @@ impl Fault for BusError {
     fn hint(&self) -> String {
         match self {
             BusError::Connect(_) | BusError::Serve(_) => "is dbus running? systemctl status dbus".into(),
-            BusError::NameTaken => "stop the other one first: busctl status com.alibaba.cai1 shows its process".into(),
-            BusError::Name(_) => "install com.alibaba.cai1.conf in /usr/share/dbus-1/system.d and reload dbus".into(),
+            BusError::NameTaken => {
+                "stop the other one first: busctl status com.alibaba.cai1 shows its process".into()
+            }
+            BusError::Name(_) => {
+                "install com.alibaba.cai1.conf in /usr/share/dbus-1/system.d and reload dbus".into()
+            }
             BusError::Ask(_) => "see its log: journalctl -u cai".into(),
             BusError::NotRunning => "start it: systemctl start cai; then: journalctl -u cai".into(),
         }
@@ -133,7 +137,9 @@ pub async fn properties() -> Result<Dict, BusError> {
         .map_err(|error| BusError::Ask(error.into()))?;
     match proxy.get_all(interface).await {
         Ok(all) => Ok(all),
-        Err(zbus::fdo::Error::ServiceUnknown(_) | zbus::fdo::Error::NameHasNoOwner(_)) => Err(BusError::NotRunning),
+        Err(zbus::fdo::Error::ServiceUnknown(_) | zbus::fdo::Error::NameHasNoOwner(_)) => {
+            Err(BusError::NotRunning)
+        }
         Err(error) => Err(BusError::Ask(error.into())),
     }
 }

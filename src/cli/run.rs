@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use nix::unistd::Uid;
+use tokio::sync::watch;
 
-use crate::agent;
+use crate::agent::{self, status::Status};
+use crate::bus::Bus;
 use crate::config::{self, Settings};
 use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
 use crate::host;
+use crate::task::Tasks;
 
 /// The runtime could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +40,31 @@ pub(super) fn run(root: &Path) -> Result<(), Box<dyn Fault>> {
     for notice in &notices {
         tracing::warn!(event = "config.notice", "{notice}");
     }
-    tracing::info!(event = "config.loaded", fingerprint = settings.fingerprint, "configuration {}", settings.fingerprint);
+    tracing::info!(
+        event = "config.loaded",
+        fingerprint = settings.fingerprint,
+        "configuration {}",
+        settings.fingerprint
+    );
     // Before any thread starts: user ids belong to threads, and a child must not inherit a half-dropped state.
     let helper = if Uid::effective().is_root() { as_root(root, &settings)? } else { Helper::connect(root)? };
     host::harden::forbid_dumps()?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().thread_name("cai-rt").enable_all().build().map_err(RuntimeError)?;
-    runtime.block_on(agent::run(settings, notices, helper))?;
-    Ok(())
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("cai-rt")
+        .enable_all()
+        .build()
+        .map_err(RuntimeError)?;
+    runtime.block_on(serve(settings, notices, helper))
+}
+
+/// Offer the status on the bus, and run the agent behind it.
+async fn serve(settings: Settings, notices: Vec<String>, helper: Helper) -> Result<(), Box<dyn Fault>> {
+    let model = format!("{}:/{}", settings.oss.bucket, settings.oss.prefix);
+    let (sender, receiver) = watch::channel(Status::new(model, settings.mount.point.clone(), notices));
+    let bus = Bus::serve(receiver).await?;
+    let mut tasks = Tasks::new();
+    tasks.supervise("bus", bus.announce());
+    Ok(agent::run(settings, sender, helper, tasks).await?)
 }
 
 /// Without systemd: start the helper while we may, then drop to the daemon's user.

@@ -26,18 +26,17 @@ pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError)?;
     let properties = runtime.block_on(bus::properties())?;
     let status = to_json(&properties);
-    let text = if args.json {
-        format!("{status:#}\n")
-    } else {
-        render(&status, std::io::stdout().is_terminal())
-    };
+    let text =
+        if args.json { format!("{status:#}\n") } else { render(&status, std::io::stdout().is_terminal()) };
     // A closed pipe (`cai status | head`) is not our failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(())
 }
 
 fn to_json(properties: &Dict) -> Json {
-    Json::Object(properties.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect::<Map<_, _>>())
+    Json::Object(
+        properties.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect::<Map<_, _>>(),
+    )
 }
 
 /// D-Bus value as JSON; the types are those of the interface (strings, unsigned numbers, booleans and containers of them).
@@ -68,10 +67,17 @@ fn render(status: &Json, terminal: bool) -> String {
     let _ = writeln!(out, "stage        {}", text("Stage"));
     let _ = writeln!(out, "model        {}", text("Model"));
     let _ = writeln!(out, "mount point  {}", text("MountPoint"));
-    let _ = writeln!(out, "local        {}", progress_line(status.get("Progress").unwrap_or(&Json::Null), terminal));
-    if let Some(facts) = status.get("Attestation").and_then(Json::as_object).filter(|facts| !facts.is_empty()) {
-        let facts: Vec<String> =
-            facts.iter().map(|(name, value)| format!("{name} {}", value.as_str().unwrap_or_default())).collect();
+    let _ = writeln!(
+        out,
+        "local        {}",
+        progress_line(status.get("Progress").unwrap_or(&Json::Null), terminal)
+    );
+    if let Some(facts) = status.get("Attestation").and_then(Json::as_object).filter(|facts| !facts.is_empty())
+    {
+        let facts: Vec<String> = facts
+            .iter()
+            .map(|(name, value)| format!("{name} {}", value.as_str().unwrap_or_default()))
+            .collect();
         let _ = writeln!(out, "attestation  {}", facts.join(", "));
     }
     for notice in status.get("Notices").and_then(Json::as_array).into_iter().flatten() {
@@ -121,7 +127,10 @@ mod tests {
     #[test]
     fn plain_output_has_no_bar_and_names_the_unauthenticated_server() {
         let text = render(&sample(), false);
-        assert!(text.contains("local        25 % (1.00 MiB of 4.00 MiB), 1.00 MiB/s, 3 seconds left\n"), "{text}");
+        assert!(
+            text.contains("local        25 % (1.00 MiB of 4.00 MiB), 1.00 MiB/s, 3 seconds left\n"),
+            "{text}"
+        );
         assert!(text.contains("attestation  server NOT AUTHENTICATED (plain http)\n"), "{text}");
         assert!(!text.contains('#') && !text.contains("last error"), "{text}");
     }
@@ -135,7 +144,8 @@ mod tests {
     #[test]
     fn last_error_is_shown_with_its_hint() {
         let mut status = sample();
-        status["LastError"] = json!({"Code": "kbs.denied", "Stage": "ReleasingKey", "Detail": "no", "Hint": "ask"});
+        status["LastError"] =
+            json!({"Code": "kbs.denied", "Stage": "ReleasingKey", "Detail": "no", "Hint": "ask"});
         let text = render(&status, false);
         assert!(text.contains("last error   no [kbs.denied] in ReleasingKey\n  hint       ask\n"), "{text}");
     }

@@ -60,7 +60,9 @@ pub enum HelperError {
 impl Fault for HelperError {
     fn class(&self) -> ErrorClass {
         match self {
-            HelperError::NoHelper { .. } | HelperError::Start { .. } | HelperError::Refused { .. } => ErrorClass::Config,
+            HelperError::NoHelper { .. } | HelperError::Start { .. } | HelperError::Refused { .. } => {
+                ErrorClass::Config
+            }
             HelperError::Line { .. } => ErrorClass::Internal,
         }
     }
@@ -76,7 +78,9 @@ impl Fault for HelperError {
 
     fn hint(&self) -> String {
         match self {
-            HelperError::NoHelper { .. } => "start cai through systemd (cai-helper.socket), or as root".into(),
+            HelperError::NoHelper { .. } => {
+                "start cai through systemd (cai-helper.socket), or as root".into()
+            }
             HelperError::Start { .. } => "install cai-helper beside cai, or in /usr/libexec/cai".into(),
             HelperError::Line { .. } => "see the journal for cai-helper".into(),
             HelperError::Refused { hint, .. } => hint.clone(),
@@ -133,7 +137,8 @@ impl Helper {
     pub fn connect(root: &Path) -> Result<Self, HelperError> {
         let path = root.join(SOCKET);
         let fail = |source: nix::Error| HelperError::NoHelper { socket: path.clone(), source: source.into() };
-        let line = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(fail)?;
+        let line =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(fail)?;
         let address = UnixAddr::new(&path).map_err(fail)?;
         connect(std::os::fd::AsRawFd::as_raw_fd(&line), &address).map_err(fail)?;
         Ok(Helper { socket: Mutex::new(line) })
@@ -148,8 +153,9 @@ impl Helper {
         let line = self.socket.lock().map_err(|_| fail(io::ErrorKind::Deadlock.into()))?;
         let message = verb.to_packet().map_err(|error| fail(error.into()))?;
         channel::send(line.as_fd(), &message, None).map_err(fail)?;
-        let (answer, descriptor) =
-            channel::receive(line.as_fd()).map_err(fail)?.ok_or_else(|| fail(io::ErrorKind::UnexpectedEof.into()))?;
+        let (answer, descriptor) = channel::receive(line.as_fd())
+            .map_err(fail)?
+            .ok_or_else(|| fail(io::ErrorKind::UnexpectedEof.into()))?;
         match serde_json::from_slice(&answer).map_err(|error| fail(error.into()))? {
             Reply::Done { text } => Ok((text, descriptor)),
             Reply::Refused { code, text, hint } => {

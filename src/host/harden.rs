@@ -69,7 +69,9 @@ pub enum HardenError {
 impl Fault for HardenError {
     fn class(&self) -> ErrorClass {
         match self {
-            HardenError::NoUser { .. } | HardenError::Lookup { .. } | HardenError::Directory { .. } => ErrorClass::Config,
+            HardenError::NoUser { .. } | HardenError::Lookup { .. } | HardenError::Directory { .. } => {
+                ErrorClass::Config
+            }
             HardenError::Process { .. } => ErrorClass::Internal,
         }
     }
@@ -87,7 +89,9 @@ impl Fault for HardenError {
             HardenError::NoUser { name } | HardenError::Lookup { name, .. } => {
                 format!("create it: useradd --system --no-create-home --shell /usr/sbin/nologin {name}")
             }
-            HardenError::Directory { path, .. } => format!("make {} a directory that cai may write", path.display()),
+            HardenError::Directory { path, .. } => {
+                format!("make {} a directory that cai may write", path.display())
+            }
             HardenError::Process { .. } => "this is a defect: please report it with the journal".into(),
         }
     }

@@ -171,7 +171,7 @@ impl Client {
         attester: Arc<dyn Attester>,
         uri: &ResourceUri,
         mut attested: impl FnMut(&Facts),
-    ) -> Result<Secret, KbsError> {
+    ) -> Result<(Attested, Secret), KbsError> {
         let mut attempt = 1;
         loop {
             match self.release_once(Arc::clone(&attester), uri, &mut attested).await {
@@ -192,10 +192,11 @@ impl Client {
         attester: Arc<dyn Attester>,
         uri: &ResourceUri,
         heard: &mut impl FnMut(&Facts),
-    ) -> Result<Secret, KbsError> {
+    ) -> Result<(Attested, Secret), KbsError> {
         let attested = self.attest(attester).await?;
         heard(attested.facts());
-        self.secret(&attested, uri).await
+        let secret = self.secret(&attested, uri).await?;
+        Ok((attested, secret))
     }
 
     /// A challenge, in the best dialect both sides speak: no broker negotiates, each only says what it expects.

@@ -113,7 +113,12 @@ pub struct ModelFs {
 
 impl ModelFs {
     /// The model of `tree`, read from `cipher` with `keys`.
-    pub fn new(tree: Arc<Tree>, cipher: Arc<dyn Ciphertext>, keys: Arc<Keys>, attributes: Attributes) -> Self {
+    pub fn new(
+        tree: Arc<Tree>,
+        cipher: Arc<dyn Ciphertext>,
+        keys: Arc<Keys>,
+        attributes: Attributes,
+    ) -> Self {
         let readers: Vec<_> = tree.nodes().iter().map(|node| FileReader::new(&tree, node.id)).collect();
         let bytes = tree.nodes().iter().map(plain_len).fold(0, u64::saturating_add);
         let hard_links = hard_links(&tree);
@@ -155,7 +160,9 @@ impl ModelFs {
     pub fn children(&self, inode: u64) -> Result<&[NodeId], FsError> {
         match &self.node(inode)?.kind {
             NodeKind::Directory { children } => Ok(children),
-            NodeKind::File { .. } | NodeKind::Symlink { .. } | NodeKind::Special { .. } => Err(FsError::NotADirectory),
+            NodeKind::File { .. } | NodeKind::Symlink { .. } | NodeKind::Special { .. } => {
+                Err(FsError::NotADirectory)
+            }
         }
     }
 
@@ -168,7 +175,8 @@ impl ModelFs {
         let here = self.node(inode)?;
         let above = self.tree.node(here.parent).unwrap_or(here);
         let dots = [(OsStr::new("."), here), (OsStr::new(".."), above)];
-        let named = children.iter().filter_map(|id| self.tree.node(*id)).map(|node| (node.name.as_os_str(), node));
+        let named =
+            children.iter().filter_map(|id| self.tree.node(*id)).map(|node| (node.name.as_os_str(), node));
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         let numbered = dots.into_iter().chain(named).zip(1u64..).skip(skip);
         Ok(numbered.map(|((name, node), next)| (next, name, self.describe(node))))
@@ -181,7 +189,9 @@ impl ModelFs {
     pub fn read_link(&self, inode: u64) -> Result<&[u8], FsError> {
         match &self.node(inode)?.kind {
             NodeKind::Symlink { target } => Ok(target.as_bytes()),
-            NodeKind::Directory { .. } | NodeKind::File { .. } | NodeKind::Special { .. } => Err(FsError::NotALink),
+            NodeKind::Directory { .. } | NodeKind::File { .. } | NodeKind::Special { .. } => {
+                Err(FsError::NotALink)
+            }
         }
     }
 
@@ -248,7 +258,8 @@ impl ModelFs {
     }
 
     fn node(&self, inode: u64) -> Result<&Node, FsError> {
-        let index = inode.checked_sub(1).and_then(|index| u32::try_from(index).ok()).ok_or(FsError::NotFound)?;
+        let index =
+            inode.checked_sub(1).and_then(|index| u32::try_from(index).ok()).ok_or(FsError::NotFound)?;
         self.tree.node(NodeId(index)).ok_or(FsError::NotFound)
     }
 

@@ -63,7 +63,10 @@ impl Fault for MountError {
         match self {
             MountError::Session(_) | MountError::Thread(_) => "see the kernel log: dmesg | tail".into(),
             MountError::Mount { point, .. } => {
-                format!("{} must be an empty directory, and /dev/fuse must exist (modprobe fuse)", point.display())
+                format!(
+                    "{} must be an empty directory, and /dev/fuse must exist (modprobe fuse)",
+                    point.display()
+                )
             }
             MountError::Unmount(_) => "something uses the mount: lsof, then fusermount3 -u".into(),
         }

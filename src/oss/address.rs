@@ -42,7 +42,9 @@ impl Address {
         match endpoint.host() {
             None => Err(fail("has no host")),
             // The signer takes `<bucket>.` in front of the authority for a virtual host.
-            Some(host @ (Host::Ipv4(_) | Host::Ipv6(_))) if host.to_string().starts_with(&format!("{bucket}.")) => {
+            Some(host @ (Host::Ipv4(_) | Host::Ipv6(_)))
+                if host.to_string().starts_with(&format!("{bucket}.")) =>
+            {
                 Err(fail("is an address that begins like the bucket's name"))
             }
             Some(host @ (Host::Ipv4(_) | Host::Ipv6(_))) => {
@@ -114,7 +116,10 @@ mod tests {
 
     #[test]
     fn address_of_an_ip_is_path_style_with_a_slash_behind_the_bucket() {
-        assert_eq!(uri("http://127.0.0.1:9900", "", &[("list-type", "2")]), "http://127.0.0.1:9900/conf-ai/?list-type=2");
+        assert_eq!(
+            uri("http://127.0.0.1:9900", "", &[("list-type", "2")]),
+            "http://127.0.0.1:9900/conf-ai/?list-type=2"
+        );
         assert_eq!(uri("http://[::1]:9900", "m/a", &[]), "http://[::1]:9900/conf-ai/m/a");
     }
 
@@ -126,7 +131,9 @@ mod tests {
 
     #[test]
     fn unusable_endpoint_is_refused() {
-        for endpoint in ["ftp://oss.example", "https://user@oss.example", "https://oss.example/?x=1", "data:x"] {
+        for endpoint in
+            ["ftp://oss.example", "https://user@oss.example", "https://oss.example/?x=1", "data:x"]
+        {
             let error = Address::new(&endpoint.parse().unwrap(), "conf-ai").unwrap_err();
             assert!(matches!(error, OssError::Endpoint { .. }), "{endpoint}: {error}");
         }

@@ -91,7 +91,8 @@ pub fn refusal(url: String, status: u16, headers: &HeaderMap, body: &[u8]) -> Re
         let (ours, canonical) = (tame(&error.string_to_sign), tame(&error.canonical_request));
         tracing::warn!(event = "oss.signature", string_to_sign = ours, canonical_request = canonical);
     }
-    let or_header = |value: String, name| if value.is_empty() { text(headers, name).to_owned() } else { value };
+    let or_header =
+        |value: String, name| if value.is_empty() { text(headers, name).to_owned() } else { value };
     let (ec, request_id) = (or_header(error.ec, EC), or_header(error.request_id, REQUEST_ID));
     Refusal {
         url,
@@ -119,7 +120,15 @@ mod tests {
     fn content_range_is_read_exactly() {
         assert_eq!(content_range("bytes 0-9/100"), Some((0..10, 100)));
         assert_eq!(content_range("bytes 99-99/100"), Some((99..100, 100)));
-        for bad in ["", "bytes */100", "bytes 5-4/100", "bytes 0-100/100", "bytes 0-9/*", "bytes 0-18446744073709551615/1", "0-9/100"] {
+        for bad in [
+            "",
+            "bytes */100",
+            "bytes 5-4/100",
+            "bytes 0-100/100",
+            "bytes 0-9/*",
+            "bytes 0-18446744073709551615/1",
+            "0-9/100",
+        ] {
             assert_eq!(content_range(bad), None, "{bad}");
         }
     }

@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HOST, HeaderName, IF_MATCH, RANGE, USER_AGENT};
+use http::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HOST, HeaderName, IF_MATCH, RANGE, USER_AGENT,
+};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
@@ -86,7 +88,13 @@ impl Client {
     /// # Errors
     /// Any of the transport; `Refused`, with reason `Changed` for another object; `BadAnswer` for anything but exactly
     /// this range.
-    pub async fn get_range(&self, key: &str, etag: &str, range: Range<u64>, total: u64) -> Result<Fetched, OssError> {
+    pub async fn get_range(
+        &self,
+        key: &str,
+        etag: &str,
+        range: Range<u64>,
+        total: u64,
+    ) -> Result<Fetched, OssError> {
         let mut call = Call::get(key, &[]);
         call.headers = vec![
             (RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1))),
@@ -96,12 +104,17 @@ impl Client {
         ];
         let answer = self.call(call).await?;
         let url = self.url(key);
-        let bad = |what, got: &str| OssError::BadAnswer { url: url.clone(), what, got: got.chars().take(100).collect() };
+        let bad = |what, got: &str| OssError::BadAnswer {
+            url: url.clone(),
+            what,
+            got: got.chars().take(100).collect(),
+        };
         if answer.status() != StatusCode::PARTIAL_CONTENT {
             return Err(bad("status", answer.status().as_str()));
         }
         let headers = answer.headers();
-        let (got_range, encoding) = (answer::text(headers, CONTENT_RANGE.as_str()), answer::text(headers, CONTENT_ENCODING.as_str()));
+        let (got_range, encoding) =
+            (answer::text(headers, CONTENT_RANGE.as_str()), answer::text(headers, CONTENT_ENCODING.as_str()));
         if answer::content_range(got_range) != Some((range.clone(), total)) {
             return Err(bad("Content-Range", got_range));
         }

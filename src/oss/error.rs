@@ -283,7 +283,9 @@ impl OssError {
             };
         }
         match self.class() {
-            ErrorClass::Config | ErrorClass::Denied | ErrorClass::Internal => SourceError::Denied { path, detail },
+            ErrorClass::Config | ErrorClass::Denied | ErrorClass::Internal => {
+                SourceError::Denied { path, detail }
+            }
             ErrorClass::Transient | ErrorClass::Corrupt => {
                 SourceError::Unavailable { path, detail, retry_after: None }
             }
@@ -294,12 +296,18 @@ impl OssError {
 impl Fault for OssError {
     fn class(&self) -> ErrorClass {
         match self {
-            OssError::Endpoint { .. } | OssError::NoRegion { .. } | OssError::CaFile { .. } => ErrorClass::Config,
-            OssError::NoCa { .. } | OssError::CredentialText | OssError::Archived { .. } => ErrorClass::Config,
+            OssError::Endpoint { .. } | OssError::NoRegion { .. } | OssError::CaFile { .. } => {
+                ErrorClass::Config
+            }
+            OssError::NoCa { .. } | OssError::CredentialText | OssError::Archived { .. } => {
+                ErrorClass::Config
+            }
             OssError::Key { .. } | OssError::TooMany { .. } => ErrorClass::Config,
             OssError::Tls(_) | OssError::Sign { .. } | OssError::Request { .. } => ErrorClass::Internal,
             OssError::Send { .. } | OssError::Stalled { .. } | OssError::Body { .. } => ErrorClass::Transient,
-            OssError::TooLarge { .. } | OssError::Xml { .. } | OssError::BadAnswer { .. } => ErrorClass::Transient,
+            OssError::TooLarge { .. } | OssError::Xml { .. } | OssError::BadAnswer { .. } => {
+                ErrorClass::Transient
+            }
             OssError::Checksum { .. } => ErrorClass::Transient,
             OssError::Refused(refusal) => match refusal.reason {
                 Reason::Passing | Reason::Throttled => ErrorClass::Transient,

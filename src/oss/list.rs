@@ -85,7 +85,11 @@ impl Client {
             ("max-keys", "1000"),
             ("fetch-owner", "false"),
         ];
-        query.extend([("prefix", prefix), ("continuation-token", token)].into_iter().filter(|(_, value)| !value.is_empty()));
+        query.extend(
+            [("prefix", prefix), ("continuation-token", token)]
+                .into_iter()
+                .filter(|(_, value)| !value.is_empty()),
+        );
         let answer = self.call(Call::get("", &query)).await?;
         let url = self.url("");
         let body = self.body(answer.into_body(), PAGE_LIMIT, &url).await?;
@@ -103,8 +107,10 @@ impl Client {
         if contents.etag.is_empty() {
             return Err(self.bad_list("entity tag", key));
         }
-        let modified: reqsign_core::time::Timestamp =
-            contents.last_modified.parse().map_err(|_| self.bad_list("modification time", contents.last_modified))?;
+        let modified: reqsign_core::time::Timestamp = contents
+            .last_modified
+            .parse()
+            .map_err(|_| self.bad_list("modification time", contents.last_modified))?;
         let modified = SystemTime::UNIX_EPOCH.max(modified.as_system_time());
         Ok(Object { path, len: contents.size, etag: contents.etag, modified })
     }
@@ -126,7 +132,9 @@ impl Client {
 /// Path of `key` below `prefix`; `None` for the markers that some tools leave for directories.
 fn relative(prefix: &str, key: &str) -> Result<Option<PathBuf>, OssError> {
     let refuse = |why| Err(OssError::Key { key: key.to_owned(), why });
-    let Some(path) = key.strip_prefix(prefix) else { return refuse("it is not below the prefix that was asked for") };
+    let Some(path) = key.strip_prefix(prefix) else {
+        return refuse("it is not below the prefix that was asked for");
+    };
     if key.ends_with('/') || path.is_empty() {
         return Ok(None);
     }

@@ -30,9 +30,8 @@ impl Authorization {
         let Some(credentials) = &config.credentials else { return Ok(Authorization::Anonymous) };
         let no_region = || OssError::NoRegion { endpoint: plain(&config.endpoint) };
         let region = config.region.as_deref().ok_or_else(no_region)?;
-        let request_signer = RequestSigner::new(&config.bucket)
-            .with_region(region)
-            .with_signing_version(SigningVersion::V4);
+        let request_signer =
+            RequestSigner::new(&config.bucket).with_region(region).with_signing_version(SigningVersion::V4);
         let provider = static_provider(credentials)?;
         Ok(Authorization::V4(Signer::new(Context::new(), provider, request_signer)))
     }
@@ -44,9 +43,10 @@ impl Authorization {
     pub async fn sign(&self, parts: &mut Parts, url: &str) -> Result<(), OssError> {
         match self {
             Authorization::Anonymous => Ok(()),
-            Authorization::V4(signer) => {
-                signer.sign(parts, None).await.map_err(|source| OssError::Sign { url: url.to_owned(), source })
-            }
+            Authorization::V4(signer) => signer
+                .sign(parts, None)
+                .await
+                .map_err(|source| OssError::Sign { url: url.to_owned(), source }),
         }
     }
 }
@@ -55,7 +55,9 @@ impl Authorization {
 /// only.
 fn static_provider(credentials: &OssCredentials) -> Result<StaticCredentialProvider, OssError> {
     let text = |secret: &Secret| {
-        secret.with(|bytes| std::str::from_utf8(bytes).map(str::to_owned)).map_err(|_| OssError::CredentialText)
+        secret
+            .with(|bytes| std::str::from_utf8(bytes).map(str::to_owned))
+            .map_err(|_| OssError::CredentialText)
     };
     let secret = zeroize::Zeroizing::new(text(&credentials.secret_access_key)?);
     let provider = StaticCredentialProvider::new(&credentials.access_key_id, &secret);

@@ -47,12 +47,16 @@ impl Transport {
     /// # Errors
     /// `CaFile`, `NoCa`, `Tls`.
     pub fn new(config: &Oss, hosts: HashMap<String, SocketAddr>) -> Result<Self, OssError> {
-        let mut http = HttpConnector::new_with_resolver(Resolver { hosts: Arc::new(hosts), turn: Arc::default() });
+        let mut http =
+            HttpConnector::new_with_resolver(Resolver { hosts: Arc::new(hosts), turn: Arc::default() });
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT.min(config.timeout)));
-        let https =
-            HttpsConnectorBuilder::new().with_tls_config(tls(config)?).https_or_http().enable_http1().wrap_connector(http);
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(config)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http);
         let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -85,7 +89,8 @@ impl Transport {
     pub async fn frames(&self, mut body: Incoming, limit: u64, url: &str) -> Result<Vec<Bytes>, OssError> {
         let (mut frames, mut left) = (Vec::new(), limit);
         loop {
-            let frame = tokio::time::timeout(self.stall, body.frame()).await.map_err(|_| self.stalled(url))?;
+            let frame =
+                tokio::time::timeout(self.stall, body.frame()).await.map_err(|_| self.stalled(url))?;
             let Some(frame) = frame else { return Ok(frames) };
             let frame = frame.map_err(|source| OssError::Body { url: url.to_owned(), source })?;
             let Ok(data) = frame.into_data() else { continue };
@@ -103,8 +108,9 @@ impl Transport {
 /// Trust in the public roots, or in `ca_file` alone.
 fn tls(config: &Oss) -> Result<ClientConfig, OssError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(OssError::Tls)?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(OssError::Tls)?;
     let Some(path) = &config.ca_file else { return Ok(builder.with_webpki_roots().with_no_client_auth()) };
     let fail = |source| OssError::CaFile { path: path.clone(), source };
     let mut roots = RootCertStore::empty();
@@ -166,7 +172,10 @@ impl Body for Payload {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if self.left.is_empty() {
             return Poll::Ready(None);
         }

@@ -116,12 +116,10 @@ impl MultipartUpload<'_> {
     pub async fn complete(&self, mut parts: Vec<UploadedPart>) -> Result<u64, OssError> {
         parts.sort_by_key(|part| part.number);
         let url = self.client.url(self.key);
-        let list = parts.iter().map(|part| CompletePart { part_number: part.number, etag: &part.etag }).collect();
-        let xml = quick_xml::se::to_string(&Complete { parts: list }).map_err(|error| OssError::BadAnswer {
-            url,
-            what: "part tag",
-            got: error.to_string(),
-        })?;
+        let list =
+            parts.iter().map(|part| CompletePart { part_number: part.number, etag: &part.etag }).collect();
+        let xml = quick_xml::se::to_string(&Complete { parts: list })
+            .map_err(|error| OssError::BadAnswer { url, what: "part tag", got: error.to_string() })?;
         let query = [("uploadId", self.id.as_str())];
         let mut call = Call::new(Method::POST, self.key, &query);
         call.headers = vec![(CONTENT_TYPE, "application/xml".into())];

@@ -16,7 +16,11 @@ pub struct Retry {
 impl Default for Retry {
     /// 0.2 s doubling to 20 s, as the OSS SDKs do (oss.md 1.5); five minutes in all.
     fn default() -> Self {
-        Retry { first: Duration::from_millis(200), longest: Duration::from_secs(20), limit: Duration::from_secs(300) }
+        Retry {
+            first: Duration::from_millis(200),
+            longest: Duration::from_secs(20),
+            limit: Duration::from_secs(300),
+        }
     }
 }
 

@@ -90,7 +90,10 @@ impl ChunkMap {
         let chunks = usize::try_from(layout.chunks()).unwrap_or(usize::MAX);
         let names = object.path.as_os_str().len().saturating_add(object.etag.len());
         let fixed = 64usize;
-        fixed.saturating_add(names).saturating_add(chunks.saturating_mul(8)).saturating_add(chunks.div_ceil(8))
+        fixed
+            .saturating_add(names)
+            .saturating_add(chunks.saturating_mul(8))
+            .saturating_add(chunks.div_ceil(8))
     }
 
     /// Read a sidecar that must describe `object`. Chunks it has are [`Chunk::Present`] when `clean`, else
@@ -115,7 +118,8 @@ impl ChunkMap {
         let etag_len = read.u32()?;
         let path = read.take(usize::try_from(path_len).map_err(|_| MapError::Damaged)?)?;
         let etag = read.take(usize::try_from(etag_len).map_err(|_| MapError::Damaged)?)?;
-        let same_object = path == object.path.as_os_str().as_encoded_bytes() && etag == object.etag.as_bytes();
+        let same_object =
+            path == object.path.as_os_str().as_encoded_bytes() && etag == object.etag.as_bytes();
         if !same_shape || !same_object || u64::from(count) != layout.chunks() {
             return Err(MapError::OtherObject);
         }
@@ -124,9 +128,9 @@ impl ChunkMap {
         let crcs = read.take(count.checked_mul(8).ok_or(MapError::Damaged)?)?;
         let bits = bits.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
         let present = if clean { Chunk::Present } else { Chunk::Unverified };
-        let chunks = bits.zip(crcs.as_chunks::<8>().0).map(|(set, crc)| {
-            if set { present(u64::from_le_bytes(*crc)) } else { Chunk::Missing }
-        });
+        let chunks = bits
+            .zip(crcs.as_chunks::<8>().0)
+            .map(|(set, crc)| if set { present(u64::from_le_bytes(*crc)) } else { Chunk::Missing });
         Ok(ChunkMap { chunks: chunks.collect(), object_crc64 })
     }
 }
@@ -184,7 +188,11 @@ mod tests {
             (object("a", 20, "\"1\""), Layout::new(20, 4)),
         ];
         for (other, layout) in others {
-            assert_eq!(ChunkMap::decode(&bytes, &other, layout, true), Err(MapError::OtherObject), "{other:?}");
+            assert_eq!(
+                ChunkMap::decode(&bytes, &other, layout, true),
+                Err(MapError::OtherObject),
+                "{other:?}"
+            );
         }
     }
 

@@ -112,7 +112,12 @@ impl CacheDir {
     /// The files of `object`.
     pub fn file(&self, object: &Object, layout: Layout) -> ObjectFile {
         let stem = self.dir.join(file_stem(&object.path));
-        ObjectFile { data: stem.with_extension(DATA), map: stem.with_extension(MAP), layout, open: OnceLock::new() }
+        ObjectFile {
+            data: stem.with_extension(DATA),
+            map: stem.with_extension(MAP),
+            layout,
+            open: OnceLock::new(),
+        }
     }
 
     /// Delete the files of objects that are not in `objects`. Files that are not of our making stay.
@@ -124,7 +129,9 @@ impl CacheDir {
         let listing = std::fs::read_dir(&self.dir).map_err(failed("listing", &self.dir))?;
         for entry in listing {
             let name = entry.map_err(failed("listing", &self.dir))?.file_name();
-            let Some((stem, extension)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+            let Some((stem, extension)) = name.to_str().and_then(|name| name.split_once('.')) else {
+                continue;
+            };
             let ours = stem.len() == NAME_BYTES * 2 && [DATA, MAP, NEW_MAP].contains(&extension);
             if ours && (extension == NEW_MAP || !keep.contains(stem)) {
                 let path = self.dir.join(&name);
@@ -169,7 +176,9 @@ impl ObjectFile {
         match ChunkMap::decode(&bytes, object, self.layout, clean) {
             Ok(map) if right_size => Ok(map),
             other => {
-                let reason = other.err().map_or("the data file is missing or of another size".into(), |error| error.to_string());
+                let reason = other
+                    .err()
+                    .map_or("the data file is missing or of another size".into(), |error| error.to_string());
                 tracing::info!(event = "store.cache_discarded", object = %object.path.display(), reason);
                 self.discard()?;
                 Ok(ChunkMap::empty(self.layout))
@@ -236,7 +245,9 @@ impl ObjectFile {
     fn discard(&self) -> Result<(), StoreError> {
         for path in [&self.map, &self.data] {
             match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("removing", path)(error)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("removing", path)(error));
+                }
                 _ => {}
             }
         }

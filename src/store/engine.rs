@@ -56,9 +56,16 @@ pub enum Lookup {
 }
 
 impl Engine {
-    pub fn new(options: StoreOptions, slots: Vec<Slot>, maps: Vec<ChunkMap>, cache: CacheDir, source: Arc<dyn ChunkSource>) -> Self {
+    pub fn new(
+        options: StoreOptions,
+        slots: Vec<Slot>,
+        maps: Vec<ChunkMap>,
+        cache: CacheDir,
+        source: Arc<dyn ChunkSource>,
+    ) -> Self {
         let mut counters = Counters::default();
-        let objects = slots.iter().zip(maps).map(|(slot, map)| ObjectState::new(slot, map, &mut counters)).collect();
+        let objects =
+            slots.iter().zip(maps).map(|(slot, map)| ObjectState::new(slot, map, &mut counters)).collect();
         let state = State {
             objects,
             flights: HashMap::new(),
@@ -69,7 +76,15 @@ impl Engine {
             recent: Recent::default(),
             counters,
         };
-        Engine { options, slots, cache, source, state: Mutex::new(state), work: Notify::new(), landed: Notify::new() }
+        Engine {
+            options,
+            slots,
+            cache,
+            source,
+            state: Mutex::new(state),
+            work: Notify::new(),
+            landed: Notify::new(),
+        }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
@@ -137,7 +152,8 @@ impl Engine {
         let (objects, flights) = (&state.objects, &state.flights);
         let wanted = |key: ChunkKey| {
             let object = objects.get(key.object.0);
-            object.is_some_and(|object| object.to_fill() && !object.is_present(key.chunk)) && !flights.contains_key(&key)
+            object.is_some_and(|object| object.to_fill() && !object.is_present(key.chunk))
+                && !flights.contains_key(&key)
         };
         let key = state.plan.next_to_fill(wanted)?;
         let flight = Arc::new(Flight::default());
@@ -186,7 +202,9 @@ impl Engine {
                 Err(Failure::Source(error @ SourceError::Unavailable { .. })) => error,
                 other => return other,
             };
-            let SourceError::Unavailable { retry_after, .. } = &error else { return Err(Failure::Source(error)) };
+            let SourceError::Unavailable { retry_after, .. } = &error else {
+                return Err(Failure::Source(error));
+            };
             let pause = retry.pause(attempt, *retry_after);
             if !flight.has_readers() && started.elapsed() + pause > retry.limit {
                 return Err(Failure::Source(error));
@@ -310,7 +328,8 @@ impl Engine {
         };
         let lens = (0..).map(|chunk| slot.layout.len_of(ChunkIndex(chunk)));
         // Outside the lock: milliseconds for a large object.
-        let mismatch = promised.is_some_and(|promised| crc64::combine(crcs.into_iter().zip(lens)) != promised);
+        let mismatch =
+            promised.is_some_and(|promised| crc64::combine(crcs.into_iter().zip(lens)) != promised);
         let mut guard = self.lock();
         let state = &mut *guard;
         let checking = |object: &&mut ObjectState| object.whole == Whole::Checking;
@@ -335,7 +354,9 @@ impl Engine {
 }
 
 /// Run `act` on a thread that may block.
-async fn blocking<R: Send + 'static>(act: impl FnOnce() -> Result<R, Failure> + Send + 'static) -> Result<R, Failure> {
+async fn blocking<R: Send + 'static>(
+    act: impl FnOnce() -> Result<R, Failure> + Send + 'static,
+) -> Result<R, Failure> {
     // The runtime refuses only while it shuts down.
     tokio::task::spawn_blocking(act).await.unwrap_or(Err(Failure::Closed))
 }

@@ -95,7 +95,9 @@ pub enum StoreError {
 impl Fault for StoreError {
     fn class(&self) -> ErrorClass {
         match self {
-            StoreError::InUse { .. } | StoreError::NoSpace { .. } | StoreError::Io { .. } => ErrorClass::Config,
+            StoreError::InUse { .. } | StoreError::NoSpace { .. } | StoreError::Io { .. } => {
+                ErrorClass::Config
+            }
             StoreError::UnsafePath { .. } | StoreError::Conflict { .. } | StoreError::TooMany { .. } => {
                 ErrorClass::Config
             }
@@ -136,7 +138,8 @@ impl Fault for StoreError {
                 format!("check that {} is a healthy local disk and belongs to user cai", path.display())
             }
             StoreError::UnsafePath { .. } | StoreError::Conflict { .. } | StoreError::TooMany { .. } => {
-                "MODEL_OSS_BUCKET_PATH must name exactly one encrypted model; remove other objects below it".into()
+                "MODEL_OSS_BUCKET_PATH must name exactly one encrypted model; remove other objects below it"
+                    .into()
             }
             StoreError::Fetch { source, .. } => source_hint(source).into(),
             StoreError::ObjectCorrupt { .. } => "upload the object again, then restart cai".into(),

@@ -84,7 +84,8 @@ impl Store {
         let tree = tree::build(&objects)?;
         let (cache, clean) = CacheDir::open(&options.dir)?;
         cache.remove_leftovers(&objects)?;
-        let slots: Vec<Slot> = objects.into_iter().map(|object| Slot::new(object, &options, &cache)).collect();
+        let slots: Vec<Slot> =
+            objects.into_iter().map(|object| Slot::new(object, &options, &cache)).collect();
         let maps = load(&cache, &options, &slots, clean)?;
         let engine = Arc::new(Engine::new(options, slots, maps, cache, source));
         let (sender, progress) = watch::channel(engine.snapshot(&mut Default::default()));
@@ -147,7 +148,8 @@ fn load(
         return Err(refuse(whole));
     }
     let maps = slots.iter().map(|slot| slot.file.load(&slot.object, clean)).collect::<Result<Vec<_>, _>>()?;
-    let missing = slots.iter().zip(&maps).map(|(slot, map)| slot.missing_bytes(map)).fold(0u64, u64::saturating_add);
+    let missing =
+        slots.iter().zip(&maps).map(|(slot, map)| slot.missing_bytes(map)).fold(0u64, u64::saturating_add);
     if missing > 0 && missing.saturating_add(options.reserve_bytes) > free {
         return Err(refuse(missing));
     }

@@ -100,10 +100,14 @@ impl Plan {
     pub fn prefer(&mut self, object: ObjectIndex) {
         self.opened.retain(|other| *other != object);
         self.opened.insert(0, object);
-        if let Some(run) = self.rest.iter().position(|run| run.object == object).and_then(|at| self.rest.remove(at)) {
+        if let Some(run) =
+            self.rest.iter().position(|run| run.object == object).and_then(|at| self.rest.remove(at))
+        {
             self.rest.push_front(run);
         }
-        if let Some(head) = self.first.iter().position(|key| key.object == object).and_then(|at| self.first.remove(at)) {
+        if let Some(head) =
+            self.first.iter().position(|key| key.object == object).and_then(|at| self.first.remove(at))
+        {
             self.first.push_front(head);
         }
     }
@@ -138,7 +142,10 @@ mod tests {
 
     #[test]
     fn fill_takes_small_objects_then_heads_then_the_rest() {
-        assert_eq!(planned(&[30, 5, 0, 10, 20], &[]), [(1, 0), (3, 0), (0, 0), (4, 0), (0, 1), (4, 1), (0, 2)]);
+        assert_eq!(
+            planned(&[30, 5, 0, 10, 20], &[]),
+            [(1, 0), (3, 0), (0, 0), (4, 0), (0, 1), (4, 1), (0, 2)]
+        );
     }
 
     #[test]
@@ -170,7 +177,10 @@ mod tests {
         keys.into_iter().for_each(|key| plan.push_reader(key));
         plan.clear_fill();
         assert!(plan.is_exhausted());
-        assert_eq!([plan.next_for_reader(), plan.next_for_reader(), plan.next_for_reader()], [Some(keys[0]), Some(keys[1]), None]);
+        assert_eq!(
+            [plan.next_for_reader(), plan.next_for_reader(), plan.next_for_reader()],
+            [Some(keys[0]), Some(keys[1]), None]
+        );
     }
 
     proptest! {

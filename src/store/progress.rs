@@ -128,7 +128,10 @@ mod tests {
         counters.report(problem("a", "store.denied", "no"));
         counters.report(problem("b", "store.unavailable", "reset"));
         counters.recovered("a");
-        assert_eq!(counters.problems(), [problem("a", "store.denied", "no"), problem("b", "store.unavailable", "reset")]);
+        assert_eq!(
+            counters.problems(),
+            [problem("a", "store.denied", "no"), problem("b", "store.unavailable", "reset")]
+        );
     }
 
     #[test]

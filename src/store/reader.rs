@@ -114,7 +114,8 @@ fn read_error(slot: &Slot, offset: u64, started: Instant, failure: Failure) -> R
             ReadError::Unavailable { path, offset, waited_secs: started.elapsed().as_secs() }
         }
         Failure::Corrupt => {
-            let source = io::Error::new(io::ErrorKind::InvalidData, "the object does not have the origin's checksum");
+            let source =
+                io::Error::new(io::ErrorKind::InvalidData, "the object does not have the origin's checksum");
             ReadError::Io { path, source }
         }
     }

@@ -159,7 +159,9 @@ impl State {
                     SourceError::Changed { .. } | SourceError::Gone { .. } => {
                         object.broken = Some(Broken::Source(error.clone()));
                     }
-                    SourceError::Denied { .. } | SourceError::Unavailable { .. } => object.aside = Some(error.clone()),
+                    SourceError::Denied { .. } | SourceError::Unavailable { .. } => {
+                        object.aside = Some(error.clone())
+                    }
                 }
                 (source_code(error), chain(error))
             }

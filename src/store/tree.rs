@@ -103,7 +103,9 @@ mod tests {
     #[test]
     fn tree_with_a_hostile_path_is_refused() {
         let long = format!("a/{}", "x".repeat(256));
-        for path in ["", "/", "/etc/passwd", "..", "a/../b", "a//b", "a/./b", "./a", "a/", "a\0b", long.as_str()] {
+        for path in
+            ["", "/", "/etc/passwd", "..", "a/../b", "a//b", "a/./b", "./a", "a/", "a\0b", long.as_str()]
+        {
             let error = build(&[object(path, 1, 1)]).unwrap_err();
             assert!(matches!(error, StoreError::UnsafePath { .. }), "{path:?} gave {error}");
         }

@@ -38,7 +38,8 @@ async fn sync(engine: Arc<Engine>) {
         ticks.tick().await;
         let (dirty, engine) = (engine.is_dirty(), engine.clone());
         // A runtime that shuts down refuses; `close` has its own flush.
-        let flushed = if dirty { tokio::task::spawn_blocking(move || engine.flush()).await } else { Ok(Ok(())) };
+        let flushed =
+            if dirty { tokio::task::spawn_blocking(move || engine.flush()).await } else { Ok(Ok(())) };
         if let Ok(Err(error)) = flushed {
             tracing::warn!(event = "store.sync_failed", ?error);
         }

@@ -80,7 +80,7 @@ impl Sandbox {
         };
         let mut command = Command::new(env!("CARGO_BIN_EXE_cai-sandbox"));
         let state_dir = builder.state_dir.unwrap_or_else(|| dir.path().join("state"));
-        command.arg("--exit-with-stdin").arg("--state-dir").arg(state_dir);
+        command.arg("serve").arg("--exit-with-stdin").arg("--state-dir").arg(state_dir);
         command.args(["--bucket", BUCKET, "--region", REGION, "--access-key-id", ACCESS_KEY_ID]);
         command.arg("--access-key-secret-file").arg(file("secret", ACCESS_KEY_SECRET.as_bytes()));
         if builder.with_session_token {

@@ -34,6 +34,7 @@ mod oss_sign;
 mod oss_store;
 mod oss_uploads;
 mod oss_write;
+mod sample_model;
 mod wire;
 
 use std::io::{Read, Write};
@@ -42,7 +43,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -57,8 +58,29 @@ use crate::oss_sign::Credentials;
 use crate::oss_store::Store;
 use crate::wire::serve;
 
-/// Stand-in Trustee and OSS on loopback. Prints one JSON line with its addresses once all listen.
+/// Stand-ins for what cai talks to, for the demo and the tests.
 #[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Stand-in Trustee and OSS on loopback. Prints one JSON line with its addresses once all listen.
+    Serve(Box<Arguments>),
+    /// Write a sample model: configuration, tokenizer, index and two safetensors shards of random tensors.
+    SampleModel {
+        /// Size of all tensors together, in MiB.
+        #[arg(long, default_value_t = 256)]
+        mib: u64,
+        /// Directory to write into; created when missing.
+        directory: PathBuf,
+    },
+}
+
+/// How the stand-ins serve.
+#[derive(Args)]
 struct Arguments {
     /// Address of the Trustee; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0")]
@@ -184,7 +206,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = match Cli::parse().command {
+        Command::Serve(arguments) => *arguments,
+        Command::SampleModel { mib, directory } => {
+            return sample_model::write(&directory, mib)
+                .with_context(|| format!("writing {}", directory.display()));
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("sandbox").enable_all().build()?;
     let result = runtime.block_on(run(arguments));
     // A copy of a large object may be running; what it leaves is swept at the next start.

@@ -43,7 +43,10 @@ pub fn write(directory: &Path, mib: u64) -> io::Result<()> {
     }
     let total = rows * COLUMNS * HALF * index.len() as u64;
     let write_json = |name: &str, value: &Value| std::fs::write(directory.join(name), format!("{value:#}\n"));
-    write_json("model.safetensors.index.json", &json!({"metadata": {"total_size": total}, "weight_map": index}))?;
+    write_json(
+        "model.safetensors.index.json",
+        &json!({"metadata": {"total_size": total}, "weight_map": index}),
+    )?;
     write_json("config.json", &config(rows))?;
     write_json("tokenizer.json", &tokenizer())
 }
@@ -53,7 +56,8 @@ fn write_shard(path: &Path, names: &[String], rows: u64, random: &mut Random) ->
     let mut header = serde_json::Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
     for (position, name) in (0u64..).zip(names) {
         let offsets = [position * size, (position + 1) * size];
-        header.insert(name.clone(), json!({"dtype": "F16", "shape": [rows, COLUMNS], "data_offsets": offsets}));
+        header
+            .insert(name.clone(), json!({"dtype": "F16", "shape": [rows, COLUMNS], "data_offsets": offsets}));
     }
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
