@@ -1,5 +1,7 @@
 //! Where log records go: the journal when systemd started us, standard error otherwise.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -21,7 +23,7 @@ pub fn log_to_journal_or_stderr() {
 
 /// Log to standard error as text.
 pub fn log_to_stderr() {
-    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry().with(EnvFilter::new(FILTER)).with(text).init();
 }
 

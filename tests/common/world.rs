@@ -304,6 +304,9 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the agent's log:\n{}", self.log());
+        }
         // Already ended in most tests; killing it makes its helper detach the mount.
         let _ = self.child.kill();
         let _ = self.child.wait();
