@@ -699,6 +699,7 @@ fn no_secret_is_ever_said_wherever_it_was_put() {
         format!("MODEL_OSS_SECRET_KEY={secret}\n"),
         format!("OSS_SECRET={secret}\n"),
         format!("MODEL_OSS_SECRET_ACCESS_KEY\n{secret}\n"),
+        format!("MODEL_OSS_SESSION_TOKEN=half\n{secret}==\n"),
         format!("MODEL_OSS_ENDPOINT=https://id:{secret}@oss-cn-beijing.aliyuncs.com\n"),
         format!("MODEL_OSS_ENDPOINT=https://oss-cn-beijing.aliyuncs.com/?Signature={secret}\n"),
         format!("TRUSTEE_URL=http://u:{secret}@host:99999/\n"),

@@ -251,7 +251,8 @@ fn tree(tokens: &[Token], i: usize) -> Vec<Vec<String>> {
         }
         return vec![head];
     }
-    let (mut paths, mut depth, mut expected) = (Vec::new(), 0, false);
+    // A group: one tree after its brace and after every comma that is its own.
+    let (mut paths, mut depth) = (Vec::new(), 0);
     for j in i..tokens.len() {
         match text(j) {
             "{" => depth += 1,
@@ -261,15 +262,9 @@ fn tree(tokens: &[Token], i: usize) -> Vec<Vec<String>> {
         if depth == 0 {
             break;
         }
-        if expected && depth == 1 && text(j) != "," {
-            paths.extend(tree(tokens, j));
-            expected = false;
-        } else if expected && depth == 2 && text(j) == "{" {
-            paths.extend(tree(tokens, j));
-            expected = false;
-        }
-        if depth == 1 && matches!(text(j), "{" | ",") {
-            expected = true;
+        let starts = depth == 1 && (j == i || text(j) == ",");
+        if starts && text(j + 1) != "}" {
+            paths.extend(tree(tokens, j + 1));
         }
     }
     paths

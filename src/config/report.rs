@@ -36,7 +36,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Something that must be changed before cai can start. Holds no secret: see [`shown`].
+/// Something that must be changed before cai can start. Holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// Where it is.

@@ -35,7 +35,8 @@ pub struct Settings {
 /// Key broker service.
 #[derive(Debug, Clone)]
 pub struct Trustee {
-    /// Base URL (`TRUSTEE_URL`), without trailing slash; `{base}/kbs/v0/...` is called.
+    /// Base URL (`TRUSTEE_URL`), its path without trailing slash (`Url` shows a bare host with one all the same);
+    /// `{base}/kbs/v0/...` is called.
     pub url: Url,
     /// `MODEL_KEY_ID`, e.g. `kbs:///default/aliyun/model-decryption-key`; grammar checked by `kbs::ResourceUri`.
     pub key_id: String,

@@ -106,7 +106,7 @@ impl Tuning {
         Ok(tuning)
     }
 
-    /// The table's row and the place of `name`, for problems found after merging.
+    /// Where the effective value of `name` was set, for what is found after merging.
     pub(super) fn at(&self, name: &str) -> Place {
         self.places.get(name).cloned().unwrap_or_else(|| Place::file("built-in values"))
     }

@@ -184,6 +184,10 @@ fn unknown(at: &Place, name: &str, findings: &mut Findings) {
             }
             None => "remove the line, or leave it: it has no effect".to_owned(),
         };
+        // Half of a broken secret such as `AbC4==` reads like an assignment; names are not of mixed case, secrets are.
+        let mixed = name.contains(|c: char| c.is_ascii_lowercase())
+            && name.contains(|c: char| c.is_ascii_uppercase());
+        let name = if mixed { "this" } else { name };
         findings.notice(
             at.clone(),
             "config.foreign",
