@@ -21,7 +21,7 @@ use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::clock::unix_millis;
+use crate::clock::unix_secs;
 
 /// Body pieces between socket and disk: hyper's are at most some 400 KiB, so this stays near 3 MiB per upload.
 const PIECES_AHEAD: usize = 8;
@@ -62,7 +62,7 @@ pub(crate) struct Object {
     pub(crate) etag: String,
     pub(crate) crc64: u64,
     pub(crate) kind: Kind,
-    pub(crate) modified_millis: u64,
+    pub(crate) modified_secs: u64,
     pub(crate) about: About,
 }
 
@@ -196,7 +196,7 @@ impl Store {
             etag: etag.to_owned(),
             crc64: received.crc64,
             kind,
-            modified_millis: unix_millis(),
+            modified_secs: unix_secs(),
             about,
         });
         let staged = self.temp()?;
