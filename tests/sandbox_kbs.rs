@@ -667,8 +667,15 @@ async fn control_port_refuses_what_it_does_not_understand() {
     assert_eq!(client().delete(format!("{}/log", sandbox.control)).send().await.unwrap().status(), 204);
 }
 
-#[tokio::test]
-async fn sandbox_ends_with_status_zero_on_sigterm_and_sigint() {
+#[test]
+fn sandbox_ends_with_status_zero_when_stdin_closes() {
+    let mut sandbox = start();
+    sandbox.close_stdin();
+    assert_eq!(sandbox.wait().code(), Some(0));
+}
+
+#[test]
+fn sandbox_ends_with_status_zero_on_sigterm_and_sigint() {
     for signal in [nix::sys::signal::Signal::SIGTERM, nix::sys::signal::Signal::SIGINT] {
         let mut sandbox = start();
         let pid = nix::unistd::Pid::from_raw(i32::try_from(sandbox.pid()).unwrap());

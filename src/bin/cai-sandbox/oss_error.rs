@@ -67,6 +67,11 @@ impl OssError {
         self
     }
 
+    #[cfg(test)]
+    pub(crate) fn ec(&self) -> &str {
+        &self.ec
+    }
+
     fn document(&self, request_id: &str, host: &str) -> String {
         let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error>\n");
         let fixed = [
