@@ -31,7 +31,7 @@ use crate::faults::Op;
 use crate::journal::{Entry, Journal};
 
 /// Read size for files: large enough that the hand-over between threads costs nothing beside the copy.
-const FRAME_LEN: usize = 512 * 1024;
+const FRAME_LEN: u64 = 512 * 1024;
 
 /// Frames read ahead of the socket: one being sent, one ready, two being read; 2 MiB per connection.
 const FRAMES_AHEAD: usize = 4;
@@ -336,11 +336,14 @@ fn read_frames(mut file: File, offset: u64, len: u64, sender: &mpsc::Sender<io::
     let mut left = len;
     let mut failed = file.seek(SeekFrom::Start(offset)).err();
     while left > 0 && failed.is_none() {
-        let take = usize::try_from(left).unwrap_or(FRAME_LEN).min(FRAME_LEN);
-        let mut frame = vec![0; take];
-        match file.read_exact(&mut frame) {
-            Ok(()) if sender.blocking_send(Ok(frame.into())).is_err() => return,
-            Ok(()) => left -= u64::try_from(take).unwrap_or(left),
+        let take = left.min(FRAME_LEN);
+        // Into spare capacity: zeroing half a megabyte first would cost a pass over memory.
+        let frame_len = usize::try_from(take).unwrap_or_default();
+        let mut frame = Vec::with_capacity(frame_len);
+        match (&file).take(take).read_to_end(&mut frame) {
+            Ok(_) if frame.len() < frame_len => failed = Some(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) if sender.blocking_send(Ok(frame.into())).is_err() => return,
+            Ok(_) => left -= take,
             Err(error) => failed = Some(error),
         }
     }
