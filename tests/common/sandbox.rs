@@ -1,6 +1,7 @@
 //! Starts `cai-sandbox` for a test and ends it with the test, also when the test panics.
 //!
-//! Usage: `#[path = "common/sandbox.rs"] mod sandbox;` then `Sandbox::start(Builder::default())`. Needs feature `sandbox`.
+//! Usage: `#[path = "common/sandbox.rs"] mod sandbox;` then `Sandbox::start(Builder::default())`. Needs
+//! feature `sandbox`.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::io::{BufRead, BufReader};
@@ -16,7 +17,8 @@ pub const BUCKET: &str = "conf-ai";
 pub const REGION: &str = "cn-beijing";
 pub const RESOURCE: &str = "default/aliyun/model-decryption-key";
 
-/// What the sandbox is started with; the default is protocol 0.4.0, a lasting key, no anonymous reading, no resource.
+/// What the sandbox is started with; the default is protocol 0.4.0, a lasting key, no anonymous reading, no
+/// resource.
 #[derive(Default)]
 pub struct Builder {
     protocol: Option<String>,

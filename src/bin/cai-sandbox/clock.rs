@@ -1,7 +1,8 @@
 //! Calendar arithmetic and the three date forms on the wire.
 //!
-//! Owns the conversions between Unix time and HTTP dates (RFC 9110), ISO 8601 in its extended form (listings) and in its
-//! basic form (`x-oss-date`). All times are UTC. Tested below against dates computed elsewhere (GNU date).
+//! Owns the conversions between Unix time and HTTP dates (RFC 9110), ISO 8601 in its extended form (listings)
+//! and in its basic form (`x-oss-date`). All times are UTC. Tested below against dates computed elsewhere
+//! (GNU date).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,7 +1,7 @@
 //! Refusals of the stand-in OSS and their wire form.
 //!
-//! Owns the `<Error>` document, and for HEAD its base64 in `x-oss-err`. `EC` values are those of Alibaba's error pages where one
-//! is known, else left out. Stateless. Tested in `tests/sandbox_oss_sdk.rs`.
+//! Owns the `<Error>` document, and for HEAD its base64 in `x-oss-err`. `EC` values are those of Alibaba's
+//! error pages where one is known, else left out. Stateless. Tested in `tests/sandbox_oss_sdk.rs`.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

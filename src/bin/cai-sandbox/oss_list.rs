@@ -1,7 +1,7 @@
 //! Listings: objects (version 2 and version 1), parts, uploads; and the other XML answers.
 //!
-//! Owns paging, the rolling up of keys into common prefixes, `encoding-type=url`, and the documents' form. Stateless.
-//! Tested below and in `tests/sandbox_oss_sdk.rs`.
+//! Owns paging, the rolling up of keys into common prefixes, `encoding-type=url`, and the documents' form.
+//! Stateless. Tested below and in `tests/sandbox_oss_sdk.rs`.
 //!
 //! Source: `oss.md` 1.2.
 

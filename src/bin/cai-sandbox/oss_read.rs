@@ -1,7 +1,7 @@
 //! GetObject, HeadObject, GetObjectMeta.
 //!
-//! Owns preconditions, the range rules with and without `x-oss-range-behavior: standard`, and the faults on bodies. Blocks (a
-//! file is opened). Tested below and in `tests/sandbox_oss_sdk.rs`.
+//! Owns preconditions, the range rules with and without `x-oss-range-behavior: standard`, and the faults on
+//! bodies. Blocks (a file is opened). Tested below and in `tests/sandbox_oss_sdk.rs`.
 //!
 //! Source: `oss.md` 1.3, 1.4.
 

@@ -1,4 +1,5 @@
-//! Signatures made by the official SDK (PyPI alibabacloud-oss-v2 1.4.1, `SignerV4` and `SignerV1`), and requests bent from them.
+//! Signatures made by the official SDK (PyPI alibabacloud-oss-v2 1.4.1, `SignerV4` and `SignerV1`), and
+//! requests bent from them.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 

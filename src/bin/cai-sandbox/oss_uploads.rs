@@ -1,7 +1,8 @@
 //! Multipart uploads in progress.
 //!
-//! Owns `STATE/uploads/ID/`: `upload.json`, and per part its bytes and a sidecar. Nothing of it is in memory, so an upload
-//! survives a restart of the sandbox. Everything here blocks. Tested through `tests/sandbox_oss_sdk.rs`.
+//! Owns `STATE/uploads/ID/`: `upload.json`, and per part its bytes and a sidecar. Nothing of it is in memory,
+//! so an upload survives a restart of the sandbox. Everything here blocks. Tested through
+//! `tests/sandbox_oss_sdk.rs`.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -166,7 +167,8 @@ impl Store {
         Ok(object)
     }
 
-    /// Joins the parts; the CRC is combined from theirs. The MD5 is of their ETags, which makes an opaque ETag.
+    /// Joins the parts; the CRC is combined from theirs. The MD5 is of their ETags, which makes an opaque
+    /// ETag.
     fn assemble(&self, id: &str, parts: &[Part]) -> io::Result<Received> {
         let temp = self.temp()?;
         let mut whole = OpenOptions::new().write(true).create_new(true).open(temp.path())?;

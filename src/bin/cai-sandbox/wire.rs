@@ -1,8 +1,9 @@
 //! The HTTP servers' common part: accepting, answering, streaming files, and breaking connections on purpose.
 //!
-//! Owns the sockets. Knows nothing of Trustee or OSS: a [`Site`] does. One task per connection, in a `JoinSet` that ends
-//! with the server; one thread of tokio's blocking pool per file being sent, which stops when the connection goes.
-//! Tested through the integration tests; throughput by hand (`curl` of a 2 GiB object).
+//! Owns the sockets. Knows nothing of Trustee or OSS: a [`Site`] does. One task per connection, in a
+//! `JoinSet` that ends with the server; one thread of tokio's blocking pool per file being sent, which stops
+//! when the connection goes. Tested through the integration tests; throughput by hand (`curl` of a 2 GiB
+//! object).
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -84,8 +85,8 @@ impl Ending {
     }
 }
 
-/// The socket under hyper. hyper flushes it only when its own buffer is empty, so failing the flush ends the connection
-/// after exactly the bytes written so far.
+/// The socket under hyper. hyper flushes it only when its own buffer is empty, so failing the flush ends the
+/// connection after exactly the bytes written so far.
 struct Wire {
     stream: TcpStream,
     ending: Ending,
@@ -270,7 +271,8 @@ pub(crate) struct FileBody {
 }
 
 impl FileBody {
-    /// Sends `len` bytes of `file` from `offset`. The file must be that long; if it is not, the connection breaks.
+    /// Sends `len` bytes of `file` from `offset`. The file must be that long; if it is not, the connection
+    /// breaks.
     pub(crate) fn start(file: File, offset: u64, len: u64, shape: Shape, ending: Ending) -> Payload {
         let (sender, frames) = mpsc::channel(FRAMES_AHEAD);
         // Ends by itself when the receiver goes, so its handle is not needed.
