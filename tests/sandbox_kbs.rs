@@ -1,6 +1,8 @@
-//! Claim: the stand-in Trustee answers as the observed ones do, in both protocols, and its fault switches are exact.
+//! Claim: the stand-in Trustee answers as the observed ones do, in both protocols, and its fault switches are
+//! exact.
 //!
-//! The client here is raw HTTP and other crates' ciphers; it is proved on the vectors before it judges the server.
+//! The client here is raw HTTP and other crates' ciphers; it is proved on the vectors before it judges the
+//! server.
 #![cfg(feature = "sandbox")]
 
 use std::collections::BTreeMap;
@@ -29,7 +31,7 @@ const SECRET: &[u8] = b"correct horse battery staple\n";
 static VECTORS: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("vectors/kbs-vectors.json")).unwrap());
 
-// ---- the client's keys and ciphers -------------------------------------------------------------------------------------
+// ---- the client's keys and ciphers ----
 
 enum Key {
     Ec(p256::SecretKey),
@@ -134,7 +136,7 @@ fn report_data(nonce: &str, key: &Key, additional: Option<&str>) -> String {
     STANDARD.encode(Sha384::digest(bound(nonce, key, additional)))
 }
 
-// ---- the client's requests ---------------------------------------------------------------------------------------------
+// ---- the client's requests ----
 
 struct Session {
     client: Client,
@@ -254,7 +256,7 @@ fn start_010() -> Sandbox {
 const AUTH_FAILED: &str = "RCAR handshake Auth failed: ";
 const ATTEST_FAILED: &str = "Attestation error: RCAR handshake Attest failed";
 
-// ---- the client, on the vectors ----------------------------------------------------------------------------------------
+// ---- the client, on the vectors ----
 
 #[test]
 fn client_on_the_vectors_opens_and_hashes_as_they_say() {
@@ -544,7 +546,7 @@ async fn refusals_010_are_as_observed() {
     }
 }
 
-// ---- faults, control port, life ----------------------------------------------------------------------------------------
+// ---- faults, control port, life ----
 
 #[tokio::test]
 async fn resource_put_on_the_control_port_is_served_and_deleted() {
@@ -667,8 +669,15 @@ async fn control_port_refuses_what_it_does_not_understand() {
     assert_eq!(client().delete(format!("{}/log", sandbox.control)).send().await.unwrap().status(), 204);
 }
 
-#[tokio::test]
-async fn sandbox_ends_with_status_zero_on_sigterm_and_sigint() {
+#[test]
+fn sandbox_ends_with_status_zero_when_stdin_closes() {
+    let mut sandbox = start();
+    sandbox.close_stdin();
+    assert_eq!(sandbox.wait().code(), Some(0));
+}
+
+#[test]
+fn sandbox_ends_with_status_zero_on_sigterm_and_sigint() {
     for signal in [nix::sys::signal::Signal::SIGTERM, nix::sys::signal::Signal::SIGINT] {
         let mut sandbox = start();
         let pid = nix::unistd::Pid::from_raw(i32::try_from(sandbox.pid()).unwrap());

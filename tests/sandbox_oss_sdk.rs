@@ -1,7 +1,8 @@
 //! Claim: the stand-in OSS is one that Alibaba's own SDKs can use and that refuses what OSS refuses.
 //!
-//! The SDK tests need `.tools/venv/bin/python` with `tests/peers/requirements.txt` (`CAI_TEST_REQUIRE=oss-sdk`); the
-//! faults and the strictness that no SDK would provoke are tested with raw HTTP on an anonymous bucket.
+//! The SDK tests need `.tools/venv/bin/python` with `tests/peers/requirements.txt`
+//! (`CAI_TEST_REQUIRE=oss-sdk`); the faults and the strictness that no SDK would provoke are tested with raw
+//! HTTP on an anonymous bucket.
 #![cfg(feature = "sandbox")]
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use tokio::net::TcpStream;
 mod sandbox;
 use sandbox::{ACCESS_KEY_ID, ACCESS_KEY_SECRET, BUCKET, Builder, SESSION_TOKEN, Sandbox, skip};
 
-// ---- the official SDKs -------------------------------------------------------------------------------------------------
+// ---- the official SDKs ----
 
 fn python() -> Option<PathBuf> {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/venv/bin/python");
@@ -76,8 +77,8 @@ fn sdks_with_a_lasting_key_work_in_every_cell() {
 fn sdks_with_a_temporary_key_work_but_for_the_known_bug() {
     let Some(python) = python() else { return };
     let sandbox = Sandbox::start(Builder::default().with_session_token());
-    // alibabacloud-oss-v2 sends the token of version 1 in `security-token`, which OSS does not read: so the temporary key
-    // comes without a token. That is the SDK's bug; the server is not to be loosened for it.
+    // alibabacloud-oss-v2 sends the token of version 1 in `security-token`, which OSS does not read: so the
+    // temporary key comes without a token. That is the SDK's bug; the server is not to be loosened for it.
     let expected = [
         "oss2 v1 path ok",
         "oss2 v1 virtual ok",
@@ -277,7 +278,7 @@ async fn objects_outlive_the_sandbox() {
     assert_eq!(std::fs::read_dir(dir.path().join("data")).unwrap().count(), 0, "no bytes are left behind");
 }
 
-// ---- faults ------------------------------------------------------------------------------------------------------------
+// ---- faults ----
 
 #[tokio::test]
 async fn cut_body_sends_exactly_that_many_bytes_that_many_times() {

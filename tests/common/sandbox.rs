@@ -1,6 +1,7 @@
 //! Starts `cai-sandbox` for a test and ends it with the test, also when the test panics.
 //!
-//! Usage: `#[path = "common/sandbox.rs"] mod sandbox;` then `Sandbox::start(Builder::default())`. Needs feature `sandbox`.
+//! Usage: `#[path = "common/sandbox.rs"] mod sandbox;` then `Sandbox::start(Builder::default())`. Needs
+//! feature `sandbox`.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::io::{BufRead, BufReader};
@@ -16,7 +17,8 @@ pub const BUCKET: &str = "conf-ai";
 pub const REGION: &str = "cn-beijing";
 pub const RESOURCE: &str = "default/aliyun/model-decryption-key";
 
-/// What the sandbox is started with; the default is protocol 0.4.0, a lasting key, no anonymous reading, no resource.
+/// What the sandbox is started with; the default is protocol 0.4.0, a lasting key, no anonymous reading, no
+/// resource.
 #[derive(Default)]
 pub struct Builder {
     protocol: Option<String>,
@@ -64,8 +66,8 @@ pub struct Sandbox {
     pub control: String,
     child: Child,
     // Held open: the sandbox ends with it (`--exit-with-stdin`), so it never outlives a crashed test.
-    _stdin: ChildStdin,
-    _dir: tempfile::TempDir,
+    stdin: Option<ChildStdin>,
+    dir: tempfile::TempDir,
     client: reqwest::Client,
 }
 
@@ -96,7 +98,10 @@ impl Sandbox {
             let file = file(&format!("resource-{number}"), bytes);
             command.arg("--resource").arg(format!("{path}={}", file.display()));
         }
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cai-sandbox");
+        // In a file, shown when the test fails: hundreds of request lines would bury its own output.
+        let stderr = std::fs::File::create(dir.path().join("stderr")).expect("create");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().expect("cai-sandbox");
         let stdin = child.stdin.take().expect("stdin");
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout"));
@@ -109,8 +114,8 @@ impl Sandbox {
             oss: address("oss"),
             control: address("control"),
             child,
-            _stdin: stdin,
-            _dir: dir,
+            stdin: Some(stdin),
+            dir,
             client: reqwest::Client::builder().no_proxy().build().expect("client"),
         }
     }
@@ -118,6 +123,11 @@ impl Sandbox {
     /// Process id, for tests that signal it.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Closes its stdin, as the end of this process would.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
     }
 
     /// Waits for it to end and gives its exit status.
@@ -174,6 +184,10 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default();
+            eprintln!("---- requests the sandbox saw ----\n{log}");
+        }
         // Already ended in tests that end it.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -184,6 +198,10 @@ impl Drop for Sandbox {
 ///
 /// # Panics
 /// When `CAI_TEST_REQUIRE` names it: then missing is a failure.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the environment says what a test machine must have, and nothing else"
+)]
 pub fn skip(name: &str, reason: &str) -> bool {
     let required = std::env::var("CAI_TEST_REQUIRE").unwrap_or_default();
     assert!(!required.split(',').any(|r| r.trim() == name), "{name} is required: {reason}");

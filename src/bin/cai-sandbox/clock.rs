@@ -1,7 +1,8 @@
 //! Calendar arithmetic and the three date forms on the wire.
 //!
-//! Owns the conversions between Unix time and HTTP dates (RFC 9110), ISO 8601 in its extended form (listings) and in its
-//! basic form (`x-oss-date`). All times are UTC. Tested below against dates computed elsewhere (GNU date).
+//! Owns the conversions between Unix time and HTTP dates (RFC 9110), ISO 8601 in its extended form (listings)
+//! and in its basic form (`x-oss-date`). All times are UTC. Tested below against dates computed elsewhere
+//! (GNU date).
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,15 +11,9 @@ const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
-/// Milliseconds since 1970; zero when the machine's clock is before that.
-pub(crate) fn unix_millis() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Seconds since 1970.
+/// Seconds since 1970; zero when the machine's clock is before that.
 pub(crate) fn unix_secs() -> u64 {
-    unix_millis() / 1000
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 struct Civil {
@@ -90,12 +85,11 @@ pub(crate) fn http_date(secs: u64) -> String {
     format!("{weekday}, {:02} {month} {:04} {h:02}:{m:02}:{s:02} GMT", at.day, at.year)
 }
 
-/// `2026-11-22T09:56:24.123Z`.
-pub(crate) fn iso_millis(millis: u64) -> String {
-    let at = civil(millis / 1000);
+/// `2026-11-22T09:56:24.000Z`: OSS keeps whole seconds and writes milliseconds.
+pub(crate) fn iso_date(secs: u64) -> String {
+    let at = civil(secs);
     let (h, m, s) = (at.second_of_day / 3600, at.second_of_day / 60 % 60, at.second_of_day % 60);
-    let rest = millis % 1000;
-    format!("{:04}-{:02}-{:02}T{h:02}:{m:02}:{s:02}.{rest:03}Z", at.year, at.month, at.day)
+    format!("{:04}-{:02}-{:02}T{h:02}:{m:02}:{s:02}.000Z", at.year, at.month, at.day)
 }
 
 fn digits(text: &str) -> Option<u64> {
@@ -150,7 +144,7 @@ mod tests {
         for (secs, _, text) in KNOWN {
             assert_eq!(parse_iso_basic(text), Some(secs));
         }
-        assert_eq!(iso_millis(1_795_341_384_007), "2026-11-22T09:56:24.007Z");
+        assert_eq!(iso_date(1_795_341_384), "2026-11-22T09:56:24.000Z");
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! The faults a test can switch on, and their exact counting.
 //!
-//! `PUT {control}/faults` takes a JSON array that replaces the whole set; `GET` gives it back with what is left. One fault:
+//! `PUT {control}/faults` takes a JSON array that replaces the whole set; `GET` gives it back with what is
+//! left. One fault:
 //!
 //! ```json
 //! {"do": {"oss_cut_body": {"after": 4096}}, "on": ["get"], "match": "shard-1", "skip": 1, "times": 2}
 //! ```
 //!
-//! `do` is the act. `on` narrows it to some operations (default: all that the act has a meaning for). `match` is a
-//! substring of the subject: the object key (the `prefix` for listings), or the resource path `default/aliyun/NAME`
-//! (empty for auth and attest). `skip` lets that many matching requests through first, `times` ends it (default: never).
-//! A fault counts only when it took effect. Of several faults with the same place in the answer the first one acts.
+//! `do` is the act. `on` narrows it to some operations (default: all that the act has a meaning for). `match`
+//! is a substring of the subject: the object key (the `prefix` for listings), or the resource path
+//! `default/aliyun/NAME` (empty for auth and attest). `skip` lets that many matching requests through first,
+//! `times` ends it (default: never). A fault counts only when it took effect. Of several faults with the same
+//! place in the answer the first one acts.
 //!
 //! | act | effect |
 //! |---|---|
@@ -252,8 +254,8 @@ impl Faults {
 
     /// Replaces the set by the JSON array `text`.
     ///
-    /// # Errors
-    /// A sentence for the tester: not an array of faults, or a fault that could never act where it is switched on.
+    /// # Errors A sentence for the tester: not an array of faults, or a fault that could never act where it
+    /// is switched on.
     pub(crate) fn replace(&self, text: &[u8]) -> Result<(), String> {
         let faults: Vec<Fault> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         for fault in &faults {

@@ -1,7 +1,7 @@
 //! What was asked of the sandbox, for tests to assert on and for a person to follow.
 //!
-//! Owns the list behind `GET {control}/log` and the lines on stderr. Header values that could be secret never reach it.
-//! One mutex, held for a push. Tested through `tests/sandbox_kbs.rs`.
+//! Owns the list behind `GET {control}/log` and the lines on stderr. Header values that could be secret never
+//! reach it. One mutex, held for a push. Tested through `tests/sandbox_kbs.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,8 @@
 //! The stand-in Trustee key broker: `auth`, `attest`, `resource`.
 //!
-//! Owns sessions, resources and the refusals' wire form (statuses and texts of Trustee v1.8.7 for protocol 0.4.0, of v1.5.2 for
-//! 0.1.0). It verifies the sample TEE only; admin operations are refused. One mutex each for sessions and resources, never
-//! both, never across an await. Tested in `tests/sandbox_kbs.rs`.
+//! Owns sessions, resources and the refusals' wire form (statuses and texts of Trustee v1.8.7 for protocol
+//! 0.4.0, of v1.5.2 for 0.1.0). It verifies the sample TEE only; admin operations are refused. One mutex each
+//! for sessions and resources, never both, never across an await. Tested in `tests/sandbox_kbs.rs`.
 //!
 //! Source: `kbs-observed.md`; texts not observed there (token verifier, plugin, JWE) are our own.
 

@@ -1,8 +1,10 @@
 //! The bodies of `auth` and `attest` in both protocols, and the verification of the sample TEE.
 //!
-//! Owns what is parsed and what is hashed. Stateless. Tested in `tests/sandbox_kbs.rs` and below against the vectors.
+//! Owns what is parsed and what is hashed. Stateless. Tested in `tests/sandbox_kbs.rs` and below against the
+//! vectors.
 //!
-//! Source: `kbs.md` 2 and 3, `kbs-observed.md`. Unknown members are ignored, as the real servers do; missing ones are not.
+//! Source: `kbs.md` 2 and 3, `kbs-observed.md`. Unknown members are ignored, as the real servers do; missing
+//! ones are not.
 
 use std::collections::BTreeMap;
 
@@ -153,7 +155,8 @@ fn binds(report_data: &str, bound: &Bound<'_>) -> bool {
     STANDARD.decode(report_data).is_ok_and(|given| given == expected.as_ref())
 }
 
-/// Verifies the sample TEE's evidence in an `attest` body against the session's `nonce`: the key it binds, and the claims.
+/// Verifies the sample TEE's evidence in an `attest` body against the session's `nonce`: the key it binds,
+/// and the claims.
 ///
 /// `None` is a refusal; the servers say no more on the wire.
 pub(crate) fn verify(protocol: Protocol, nonce: &str, body: &[u8]) -> Option<(TeeKey, Appraisal)> {

@@ -1,8 +1,9 @@
 //! The TEE's public key, and the JWE that only its owner can open.
 //!
-//! Owns JWK parsing (the members Trustee knows, others dropped), their canonical form for hashing, and both response forms:
-//! RFC 7516 flattened JSON for protocol 0.4.0, and the older form of protocol 0.1.0 (raw JSON header, no associated data, tag
-//! at the end of the ciphertext). Stateless. Tested in `tests/sandbox_kbs.rs` with other crates' ciphers.
+//! Owns JWK parsing (the members Trustee knows, others dropped), their canonical form for hashing, and both
+//! response forms: RFC 7516 flattened JSON for protocol 0.4.0, and the older form of protocol 0.1.0 (raw JSON
+//! header, no associated data, tag at the end of the ciphertext). Stateless. Tested in `tests/sandbox_kbs.rs`
+//! with other crates' ciphers.
 //!
 //! Source: RFC 7516, RFC 7518 4.3, 4.6, 5.3; `kbs-observed.md`.
 

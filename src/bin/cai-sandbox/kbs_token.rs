@@ -1,7 +1,7 @@
 //! Attestation tokens: EAR-shaped ES256 JWTs signed with a key made at start.
 //!
-//! Owns the signing key. The shape follows the recorded exchange; a verifier finds the key in the header's `jwk`. Tested in
-//! `tests/sandbox_kbs.rs`.
+//! Owns the signing key. The shape follows the recorded exchange; a verifier finds the key in the header's
+//! `jwk`. Tested in `tests/sandbox_kbs.rs`.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{

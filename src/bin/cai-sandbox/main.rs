@@ -1,8 +1,9 @@
 //! cai-sandbox: a stand-in Trustee and a stand-in OSS on loopback, for the demo and the tests.
 //!
-//! Written from the specifications only and sharing no code with the `cai` library, so that the library's clients are
-//! checked by something that cannot make their mistakes. It guards nothing: anyone who reaches the control port can read
-//! and set everything. One tokio runtime; a thread waits on stdin when asked to. Faults: `faults.rs`; control port: `control.rs`.
+//! Written from the specifications only and sharing no code with the `cai` library, so that the library's
+//! clients are checked by something that cannot make their mistakes. It guards nothing: anyone who reaches
+//! the control port can read and set everything. One tokio runtime; a thread waits on stdin when asked to.
+//! Faults: `faults.rs`; control port: `control.rs`.
 #![deny(
     unsafe_code,
     clippy::unwrap_used,

@@ -1,7 +1,7 @@
 //! The stand-in OSS: one bucket.
 //!
-//! Owns the order of work on a request: address, faults, signature, action, common headers. Knows nothing of Trustee. No
-//! locks of its own. Tested in `tests/sandbox_oss_sdk.rs` with the official Python SDKs.
+//! Owns the order of work on a request: address, faults, signature, action, common headers. Knows nothing of
+//! Trustee. No locks of its own. Tested in `tests/sandbox_oss_sdk.rs` with the official Python SDKs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Refusals of the stand-in OSS and their wire form.
 //!
-//! Owns the `<Error>` document, and for HEAD its base64 in `x-oss-err`. `EC` values are those of Alibaba's error pages where one
-//! is known, else left out. Stateless. Tested in `tests/sandbox_oss_sdk.rs`.
+//! Owns the `<Error>` document, and for HEAD its base64 in `x-oss-err`. `EC` values are those of Alibaba's
+//! error pages where one is known, else left out. Stateless. Tested in `tests/sandbox_oss_sdk.rs`.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -65,6 +65,11 @@ impl OssError {
     pub(crate) fn with(mut self, name: &'static str, value: String) -> OssError {
         self.details.push((name, value));
         self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn ec(&self) -> &str {
+        &self.ec
     }
 
     fn document(&self, request_id: &str, host: &str) -> String {

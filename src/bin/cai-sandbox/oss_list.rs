@@ -1,7 +1,7 @@
 //! Listings: objects (version 2 and version 1), parts, uploads; and the other XML answers.
 //!
-//! Owns paging, the rolling up of keys into common prefixes, `encoding-type=url`, and the documents' form. Stateless.
-//! Tested below and in `tests/sandbox_oss_sdk.rs`.
+//! Owns paging, the rolling up of keys into common prefixes, `encoding-type=url`, and the documents' form.
+//! Stateless. Tested below and in `tests/sandbox_oss_sdk.rs`.
 //!
 //! Source: `oss.md` 1.2.
 
@@ -15,7 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use quick_xml::escape::escape;
 
-use crate::clock::iso_millis;
+use crate::clock::iso_date;
 use crate::oss_error::OssError;
 use crate::oss_request::Query;
 use crate::oss_store::{Object, Store};
@@ -177,7 +177,7 @@ pub(crate) fn objects(store: &Store, bucket: &str, query: &Query) -> Result<Stri
 fn put_object(xml: &mut Xml, key: &str, object: &Object, with_owner: bool) {
     xml.raw("<Contents>\n");
     xml.put_name("Key", key);
-    xml.put("LastModified", iso_millis(object.modified_millis));
+    xml.put("LastModified", iso_date(object.modified_secs));
     xml.put("ETag", format!("\"{}\"", object.etag));
     xml.put("Type", object.kind.word());
     xml.put("Size", object.len);
@@ -217,7 +217,7 @@ pub(crate) fn parts(
     for part in page {
         xml.raw("<Part>\n");
         xml.put("PartNumber", part.number);
-        xml.put("LastModified", iso_millis(part.modified_millis));
+        xml.put("LastModified", iso_date(part.modified_secs));
         xml.put("ETag", format!("\"{}\"", part.etag));
         xml.put("HashCrc64ecma", part.crc64);
         xml.put("Size", part.len);
@@ -262,7 +262,7 @@ pub(crate) fn uploads(bucket: &str, uploads: &[Upload], query: &Query) -> Result
         xml.put_name("Key", &upload.key);
         xml.put("UploadId", &upload.id);
         xml.put("StorageClass", "Standard");
-        xml.put("Initiated", iso_millis(upload.initiated_millis));
+        xml.put("Initiated", iso_date(upload.initiated_secs));
         xml.raw("</Upload>\n");
     }
     Ok(xml.finish("ListMultipartUploadsResult"))

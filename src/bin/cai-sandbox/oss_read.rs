@@ -1,7 +1,7 @@
 //! GetObject, HeadObject, GetObjectMeta.
 //!
-//! Owns preconditions, the range rules with and without `x-oss-range-behavior: standard`, and the faults on bodies. Blocks (a
-//! file is opened). Tested below and in `tests/sandbox_oss_sdk.rs`.
+//! Owns preconditions, the range rules with and without `x-oss-range-behavior: standard`, and the faults on
+//! bodies. Blocks (a file is opened). Tested below and in `tests/sandbox_oss_sdk.rs`.
 //!
 //! Source: `oss.md` 1.3, 1.4.
 
@@ -65,7 +65,7 @@ fn names_etag(value: &str, etag: &str) -> bool {
 }
 
 fn check_preconditions(headers: &HeaderMap, object: &Object) -> Result<(), OssError> {
-    let modified = object.modified_millis / 1000;
+    let modified = object.modified_secs;
     if header(headers, "if-match").is_some_and(|value| !names_etag(value, &object.etag)) {
         return Err(OssError::precondition("If-Match"));
     }
@@ -158,7 +158,7 @@ impl Reading<'_> {
 
     fn describe(&self, object: &Object, headers: &mut HeaderMap) {
         put(headers, "etag", &format!("\"{}\"", object.etag));
-        put(headers, "last-modified", &http_date(object.modified_millis / 1000));
+        put(headers, "last-modified", &http_date(object.modified_secs));
         if self.action == Action::Meta {
             return;
         }

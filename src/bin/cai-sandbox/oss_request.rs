@@ -1,7 +1,7 @@
 //! What an OSS request asks for: bucket, key, query, action.
 //!
-//! Owns addressing (virtual-hosted for names, path style for IP addresses only) and the choice of the action. Stateless.
-//! Tested below.
+//! Owns addressing (virtual-hosted for names, path style for IP addresses only) and the choice of the action.
+//! Stateless. Tested below.
 //!
 //! Source: `oss.md` 1.1.
 

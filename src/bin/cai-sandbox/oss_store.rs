@@ -1,9 +1,10 @@
 //! Objects on disk.
 //!
-//! Owns `STATE/data/ID` (an object's bytes, written once) and `STATE/objects/HASH.json` (key, ETag, CRC-64, type, time, and
-//! which data file is the object's). Renaming that sidecar is the commit. The index of all sidecars is in memory, behind one
-//! mutex that is held across the few file-system calls of a commit, never across an await or a copy. Everything but
-//! [`Store::receive`] blocks. Tested through `tests/sandbox_oss_sdk.rs`.
+//! Owns `STATE/data/ID` (an object's bytes, written once) and `STATE/objects/HASH.json` (key, ETag, CRC-64,
+//! type, time, and which data file is the object's). Renaming that sidecar is the commit. The index of all
+//! sidecars is in memory, behind one mutex that is held across the few file-system calls of a commit, never
+//! across an await or a copy. Everything but [`Store::receive`] blocks. Tested through
+//! `tests/sandbox_oss_sdk.rs`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,9 +22,10 @@ use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::clock::unix_millis;
+use crate::clock::unix_secs;
 
-/// Body pieces between socket and disk: hyper's are at most some 400 KiB, so this stays near 3 MiB per upload.
+/// Body pieces between socket and disk: hyper's are at most some 400 KiB, so this stays near 3 MiB per
+/// upload.
 const PIECES_AHEAD: usize = 8;
 /// Copy buffer, in bytes.
 const COPY_LEN: usize = 1 << 20;
@@ -62,7 +64,7 @@ pub(crate) struct Object {
     pub(crate) etag: String,
     pub(crate) crc64: u64,
     pub(crate) kind: Kind,
-    pub(crate) modified_millis: u64,
+    pub(crate) modified_secs: u64,
     pub(crate) about: About,
 }
 
@@ -114,7 +116,8 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens the store under `root`, creating it when missing; unfinished writes of an earlier run are removed.
+    /// Opens the store under `root`, creating it when missing; unfinished writes of an earlier run are
+    /// removed.
     pub(crate) fn open(root: &Path) -> io::Result<Store> {
         let temp = root.join("temp");
         if temp.exists() {
@@ -196,7 +199,7 @@ impl Store {
             etag: etag.to_owned(),
             crc64: received.crc64,
             kind,
-            modified_millis: unix_millis(),
+            modified_secs: unix_secs(),
             about,
         });
         let staged = self.temp()?;

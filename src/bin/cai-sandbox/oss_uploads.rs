@@ -1,7 +1,8 @@
 //! Multipart uploads in progress.
 //!
-//! Owns `STATE/uploads/ID/`: `upload.json`, and per part its bytes and a sidecar. Nothing of it is in memory, so an upload
-//! survives a restart of the sandbox. Everything here blocks. Tested through `tests/sandbox_oss_sdk.rs`.
+//! Owns `STATE/uploads/ID/`: `upload.json`, and per part its bytes and a sidecar. Nothing of it is in memory,
+//! so an upload survives a restart of the sandbox. Everything here blocks. Tested through
+//! `tests/sandbox_oss_sdk.rs`.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -13,7 +14,7 @@ use crc_fast::checksum_combine;
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
-use crate::clock::unix_millis;
+use crate::clock::unix_secs;
 use crate::oss_error::OssError;
 use crate::oss_store::{About, Kind, Object, Received, Store, random_id};
 
@@ -26,7 +27,7 @@ pub(crate) struct Upload {
     #[serde(default)]
     pub(crate) id: String,
     pub(crate) key: String,
-    pub(crate) initiated_millis: u64,
+    pub(crate) initiated_secs: u64,
     about: About,
 }
 
@@ -36,7 +37,7 @@ pub(crate) struct Part {
     pub(crate) len: u64,
     pub(crate) etag: String,
     pub(crate) crc64: u64,
-    pub(crate) modified_millis: u64,
+    pub(crate) modified_secs: u64,
 }
 
 fn failed(error: io::Error) -> OssError {
@@ -55,7 +56,7 @@ impl Store {
     /// Starts an upload and returns its id.
     pub(crate) fn initiate(&self, key: &str, about: About) -> Result<String, OssError> {
         let id = random_id().map_err(failed)?.to_ascii_uppercase();
-        let upload = Upload { id: id.clone(), key: key.to_owned(), initiated_millis: unix_millis(), about };
+        let upload = Upload { id: id.clone(), key: key.to_owned(), initiated_secs: unix_secs(), about };
         let text = serde_json::to_vec(&upload).map_err(|error| failed(error.into()))?;
         fs::create_dir(self.upload_dir(&id)).map_err(failed)?;
         fs::write(self.upload_dir(&id).join("upload.json"), text).map_err(failed)?;
@@ -94,7 +95,7 @@ impl Store {
             len: received.len,
             etag: received.md5_hex(),
             crc64: received.crc64,
-            modified_millis: unix_millis(),
+            modified_secs: unix_secs(),
         };
         let text = serde_json::to_vec(&part).map_err(|error| failed(error.into()))?;
         fs::rename(received.temp.path(), self.part_data(id, number)).map_err(failed)?;
@@ -166,7 +167,8 @@ impl Store {
         Ok(object)
     }
 
-    /// Joins the parts; the CRC is combined from theirs. The MD5 is of their ETags, which makes an opaque ETag.
+    /// Joins the parts; the CRC is combined from theirs. The MD5 is of their ETags, which makes an opaque
+    /// ETag.
     fn assemble(&self, id: &str, parts: &[Part]) -> io::Result<Received> {
         let temp = self.temp()?;
         let mut whole = OpenOptions::new().write(true).create_new(true).open(temp.path())?;

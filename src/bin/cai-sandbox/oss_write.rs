@@ -1,7 +1,7 @@
 //! PutObject, DeleteObject and the multipart operations.
 //!
-//! Owns the checks on uploads: length, `Content-MD5`, part numbers, the list of parts. Bodies stream to disk; file operations
-//! run on tokio's blocking pool. Tested in `tests/sandbox_oss_sdk.rs`.
+//! Owns the checks on uploads: length, `Content-MD5`, part numbers, the list of parts. Bodies stream to disk;
+//! file operations run on tokio's blocking pool. Tested in `tests/sandbox_oss_sdk.rs`.
 
 use std::sync::Arc;
 

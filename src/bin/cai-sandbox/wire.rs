@@ -1,8 +1,9 @@
 //! The HTTP servers' common part: accepting, answering, streaming files, and breaking connections on purpose.
 //!
-//! Owns the sockets. Knows nothing of Trustee or OSS: a [`Site`] does. One task per connection, in a `JoinSet` that ends
-//! with the server; one thread of tokio's blocking pool per file being sent, which stops when the connection goes.
-//! Tested through the integration tests; throughput by hand (`curl` of a 2 GiB object).
+//! Owns the sockets. Knows nothing of Trustee or OSS: a [`Site`] does. One task per connection, in a
+//! `JoinSet` that ends with the server; one thread of tokio's blocking pool per file being sent, which stops
+//! when the connection goes. Tested through the integration tests; throughput by hand (`curl` of a 2 GiB
+//! object).
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -31,7 +32,7 @@ use crate::faults::Op;
 use crate::journal::{Entry, Journal};
 
 /// Read size for files: large enough that the hand-over between threads costs nothing beside the copy.
-const FRAME_LEN: usize = 512 * 1024;
+const FRAME_LEN: u64 = 512 * 1024;
 
 /// Frames read ahead of the socket: one being sent, one ready, two being read; 2 MiB per connection.
 const FRAMES_AHEAD: usize = 4;
@@ -84,8 +85,8 @@ impl Ending {
     }
 }
 
-/// The socket under hyper. hyper flushes it only when its own buffer is empty, so failing the flush ends the connection
-/// after exactly the bytes written so far.
+/// The socket under hyper. hyper flushes it only when its own buffer is empty, so failing the flush ends the
+/// connection after exactly the bytes written so far.
 struct Wire {
     stream: TcpStream,
     ending: Ending,
@@ -270,7 +271,8 @@ pub(crate) struct FileBody {
 }
 
 impl FileBody {
-    /// Sends `len` bytes of `file` from `offset`. The file must be that long; if it is not, the connection breaks.
+    /// Sends `len` bytes of `file` from `offset`. The file must be that long; if it is not, the connection
+    /// breaks.
     pub(crate) fn start(file: File, offset: u64, len: u64, shape: Shape, ending: Ending) -> Payload {
         let (sender, frames) = mpsc::channel(FRAMES_AHEAD);
         // Ends by itself when the receiver goes, so its handle is not needed.
@@ -336,11 +338,14 @@ fn read_frames(mut file: File, offset: u64, len: u64, sender: &mpsc::Sender<io::
     let mut left = len;
     let mut failed = file.seek(SeekFrom::Start(offset)).err();
     while left > 0 && failed.is_none() {
-        let take = usize::try_from(left).unwrap_or(FRAME_LEN).min(FRAME_LEN);
-        let mut frame = vec![0; take];
-        match file.read_exact(&mut frame) {
-            Ok(()) if sender.blocking_send(Ok(frame.into())).is_err() => return,
-            Ok(()) => left -= u64::try_from(take).unwrap_or(left),
+        let take = left.min(FRAME_LEN);
+        // Into spare capacity: zeroing half a megabyte first would cost a pass over memory.
+        let frame_len = usize::try_from(take).unwrap_or_default();
+        let mut frame = Vec::with_capacity(frame_len);
+        match (&file).take(take).read_to_end(&mut frame) {
+            Ok(_) if frame.len() < frame_len => failed = Some(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) if sender.blocking_send(Ok(frame.into())).is_err() => return,
+            Ok(_) => left -= take,
             Err(error) => failed = Some(error),
         }
     }
