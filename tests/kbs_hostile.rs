@@ -91,7 +91,8 @@ async fn legacy_envelope_after_a_0_4_0_handshake_is_refused() {
 
 #[tokio::test]
 async fn token_about_another_handshake_ends_it_before_the_secret_is_asked_for() {
-    let tokens: [(fn(&Value) -> String, &str); 4] = [
+    type Forge = fn(&Value) -> String;
+    let tokens: [(Forge, &str); 4] = [
         (
             |jwk| token("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", jwk),
             "about another nonce than this handshake's",
