@@ -23,7 +23,10 @@ pub fn log_to_journal_or_stderr() {
 
 /// Log to standard error as text.
 pub fn log_to_stderr() {
-    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(std::io::stderr().is_terminal());
+    let text = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry().with(EnvFilter::new(FILTER)).with(text).init();
 }
 

@@ -20,6 +20,7 @@
 
 mod client;
 mod error;
+mod fault;
 pub mod jwe;
 mod key;
 mod session;

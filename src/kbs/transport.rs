@@ -3,7 +3,7 @@
 //! Trust comes from the configuration alone: the public roots are compiled in, a CA bundle replaces them, and neither
 //! proxy nor root variables of the environment are read.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -179,25 +179,17 @@ fn no_answer(step: Step, url: &Url, source: reqwest::Error) -> KbsError {
     }
 }
 
-/// Whether TLS failed on the server's certificate, somewhere down the chain. `io::Error` shows what it wraps not as its
-/// source but through `get_ref`.
-fn is_certificate_error(error: &reqwest::Error) -> bool {
-    let mut next = error.source();
-    while let Some(error) = next {
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = match wrapped {
-            Some(inner) => inner.downcast_ref::<rustls::Error>(),
-            None => error.downcast_ref::<rustls::Error>(),
-        };
-        if let Some(rustls::Error::InvalidCertificate(_)) = tls {
-            return true;
-        }
-        next = match wrapped {
-            Some(inner) => inner.source(),
-            None => error.source(),
-        };
+/// Whether TLS failed on the server's certificate, somewhere down the chain. An `io::Error` skips what it wraps when asked
+/// for its source, so it is asked for that instead.
+fn is_certificate_error(error: &(dyn Error + 'static)) -> bool {
+    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        return true;
     }
-    false
+    let inner: Option<&(dyn Error + 'static)> = match error.downcast_ref::<std::io::Error>() {
+        Some(error) => error.get_ref().map(|wrapped| wrapped as _),
+        None => error.source(),
+    };
+    inner.is_some_and(is_certificate_error)
 }
 
 fn redirected(step: Step, response: &Response) -> KbsError {

@@ -186,12 +186,17 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>, tls: Option<&Arc<rustls:
         state.connections.push(connection.try_clone().unwrap());
         drop(state);
         let (shared, tls) = (Arc::clone(shared), tls.cloned());
-        workers.push(named("scripted-serve", move || match tls {
-            None => serve(connection, &shared),
-            Some(tls) => {
-                let session = rustls::ServerConnection::new(tls).unwrap();
-                serve(rustls::StreamOwned::new(session, connection), &shared);
+        workers.push(named("scripted-serve", move || {
+            let to_close = connection.try_clone().unwrap();
+            match tls {
+                None => serve(connection, &shared),
+                Some(tls) => {
+                    let session = rustls::ServerConnection::new(tls).unwrap();
+                    serve(rustls::StreamOwned::new(session, connection), &shared);
+                }
             }
+            // Dropping is not enough: the server keeps a handle of every connection, to end them with itself.
+            let _ = to_close.shutdown(Shutdown::Both);
         }));
     }
     for worker in workers {

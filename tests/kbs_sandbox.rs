@@ -1,0 +1,186 @@
+//! Claim: client and stand-in Trustee, written apart from the specification, understand each other in both dialects, and
+//! the client meets each of its refusals as an operator should see them.
+
+#![cfg(feature = "sandbox")]
+
+#[path = "common/sandbox.rs"]
+mod sandbox;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cai::attest::{Attester, detect};
+use cai::config::{Protocol, TeeChoice, Trustee};
+use cai::error::{ErrorClass, Fault};
+use cai::kbs::wire::Dialect;
+use cai::kbs::{Client, KbsError, ResourceUri};
+use cai::keyring::Secret;
+use sandbox::{Builder, RESOURCE, Sandbox};
+use serde_json::json;
+
+const SECRET: &[u8] = b"correct horse battery staple\n";
+
+fn sample() -> Arc<dyn Attester> {
+    detect(TeeChoice::Sample).unwrap()
+}
+
+fn uri() -> ResourceUri {
+    ResourceUri::parse(&format!("kbs:///{RESOURCE}")).unwrap()
+}
+
+fn client(url: &str, protocol: Protocol) -> Client {
+    Client::new(&Trustee {
+        url: url.parse().unwrap(),
+        key_id: uri().to_string(),
+        policy: String::new(),
+        require_https: false,
+        ca_file: None,
+        protocol,
+        timeout: Duration::from_secs(20),
+        retry_limit: Duration::ZERO,
+    })
+    .unwrap()
+}
+
+fn start(protocol: &str) -> Sandbox {
+    Sandbox::start(Builder::default().protocol(protocol).resource(RESOURCE, SECRET))
+}
+
+fn holds(secret: &Secret, expected: &[u8]) -> bool {
+    secret.with(|bytes| bytes == expected)
+}
+
+async fn failed(sandbox: &Sandbox, faults: serde_json::Value) -> KbsError {
+    sandbox.faults(faults).await;
+    client(&sandbox.kbs, Protocol::Auto).release(sample(), &uri(), |_| {}).await.err().unwrap()
+}
+
+#[tokio::test]
+async fn secret_is_released_in_both_dialects_pinned_and_found() {
+    let cases = [
+        ("0.4.0", Protocol::V0_4_0, Dialect::V0_4_0, 1),
+        ("0.4.0", Protocol::Auto, Dialect::V0_4_0, 1),
+        ("0.1.0", Protocol::V0_1_0, Dialect::V0_1_0, 1),
+        ("0.1.0", Protocol::Auto, Dialect::V0_1_0, 2),
+    ];
+    for (speaks, protocol, dialect, auths) in cases {
+        let sandbox = start(speaks);
+        let (attested, secret) =
+            client(&sandbox.kbs, protocol).release(sample(), &uri(), |_| {}).await.unwrap();
+        assert!(holds(&secret, SECRET), "{speaks} {protocol:?}");
+        assert_eq!(attested.facts().dialect, dialect);
+        let counts = [sandbox.count("kbs.auth"), sandbox.count("kbs.attest"), sandbox.count("kbs.resource")];
+        let [auth, attest, resource] = counts;
+        assert_eq!((auth.await, attest.await, resource.await), (auths, 1, 1), "{speaks} {protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn resource_of_no_bytes_and_of_many_arrives_whole() {
+    let sandbox = start("0.4.0");
+    let client = client(&sandbox.kbs, Protocol::Auto);
+    for len in [0, 1, 15, 16, 17, 4096, 500_000] {
+        let bytes: Vec<u8> = (0..=255).cycle().take(len).collect();
+        sandbox.put_resource(RESOURCE, &bytes).await;
+        let (_, secret) = client.release(sample(), &uri(), |_| {}).await.unwrap();
+        assert!(holds(&secret, &bytes), "{len}");
+    }
+}
+
+#[tokio::test]
+async fn pin_against_the_brokers_version_is_a_mismatch() {
+    for (speaks, protocol) in [("0.4.0", Protocol::V0_1_0), ("0.1.0", Protocol::V0_4_0)] {
+        let sandbox = start(speaks);
+        let error = client(&sandbox.kbs, protocol).release(sample(), &uri(), |_| {}).await.err().unwrap();
+        assert_eq!((error.code(), error.class()), ("kbs.version-mismatch", ErrorClass::Config));
+        assert!(error.hint().contains(&format!("set it to {speaks} or auto")), "{}", error.hint());
+    }
+}
+
+#[tokio::test]
+async fn denial_is_final_after_one_handshake_in_both_dialects() {
+    for speaks in ["0.4.0", "0.1.0"] {
+        let sandbox = start(speaks);
+        let error = failed(&sandbox, json!([{ "do": "kbs_deny" }])).await;
+        assert_eq!((error.code(), error.class()), ("kbs.denied", ErrorClass::Denied), "{speaks}");
+        assert_eq!((sandbox.count("kbs.attest").await, sandbox.count("kbs.resource").await), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn bad_tag_is_corrupt_in_both_dialects() {
+    for speaks in ["0.4.0", "0.1.0"] {
+        let error = failed(&start(speaks), json!([{ "do": "kbs_bad_tag" }])).await;
+        assert_eq!((error.code(), error.class()), ("kbs.jwe", ErrorClass::Corrupt), "{speaks}");
+    }
+}
+
+#[tokio::test]
+async fn missing_resource_is_not_found_and_asked_for_once() {
+    for speaks in ["0.4.0", "0.1.0"] {
+        let sandbox = Sandbox::start(Builder::default().protocol(speaks));
+        let error = failed(&sandbox, json!([])).await;
+        assert_eq!((error.code(), error.class()), ("kbs.not-found", ErrorClass::Transient), "{speaks}");
+        assert_eq!(sandbox.count("kbs.resource").await, 1);
+    }
+}
+
+#[tokio::test]
+async fn session_expired_once_is_replaced_by_a_new_handshake() {
+    for speaks in ["0.4.0", "0.1.0"] {
+        let sandbox = start(speaks);
+        sandbox.faults(json!([{ "do": "kbs_expire_session", "on": ["resource"], "times": 1 }])).await;
+        let client = client(&sandbox.kbs, Protocol::Auto);
+        let (_, secret) = client.release(sample(), &uri(), |_| {}).await.unwrap();
+        assert!(holds(&secret, SECRET), "{speaks}");
+        assert_eq!((sandbox.count("kbs.attest").await, sandbox.count("kbs.resource").await), (2, 2));
+    }
+}
+
+#[tokio::test]
+async fn refused_evidence_is_denied_after_three_handshakes_and_forgiven_before() {
+    let sandbox = start("0.4.0");
+    let error = failed(&sandbox, json!([{ "do": "kbs_refuse_evidence" }])).await;
+    assert_eq!((error.code(), error.class()), ("kbs.attestation-refused", ErrorClass::Denied));
+    assert_eq!((sandbox.count("kbs.attest").await, sandbox.count("kbs.resource").await), (3, 0));
+    sandbox.faults(json!([{ "do": "kbs_refuse_evidence", "times": 2 }])).await;
+    let (_, secret) = client(&sandbox.kbs, Protocol::Auto).release(sample(), &uri(), |_| {}).await.unwrap();
+    assert!(holds(&secret, SECRET));
+}
+
+#[tokio::test]
+async fn faults_on_the_way_are_told_apart() {
+    let sandbox = start("0.4.0");
+    let rows = [
+        (json!({ "do": "kbs_drop" }), "kbs.unreachable", ErrorClass::Transient),
+        (json!({ "do": { "kbs_status": { "status": 503 } } }), "kbs.server-fault", ErrorClass::Transient),
+        (json!({ "do": { "kbs_status": { "status": 404 } } }), "kbs.not-a-broker", ErrorClass::Config),
+        (
+            json!({ "do": { "kbs_redirect": { "location": "http://127.0.0.1:9/" } } }),
+            "kbs.redirected",
+            ErrorClass::Config,
+        ),
+        (
+            json!({ "do": { "kbs_oversize": { "bytes": 3_000_000 } } }),
+            "kbs.answer-too-large",
+            ErrorClass::Config,
+        ),
+        (json!({ "do": "kbs_short_nonce" }), "kbs.malformed", ErrorClass::Transient),
+        (json!({ "do": "kbs_wrong_nonce" }), "kbs.attestation-refused", ErrorClass::Denied),
+        (json!({ "do": "kbs_token_nonce" }), "kbs.token", ErrorClass::Corrupt),
+    ];
+    for (fault, code, class) in rows {
+        let error = failed(&sandbox, json!([fault])).await;
+        assert_eq!((error.code(), error.class()), (code, class), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn broker_that_is_down_is_unreachable() {
+    let sandbox = start("0.4.0");
+    let client = client(&sandbox.kbs, Protocol::Auto);
+    let attested = client.attest(sample()).await.unwrap();
+    drop(sandbox);
+    let error = client.secret(&attested, &uri()).await.err().unwrap();
+    assert_eq!((error.code(), error.class()), ("kbs.unreachable", ErrorClass::Transient));
+}
