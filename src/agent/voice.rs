@@ -72,9 +72,7 @@ impl Voice {
     pub(super) fn update(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_modify(change);
         let text = self.status.borrow().text();
-        let mut notifier = self.notifier();
-        notifier.status(&text);
-        notifier.extend(PATIENCE);
+        self.notifier().status(&text, PATIENCE);
     }
 
     /// Say what is being done now, within the same state.

@@ -18,12 +18,15 @@ impl Notifier {
         Self::default()
     }
 
-    /// `STATUS=`: one line for `systemctl status`.
-    pub fn status(&mut self, text: &str) {
-        if self.text != text {
-            self.text = text.to_owned();
-            say(&[NotifyState::Status(text)]);
+    /// `STATUS=`: one line for `systemctl status`. Before [`Notifier::ready`] a new text is a sign of progress, so the
+    /// service manager is also asked to wait `patience` longer (`EXTEND_TIMEOUT_USEC=`).
+    pub fn status(&mut self, text: &str, patience: Duration) {
+        if self.text == text {
+            return;
         }
+        self.text = text.to_owned();
+        let longer = NotifyState::ExtendTimeoutUsec(u32::try_from(patience.as_micros()).unwrap_or(u32::MAX));
+        if self.ready { say(&[NotifyState::Status(text)]) } else { say(&[NotifyState::Status(text), longer]) }
     }
 
     /// `READY=1`, once: the mount can be read.
@@ -43,13 +46,6 @@ impl Notifier {
     /// `WATCHDOG=1`: the agent's loop turned.
     pub fn alive(&self) {
         say(&[NotifyState::Watchdog]);
-    }
-
-    /// `EXTEND_TIMEOUT_USEC=`: a long stage is still making progress before [`Notifier::ready`].
-    pub fn extend(&self, by: Duration) {
-        if !self.ready {
-            say(&[NotifyState::ExtendTimeoutUsec(u32::try_from(by.as_micros()).unwrap_or(u32::MAX))]);
-        }
     }
 
     /// How often [`Notifier::alive`] is due: half of what the unit's `WatchdogSec=` allows; `None` without a watchdog.

@@ -231,7 +231,7 @@ fn start_bus(directory: &Path) -> Child {
 /// A running `cai run`, its notifications and its log.
 pub struct Agent {
     pub child: Child,
-    notify: UnixDatagram,
+    said: Arc<Mutex<Vec<String>>>,
     notify_path: PathBuf,
     log: Arc<Mutex<String>>,
 }
@@ -241,7 +241,17 @@ impl Agent {
         let notify_path = world.path("notify");
         let _ = fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(&notify_path).unwrap();
-        notify.set_nonblocking(true).unwrap();
+        // Read at once, as systemd does: the kernel queues ten datagrams, then the sender waits.
+        let said = Arc::<Mutex<Vec<String>>>::default();
+        let sink = said.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(len) = notify.recv(&mut buffer)
+                && len > 0
+            {
+                sink.lock().unwrap().push(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned());
+            }
+        });
         fs::set_permissions(&notify_path, fs::Permissions::from_mode(0o666)).unwrap();
         let mut child = world
             .on_bus(env!("CARGO_BIN_EXE_cai"))
@@ -263,7 +273,7 @@ impl Agent {
                 sink.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..len]));
             }
         });
-        Agent { child, notify, notify_path, log }
+        Agent { child, said, notify_path, log }
     }
 
     /// What it has logged so far.
@@ -271,14 +281,9 @@ impl Agent {
         self.log.lock().unwrap().clone()
     }
 
-    /// Notifications received since the last call, in order, one entry a datagram.
+    /// Notifications received so far, in order, one entry a datagram.
     pub fn notifications(&self) -> Vec<String> {
-        let mut buffer = [0; 4096];
-        let mut all = Vec::new();
-        while let Ok(len) = self.notify.recv(&mut buffer) {
-            all.push(String::from_utf8_lossy(&buffer[..len]).trim_end().to_owned());
-        }
-        all
+        self.said.lock().unwrap().clone()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -310,6 +315,10 @@ impl Drop for Agent {
         // Already ended in most tests; killing it makes its helper detach the mount.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // An empty datagram ends the reading thread.
+        if let Ok(end) = UnixDatagram::unbound() {
+            let _ = end.send_to(&[], &self.notify_path);
+        }
         let _ = fs::remove_file(&self.notify_path);
     }
 }
