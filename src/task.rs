@@ -67,14 +67,9 @@ impl Tasks {
     /// Cancel every task and wait for it, at most `limit`; what is left then is aborted.
     pub async fn stop(mut self, limit: Duration) {
         self.token.cancel();
-        let joined =
-            tokio::time::timeout(limit, async { while self.set.join_next().await.is_some() {} }).await;
+        let joined = tokio::time::timeout(limit, async { while self.set.join_next().await.is_some() {} }).await;
         if joined.is_err() {
-            tracing::warn!(
-                event = "task.stuck",
-                left = self.set.len(),
-                "tasks did not end in time and were aborted"
-            );
+            tracing::warn!(event = "task.stuck", left = self.set.len(), "tasks did not end in time and were aborted");
             self.set.shutdown().await;
         }
     }

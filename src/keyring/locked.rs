@@ -41,9 +41,8 @@ impl Pages {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS;
         // JUSTIFICATION: heap memory can be neither locked nor kept out of dumps by itself. SAFETY: a fresh private
         // anonymous mapping aliases nothing.
-        let start =
-            unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }
-                .map_err(fail)?;
+        let start = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }
+            .map_err(fail)?;
         let pages = Pages { start: start.cast(), len };
         // JUSTIFICATION: swap and core dumps must not see the pages. SAFETY: the range is the mapping made above.
         unsafe {
@@ -137,9 +136,7 @@ impl<T> Locked<T> {
     ///
     /// # Errors
     /// [`LockError`] when the memory cannot be locked, or `init`'s own.
-    pub fn init<E: From<LockError>>(
-        init: impl FnOnce(&mut MaybeUninit<T>) -> Result<(), E>,
-    ) -> Result<Self, E> {
+    pub fn init<E: From<LockError>>(init: impl FnOnce(&mut MaybeUninit<T>) -> Result<(), E>) -> Result<Self, E> {
         let pages = Pages::new(std::mem::size_of::<T>())?;
         // JUSTIFICATION: in-place construction, so that no copy of the schedule is left on the stack. SAFETY: the
         // mapping is page aligned, large enough, exclusively ours, and `MaybeUninit` asks nothing of its content.
@@ -195,8 +192,7 @@ mod tests {
         for line in smaps.lines() {
             if let Some((range, _)) = line.split_once(' ')
                 && let Some((start, end)) = range.split_once('-')
-                && let (Ok(start), Ok(end)) =
-                    (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16))
+                && let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16))
             {
                 inside = (start..end).contains(&address);
             } else if inside && let Some(flags) = line.strip_prefix("VmFlags:") {
