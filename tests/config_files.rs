@@ -625,7 +625,7 @@ fn object_store_alone_needs_only_its_own_variables() {
     )]);
     let (oss, found) = config::load_oss(root.path(), None, OssOverrides::default()).unwrap();
     assert_eq!((oss.bucket.as_str(), oss.prefix.as_str(), oss.concurrency), ("conf-ai", "a/", 32));
-    assert_eq!(found.iter().map(|notice| notice.code).collect::<Vec<_>>(), ["config.oss_anonymous"]);
+    assert_eq!(found.iter().map(|notice| notice.code).collect::<Vec<_>>(), ["config.oss-anonymous"]);
 }
 
 #[test]

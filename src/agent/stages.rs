@@ -274,16 +274,15 @@ pub(super) async fn wait_until_complete(voice: &Voice, store: &Store) -> Result<
 
 /// Part of the model cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {detail}")]
+#[error("{detail}")]
 struct Incomplete {
-    path: String,
     detail: String,
     code: &'static str,
 }
 
 impl From<&store::Problem> for Incomplete {
     fn from(problem: &store::Problem) -> Self {
-        Incomplete { path: problem.path.clone(), detail: problem.detail.clone(), code: problem.code }
+        Incomplete { detail: problem.detail.clone(), code: problem.code }
     }
 }
 

@@ -210,7 +210,7 @@ mod tests {
         let valid = json(VALID);
         assert_eq!(valid["valid"], true);
         assert_eq!(valid["effective"]["MODEL_OSS_SECRET_ACCESS_KEY"], "set");
-        assert_eq!(valid["notices"][0]["code"], "config.trustee_http");
+        assert_eq!(valid["notices"][0]["code"], "config.trustee-http");
         let invalid = json("MODEL_OSS_SECRET_ACCESS_KEY=hunter2\n");
         assert_eq!(invalid["valid"], false);
         assert_eq!(invalid["problems"][5]["at"]["line"], 1);

@@ -38,3 +38,40 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
 fn boxed(error: impl Fault) -> Box<dyn Fault> {
     Box::new(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::encrypt;
+    use crate::error::ErrorClass;
+
+    #[test]
+    fn check_key_of_what_encrypt_wrote_tells_right_wrong_and_missing_apart() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::fs::create_dir(path("model")).unwrap();
+        std::fs::write(path("model").join("config.json"), b"{}").unwrap();
+        std::fs::write(path("password"), b"alibaba@1688\n").unwrap();
+        encrypt::run(&encrypt::Args {
+            src: path("model"),
+            dst: path("cipher"),
+            passfile: path("password"),
+            dereference: false,
+        })
+        .unwrap();
+
+        let check = |dir: &str, secret: &[u8]| {
+            std::fs::write(path("secret"), secret).unwrap();
+            run(&Args { dir: path(dir), passfile: path("secret") })
+                .map_err(|error| (error.class(), error.code()))
+        };
+        assert_eq!(check("cipher", b"alibaba@1688"), Ok(()));
+        assert_eq!(check("cipher", b"alibaba@1688\n"), Ok(()));
+        let wrong = Err((ErrorClass::Config, "format.wrong-password"));
+        assert_eq!(check("cipher", b"alibaba@1688\r\n"), wrong);
+        assert_eq!(check("cipher", b"alibaba"), wrong);
+        assert_eq!(check("model", b"alibaba@1688"), Err((ErrorClass::Config, "format.no-conf")));
+        assert_eq!(check("cipher", b"\n"), Err((ErrorClass::Config, "passphrase.empty")));
+        assert_eq!(check("cipher", b"a\nb"), Err((ErrorClass::Config, "passphrase.newline")));
+    }
+}

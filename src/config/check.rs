@@ -91,7 +91,7 @@ fn trustee(
     {
         findings.notice(
             at.clone(),
-            "config.trustee_http",
+            "config.trustee-http",
             "TRUSTEE_URL is plain http: the server is not authenticated".to_owned(),
             "whoever sits in between can answer in the Trustee's place; use an https URL and set \
              trustee.require_https = true"
@@ -142,7 +142,7 @@ pub(super) fn oss(
         if endpoint.scheme() == "http" {
             findings.notice(
                 variables.at(&keys::MODEL_OSS_ENDPOINT),
-                "config.oss_http",
+                "config.oss-http",
                 "MODEL_OSS_ENDPOINT is plain http: the object store is not authenticated".to_owned(),
                 "the model's bytes are authenticated by their encryption, but names, sizes and an STS token travel \
                  in the open; use https outside a trusted VPC"
@@ -195,7 +195,7 @@ fn credentials(variables: &Variables, findings: &mut Findings) -> Result<Option<
         (None, None, None) => {
             findings.notice(
                 variables.at(id_key),
-                "config.oss_anonymous",
+                "config.oss-anonymous",
                 "no OSS access key is set: the bucket is read anonymously".to_owned(),
                 "fine for a bucket that everybody can read, since the model is encrypted; otherwise set \
                  MODEL_OSS_ACCESS_KEY_ID and MODEL_OSS_SECRET_ACCESS_KEY"
@@ -245,7 +245,7 @@ fn mount(
     if mode & OTHERS_READ != 0 {
         findings.notice(
             all.at("mount.mode"),
-            "config.world_readable",
+            "config.world-readable",
             format!("mount.mode is {mode:04o}: every local user can read the decrypted model"),
             "put the inference service's user into group cai-model and use \"0440\"".to_owned(),
         );
@@ -254,7 +254,7 @@ fn mount(
     if gid.is_none() {
         findings.notice(
             all.at("mount.gid"),
-            "config.no_model_group",
+            "config.no-model-group",
             "group cai-model does not exist: the model's files belong to group 0".to_owned(),
             "create the group (systemd-sysusers does), or set mount.gid".to_owned(),
         );
@@ -286,7 +286,7 @@ fn attest(all: &Tuning, facts: &Facts, findings: &mut Findings) -> Result<Attest
         TeeChoice::Auto | TeeChoice::Tdx => {}
         TeeChoice::Sample if facts.sandbox => findings.notice(
             all.at("attest.tee"),
-            "config.sample_tee",
+            "config.sample-tee",
             "attest.tee is sample: THIS MACHINE PROVES NOTHING, and only a test Trustee will believe it"
                 .to_owned(),
             "never use this with a real model key; set attest.tee = \"auto\"".to_owned(),

@@ -98,7 +98,7 @@ impl Variables {
         if holds && file.mode.is_some_and(|mode| mode & OTHERS_READ != 0) {
             findings.notice(
                 Place::file(&file.name),
-                "config.secrets_readable",
+                "config.secrets-readable",
                 "holds a secret and can be read by every local user".to_owned(),
                 format!("chown root:cai {0} && chmod 0640 {0}", file.name),
             );
@@ -202,7 +202,7 @@ fn notice_line_ends(file: &SourceFile, findings: &mut Findings) {
     if let Some(index) = file.text.split('\n').position(|line| line.ends_with('\r')) {
         findings.notice(
             Place::line(&file.name, index + 1),
-            "config.line_ends",
+            "config.line-ends",
             "lines end in CR LF; the CR is taken for a part of the line end, not of the value".to_owned(),
             format!("sed -i 's/\\r$//' {}", file.name),
         );

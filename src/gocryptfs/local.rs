@@ -71,8 +71,8 @@ impl Fault for LocalDirError {
         match self {
             LocalDirError::Open { .. } => "local.open",
             LocalDirError::List { .. } => "local.list",
-            LocalDirError::TooDeep { .. } => "local.too_deep",
-            LocalDirError::TooMany => "local.too_many",
+            LocalDirError::TooDeep { .. } => "local.too-deep",
+            LocalDirError::TooMany => "local.too-many",
         }
     }
 
@@ -249,5 +249,138 @@ impl Walk {
             blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
             mtime: dirfd::mtime(stat),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn id_of(dir: &LocalDir, path: &str) -> EntryId {
+        let index = dir.entries().iter().position(|entry| entry.path == Path::new(path)).unwrap();
+        EntryId(u32::try_from(index).unwrap())
+    }
+
+    fn read(dir: &LocalDir, path: &str, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+        let mut buffer = vec![0; len];
+        dir.read_at(id_of(dir, path), offset, &mut buffer).map(|()| buffer)
+    }
+
+    #[test]
+    fn entries_are_sorted_by_path_with_directories_before_their_content() {
+        let root = tempfile::tempdir().unwrap();
+        for directory in ["a", "a/z", "b"] {
+            fs::create_dir(root.path().join(directory)).unwrap();
+        }
+        for file in ["a-b", "a/z/x", "a/b", "b/a", CONF] {
+            fs::write(root.path().join(file), file).unwrap();
+        }
+        symlink("a", root.path().join("link")).unwrap();
+        let dir = LocalDir::open(root.path()).unwrap();
+        let paths: Vec<_> = dir.entries().iter().map(|entry| entry.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["a", "a/b", "a/z", "a/z/x", "a-b", "b", "b/a", CONF, "link"]);
+        let mut sorted = dir.entries().to_vec();
+        sorted.sort_by(|a, b| a.path.cmp(&b.path));
+        assert_eq!(sorted, dir.entries());
+        assert_eq!(dir.entries()[8].kind, EntryKind::Symlink { target: b"a".to_vec() });
+        assert_eq!(dir.entries()[3].kind, EntryKind::File { len: 5 });
+    }
+
+    const CONF: &str = "gocryptfs.conf";
+
+    #[test]
+    fn read_at_gives_the_range_or_says_it_is_outside() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("d")).unwrap();
+        fs::write(root.path().join("d/file"), b"0123456789").unwrap();
+        let dir = LocalDir::open(root.path()).unwrap();
+        assert_eq!(read(&dir, "d/file", 3, 4).unwrap(), b"3456");
+        assert_eq!(read(&dir, "d/file", 10, 0).unwrap(), b"");
+        for (offset, len) in [(7, 4), (11, 0), (u64::MAX, 1)] {
+            let outside = read(&dir, "d/file", offset, len);
+            assert!(matches!(outside, Err(ReadError::OutOfRange { .. })), "{offset}+{len}: {outside:?}");
+        }
+        assert!(matches!(read(&dir, "d", 0, 1), Err(ReadError::OutOfRange { .. })));
+        let unknown = dir.read_at(EntryId(99), 0, &mut [0]);
+        assert!(matches!(unknown, Err(ReadError::OutOfRange { .. })));
+        assert!(dir.space().0 > 0);
+    }
+
+    #[test]
+    fn file_that_is_not_the_listed_one_is_changed_or_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for name in ["grown", "gone", "replaced", "linked", "fifo"] {
+            fs::write(path(name), b"listed").unwrap();
+        }
+        fs::create_dir(path("dir")).unwrap();
+        fs::write(path("dir/inside"), b"listed").unwrap();
+        let dir = LocalDir::open(root.path()).unwrap();
+        fs::write(path("grown"), b"listed and more").unwrap();
+        fs::remove_file(path("gone")).unwrap();
+        fs::write(path("new"), b"listed").unwrap();
+        fs::rename(path("new"), path("replaced")).unwrap();
+        fs::remove_file(path("linked")).unwrap();
+        symlink("grown", path("linked")).unwrap();
+        fs::remove_file(path("fifo")).unwrap();
+        nix::unistd::mkfifo(&path("fifo"), Mode::S_IRWXU).unwrap();
+        fs::rename(path("dir"), path("elsewhere")).unwrap();
+        symlink("elsewhere", path("dir")).unwrap();
+        for name in ["grown", "replaced", "linked", "fifo", "dir/inside"] {
+            let result = read(&dir, name, 0, 6);
+            assert!(
+                matches!(&result, Err(ReadError::Changed { path }) if path == name),
+                "{name}: {result:?}"
+            );
+        }
+        let result = read(&dir, "gone", 0, 6);
+        assert!(matches!(&result, Err(ReadError::Gone { path }) if path == "gone"), "{result:?}");
+    }
+
+    #[test]
+    fn file_shortened_after_it_was_opened_is_changed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        fs::write(&path, b"0123456789").unwrap();
+        let dir = LocalDir::open(root.path()).unwrap();
+        assert_eq!(read(&dir, "file", 0, 10).unwrap(), b"0123456789");
+        File::options().write(true).open(&path).unwrap().set_len(4).unwrap();
+        assert!(matches!(read(&dir, "file", 0, 10), Err(ReadError::Changed { .. })));
+    }
+
+    #[test]
+    fn files_kept_open_are_few_and_the_recently_used() {
+        let root = tempfile::tempdir().unwrap();
+        for number in 0..OPEN_FILES + 10 {
+            fs::write(root.path().join(format!("{number:03}")), number.to_string()).unwrap();
+        }
+        let dir = LocalDir::open(root.path()).unwrap();
+        for number in 0..OPEN_FILES + 10 {
+            read(&dir, &format!("{number:03}"), 0, 1).unwrap();
+            read(&dir, "000", 0, 1).unwrap();
+        }
+        let kept: Vec<_> = dir.open.lock().unwrap().iter().map(|(id, _)| *id).collect();
+        assert_eq!(kept.len(), OPEN_FILES);
+        assert_eq!(kept.last(), Some(&id_of(&dir, "000")));
+    }
+
+    #[test]
+    fn open_of_what_is_no_directory_says_which_path() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("missing");
+        let error = LocalDir::open(&path).err().unwrap();
+        assert!(matches!(&error, LocalDirError::Open { path: p, source: nix::Error::ENOENT } if *p == path));
+        assert_eq!((error.class(), error.code()), (ErrorClass::Config, "local.open"));
+    }
+
+    #[test]
+    fn directory_nested_without_end_is_too_deep() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(vec!["d"; dirfd::DEEPEST + 1].join("/"));
+        fs::create_dir_all(&path).unwrap();
+        assert!(matches!(LocalDir::open(root.path()), Err(LocalDirError::TooDeep { .. })));
     }
 }

@@ -30,8 +30,10 @@ pub mod layout;
 mod local;
 pub mod names;
 mod passphrase;
+mod plaintext;
 mod seal;
 mod tree;
+mod tree_build;
 mod writer;
 
 pub use conf::{CONF_NAME, Conf, DEFAULT_SCRYPT_LOG_N};
@@ -41,5 +43,6 @@ pub use error::FormatError;
 pub use keys::{Keys, unlock};
 pub use local::{LocalDir, LocalDirError};
 pub use passphrase::{Passphrase, PassphraseError, PassphraseWarning, read_passfile};
-pub use tree::{Kind, Node, NodeId, SkipReason, Skipped, Tree, TreeError, metadata_entries};
+pub use tree::{Kind, Node, NodeId, SkipReason, Skipped, Tree, TreeError};
+pub use tree_build::metadata_entries;
 pub use writer::{EncryptOptions, Encrypted, Progress, encrypt_tree, lone_directory};

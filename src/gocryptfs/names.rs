@@ -175,7 +175,7 @@ mod tests {
     fn text_of(plain: &[u8]) -> String {
         let mut padded = plain.to_vec();
         let pad = BLOCK - plain.len() % BLOCK;
-        padded.resize(plain.len() + pad, pad as u8);
+        padded.resize(plain.len() + pad, u8::try_from(pad).unwrap());
         sealed(padded)
     }
 

@@ -56,7 +56,7 @@ impl Fault for PassphraseError {
         match self {
             PassphraseError::Empty => "passphrase.empty",
             PassphraseError::InnerNewline => "passphrase.newline",
-            PassphraseError::TooLong => "passphrase.too_long",
+            PassphraseError::TooLong => "passphrase.too-long",
             PassphraseError::Read { .. } => "passphrase.read",
             PassphraseError::Lock(_) => "passphrase.lock",
         }

@@ -14,10 +14,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::dir::Dir;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
-use nix::sys::stat::{
-    FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, fstatat, futimens, mkdirat, utimensat,
-};
+use nix::fcntl::{OFlag, openat, readlinkat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, futimens, mkdirat, utimensat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{symlinkat, syncfs};
@@ -27,9 +25,10 @@ use super::content::seal_target;
 use super::dirfd;
 use super::encrypt_error::EncryptError;
 use super::keys::Keys;
-use super::layout::{NONCE, cipher_len};
+use super::layout::NONCE;
 use super::names::{DIR_IV_NAME, DirIv, Names};
 use super::passphrase::Passphrase;
+use super::plaintext::Source;
 use super::seal::seal_file;
 
 /// Permission bits; the file type is not ours to set.
@@ -171,102 +170,6 @@ fn write_new(dir: impl AsFd, name: &str, bytes: &[u8], mode: Mode) -> std::io::R
 fn create(dir: impl AsFd, name: &str) -> nix::Result<File> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(File::from(openat(dir, name, flags, Mode::from_bits_truncate(0o600))?))
-}
-
-/// Bytes to be sealed, and what they will take.
-#[derive(Default)]
-struct Totals {
-    plain: u64,
-    stored: u64,
-}
-
-/// The plaintext side: how its directories are listed and its entries opened.
-struct Source {
-    path: PathBuf,
-    dereference: bool,
-}
-
-impl Source {
-    fn open(path: &Path, dereference: bool) -> Result<Self, EncryptError> {
-        let source = Source { path: path.to_owned(), dereference };
-        source.root().map(|_| source)
-    }
-
-    fn root(&self) -> Result<Dir, EncryptError> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Dir::open(&self.path, flags, Mode::empty()).map_err(|error| self.failed(Path::new(""))(error))
-    }
-
-    fn failed(&self, path: &Path) -> impl Fn(nix::Error) -> EncryptError + use<> {
-        let path = self.path.join(path);
-        move |error| EncryptError::Source { path: path.clone(), source: error.into() }
-    }
-
-    fn list(&self, dir: &mut Dir, path: &Path) -> Result<Vec<(OsString, FileStat)>, EncryptError> {
-        let follow = if self.dereference { AtFlags::empty() } else { AtFlags::AT_SYMLINK_NOFOLLOW };
-        let names = dirfd::names(dir).map_err(self.failed(path))?;
-        let stat = |name: OsString| match fstatat(&*dir, name.as_os_str(), follow) {
-            Ok(stat) => Ok((name, stat)),
-            Err(error) => Err(self.failed(&path.join(&name))(error)),
-        };
-        names.into_iter().map(stat).collect()
-    }
-
-    fn open_at(&self, dir: &Dir, name: &OsStr, extra: OFlag) -> nix::Result<OwnedFd> {
-        let follow = if self.dereference { OFlag::empty() } else { OFlag::O_NOFOLLOW };
-        openat(dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC | follow | extra, Mode::empty())
-    }
-
-    fn open_dir(&self, dir: &Dir, name: &OsStr) -> nix::Result<Dir> {
-        Dir::from_fd(self.open_at(dir, name, OFlag::O_DIRECTORY)?)
-    }
-
-    /// Look at everything before anything is written: sizes, nesting, links that lead in circles or into `target`.
-    fn survey(&self, target: &OwnedFd) -> Result<Totals, EncryptError> {
-        let identity = |stat: &FileStat| (stat.st_dev, stat.st_ino);
-        let root = self.root()?;
-        let failed = self.failed(Path::new(""));
-        let mut above =
-            vec![identity(&fstat(target).map_err(&failed)?), identity(&fstat(&root).map_err(&failed)?)];
-        let mut totals = Totals::default();
-        self.survey_dir(root, Path::new(""), &mut above, &mut totals)?;
-        Ok(totals)
-    }
-
-    /// `above` holds the identity of the target, then of every directory on the way down.
-    fn survey_dir(
-        &self,
-        mut dir: Dir,
-        path: &Path,
-        above: &mut Vec<(u64, u64)>,
-        totals: &mut Totals,
-    ) -> Result<(), EncryptError> {
-        if above.len() > dirfd::DEEPEST {
-            return Err(EncryptError::TooDeep { path: self.path.join(path) });
-        }
-        for (name, stat) in self.list(&mut dir, path)? {
-            let path = path.join(&name);
-            match dirfd::kind(&stat) {
-                SFlag::S_IFDIR => {
-                    let identity = (stat.st_dev, stat.st_ino);
-                    if above.contains(&identity) {
-                        return Err(EncryptError::Circle { path: self.path.join(path) });
-                    }
-                    above.push(identity);
-                    let child = self.open_dir(&dir, &name).map_err(self.failed(&path))?;
-                    self.survey_dir(child, &path, above, totals)?;
-                    above.pop();
-                }
-                SFlag::S_IFREG => {
-                    let len = u64::try_from(stat.st_size).unwrap_or(0);
-                    totals.plain = totals.plain.saturating_add(len);
-                    totals.stored = totals.stored.saturating_add(cipher_len(len).unwrap_or(u64::MAX));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 struct Writer<'a> {
@@ -445,3 +348,6 @@ pub fn lone_directory(src: &Path) -> std::io::Result<Option<OsString>> {
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests;

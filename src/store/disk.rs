@@ -136,7 +136,7 @@ impl CacheDir {
             if ours && (extension == NEW_MAP || !keep.contains(stem)) {
                 let path = self.dir.join(&name);
                 std::fs::remove_file(&path).map_err(failed("removing", &path))?;
-                tracing::debug!(event = "store.leftover_removed", file = %path.display());
+                tracing::debug!(event = "store.leftover-removed", file = %path.display());
             }
         }
         Ok(())
@@ -179,7 +179,7 @@ impl ObjectFile {
                 let reason = other
                     .err()
                     .map_or("the data file is missing or of another size".into(), |error| error.to_string());
-                tracing::info!(event = "store.cache_discarded", object = %object.path.display(), reason);
+                tracing::info!(event = "store.cache-discarded", object = %object.path.display(), reason);
                 self.discard()?;
                 Ok(ChunkMap::empty(self.layout))
             }

@@ -129,7 +129,7 @@ impl Engine {
     /// A chunk that could not be read back is fetched afresh at its next use.
     pub fn forget(&self, key: ChunkKey, error: &io::Error) {
         let Some(slot) = self.slot(key.object) else { return };
-        tracing::warn!(event = "store.read_back", object = slot.path, chunk = key.chunk.0, ?error);
+        tracing::warn!(event = "store.read-back", object = slot.path, chunk = key.chunk.0, ?error);
         let mut state = self.lock();
         if let Some(Chunk::Present(_)) = state.chunk(key) {
             state.mark(slot, key, Chunk::Missing);
@@ -308,9 +308,9 @@ impl Engine {
         state.caching = false;
         state.plan.clear_fill();
         let path = self.cache.path().display().to_string();
-        state.counters.report(Problem { path, code: "store.caching_off", detail: chain(error) });
+        state.counters.report(Problem { path, code: "store.caching-off", detail: chain(error) });
         drop(state);
-        tracing::error!(event = "store.caching_off", error = ?error, hint = error.hint());
+        tracing::error!(event = "store.caching-off", error = ?error, hint = error.hint());
         self.landed.notify_waiters();
     }
 

@@ -111,16 +111,16 @@ impl Fault for StoreError {
 
     fn code(&self) -> &'static str {
         match self {
-            StoreError::InUse { .. } => "store.in_use",
-            StoreError::NoSpace { .. } => "store.no_space",
+            StoreError::InUse { .. } => "store.in-use",
+            StoreError::NoSpace { .. } => "store.no-space",
             StoreError::Io { .. } => "store.io",
-            StoreError::UnsafePath { .. } => "store.unsafe_path",
+            StoreError::UnsafePath { .. } => "store.unsafe-path",
             StoreError::Conflict { .. } => "store.conflict",
-            StoreError::TooMany { .. } => "store.too_many_objects",
+            StoreError::TooMany { .. } => "store.too-many-objects",
             StoreError::Fetch { source, .. } => source_code(source),
-            StoreError::ObjectCorrupt { .. } => "store.object_corrupt",
+            StoreError::ObjectCorrupt { .. } => "store.object-corrupt",
             StoreError::Incomplete { .. } => "store.incomplete",
-            StoreError::CachingOff { .. } => "store.caching_off",
+            StoreError::CachingOff { .. } => "store.caching-off",
             StoreError::Closed => "store.closed",
         }
     }
@@ -156,8 +156,8 @@ pub(super) const UNAVAILABLE: &str = "store.unavailable";
 /// Stable code of a source's failure, for errors and for [`super::Problem`].
 pub(super) fn source_code(error: &SourceError) -> &'static str {
     match error {
-        SourceError::Changed { .. } => "store.object_changed",
-        SourceError::Gone { .. } => "store.object_gone",
+        SourceError::Changed { .. } => "store.object-changed",
+        SourceError::Gone { .. } => "store.object-gone",
         SourceError::Denied { .. } => "store.denied",
         SourceError::Unavailable { .. } => UNAVAILABLE,
     }

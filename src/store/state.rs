@@ -166,7 +166,7 @@ impl State {
                 (source_code(error), chain(error))
             }
         };
-        tracing::error!(event = "store.object_failed", object = slot.path, code, detail);
+        tracing::error!(event = "store.object-failed", object = slot.path, code, detail);
         self.counters.report(Problem { path: slot.path.clone(), code, detail });
     }
 }

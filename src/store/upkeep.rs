@@ -41,7 +41,7 @@ async fn sync(engine: Arc<Engine>) {
         let flushed =
             if dirty { tokio::task::spawn_blocking(move || engine.flush()).await } else { Ok(Ok(())) };
         if let Ok(Err(error)) = flushed {
-            tracing::warn!(event = "store.sync_failed", ?error);
+            tracing::warn!(event = "store.sync-failed", ?error);
         }
     }
 }
