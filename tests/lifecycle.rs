@@ -282,9 +282,10 @@ async fn object_replaced_during_the_fill_is_eio_for_that_file_and_shown_as_degra
 
 #[tokio::test(flavor = "multi_thread")]
 async fn object_deleted_or_truncated_during_the_fill_is_eio_and_never_short_data() {
-    for (act, code) in
-        [(json!("oss_remove"), "store.object-gone"), (json!({"oss_truncate": {"len": 5000}}), "store.object-changed")]
-    {
+    for (act, code) in [
+        (json!("oss_remove"), "store.object-gone"),
+        (json!({"oss_truncate": {"len": 5000}}), "store.object-changed"),
+    ] {
         let mut world = world!(World::new(Builder::default()));
         let cipher = world.upload(world::small_model()).await;
         let key = shard_key(&cipher, 3 << 20);

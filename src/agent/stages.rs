@@ -23,7 +23,7 @@ use crate::kbs::{self, Facts};
 use crate::keyring::Secret;
 use crate::mount::{Attributes, ModelFs, Mounted};
 use crate::oss::{self, OssSource};
-use crate::store::{Retry, Store, StoreOptions};
+use crate::store::{Filled, Retry, Store, StoreOptions};
 use crate::{attest, store};
 
 /// Pause before what the fill could not fetch is tried again: reads do not wait for it, they have their own retries.
@@ -187,8 +187,13 @@ fn revision(objects: &[store::Object]) -> String {
 pub(super) async fn fill(store: Arc<Store>, token: CancellationToken) {
     loop {
         match store.fill(token.clone()).await {
-            // Supervised tasks do not end by themselves: this one has nothing left to do.
-            Ok(_) => return std::future::pending().await,
+            Ok(filled) => {
+                if filled == Filled::Complete {
+                    tracing::info!(event = "fill.complete", "every byte of the model is local");
+                }
+                // Supervised tasks do not end by themselves: this one has nothing left to do.
+                return std::future::pending().await;
+            }
             Err(error) => {
                 tracing::warn!(event = "fill.incomplete", error = ?error, "the background fill: {}", chain(&error))
             }
@@ -348,19 +353,9 @@ pub(super) async fn ask(
 /// Follow the store while serving: progress into the status, problems into `Degraded` and back.
 pub(super) async fn watch_progress(voice: &Voice, store: &Store) -> Failure {
     let mut progress = store.progress();
-    let mut complete = false;
     loop {
         let now = progress.borrow_and_update().clone();
-        let shown = Progress::from(&now);
-        if !complete && now.bytes_done >= now.bytes_total {
-            complete = true;
-            tracing::info!(
-                event = "fill.complete",
-                bytes = now.bytes_total,
-                "every byte of the model is local"
-            );
-        }
-        voice.update(|status| status.progress = shown);
+        voice.update(|status| status.progress = Progress::from(&now));
         if let Err(failure) = follow_problems(voice, &now) {
             return failure;
         }

@@ -10,10 +10,10 @@ use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
 use super::state::Broken;
 use crate::ciphertext::EntryId;
 
-/// How a fill ended.
+/// How a fill ended. What is complete is also durable: a crash after it costs nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filled {
-    /// Every byte of every object is local and verified.
+    /// Every byte of every object is local, verified and synced.
     Complete,
     /// It was cancelled.
     Cancelled,
@@ -56,13 +56,22 @@ impl Store {
             tokio::pin!(landed);
             landed.as_mut().enable();
             if let Some(end) = self.engine.fill_step() {
-                return end.map(|()| Filled::Complete);
+                end?;
+                self.make_durable().await?;
+                return Ok(Filled::Complete);
             }
             tokio::select! {
                 () = landed => {}
                 () = token.cancelled() => return Ok(Filled::Cancelled),
             }
         }
+    }
+}
+
+impl Store {
+    async fn make_durable(&self) -> Result<(), StoreError> {
+        let engine = self.engine.clone();
+        tokio::task::spawn_blocking(move || engine.flush()).await.unwrap_or(Err(StoreError::Closed))
     }
 }
 

@@ -78,7 +78,7 @@ impl Engine {
     }
 
     /// Make the chunks that came in durable, then their marks.
-    fn flush(&self) -> Result<(), StoreError> {
+    pub fn flush(&self) -> Result<(), StoreError> {
         for (index, slot) in self.slots.iter().enumerate() {
             let map = {
                 let mut state = self.lock();
