@@ -42,6 +42,8 @@ pub struct Engine {
     pub cache: CacheDir,
     source: Arc<dyn ChunkSource>,
     state: Mutex<State>,
+    /// Held while chunk maps are saved: one writer of a sidecar at a time. Taken before `state`, never the other way round.
+    pub saving: Mutex<()>,
     /// Work was queued, or the store closed.
     pub work: Notify,
     /// A flight ended: the fill may be at its end, and the progress is worth publishing.
@@ -82,6 +84,7 @@ impl Engine {
             cache,
             source,
             state: Mutex::new(state),
+            saving: Mutex::default(),
             work: Notify::new(),
             landed: Notify::new(),
         }
@@ -155,7 +158,11 @@ impl Engine {
             object.is_some_and(|object| object.to_fill() && !object.is_present(key.chunk))
                 && !flights.contains_key(&key)
         };
-        let key = state.plan.next_to_fill(wanted)?;
+        let Some(key) = state.plan.next_to_fill(wanted) else {
+            // That the plan is at its end shows only when it is asked; the fill may have looked just before.
+            self.landed.notify_waiters();
+            return None;
+        };
         let flight = Arc::new(Flight::default());
         state.flights.insert(key, flight.clone());
         state.counters.in_flight += 1;

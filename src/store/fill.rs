@@ -87,7 +87,7 @@ impl Drop for StopFilling<'_> {
 }
 
 impl Engine {
-    /// Plan what is missing if nothing is planned; `Some` when nothing is left to plan.
+    /// Plan what is missing if nothing is planned; `Some` when nothing is left to plan and nothing is on its way.
     fn fill_step(&self) -> Option<Result<(), StoreError>> {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -108,7 +108,8 @@ impl Engine {
         };
         state.plan.fill(state.objects.iter().enumerate().filter_map(to_fill));
         if state.plan.is_exhausted() {
-            return Some(self.fill_result(state));
+            // A flight may still find the whole object wrong and discard it: the end is only known when all have landed.
+            return state.flights.is_empty().then(|| self.fill_result(state));
         }
         drop(guard);
         self.work.notify_waiters();

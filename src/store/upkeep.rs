@@ -1,6 +1,6 @@
 //! The store's own tasks: workers, the sync that makes chunk maps durable, and the publication of progress.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -79,6 +79,7 @@ impl Engine {
 
     /// Make the chunks that came in durable, then their marks.
     pub fn flush(&self) -> Result<(), StoreError> {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, slot) in self.slots.iter().enumerate() {
             let map = {
                 let mut state = self.lock();
