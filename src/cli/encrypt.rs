@@ -63,7 +63,8 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     Ok(())
 }
 
-fn progress_bar() -> ProgressBar {
+/// A bar of bytes on a terminal; hidden elsewhere.
+pub(super) fn progress_bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

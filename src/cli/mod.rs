@@ -6,7 +6,7 @@ mod encrypt;
 mod mount;
 mod run;
 mod status;
-//mod upload;
+mod upload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,8 +47,8 @@ enum Command {
     Encrypt(encrypt::Args),
     /// Mount an encrypted local directory, read-only, until SIGTERM or Ctrl-C.
     Mount(mount::Args),
-    // Upload an encrypted directory to OSS.
-    //Upload(upload::Args),
+    /// Upload an encrypted directory to OSS.
+    Upload(upload::Args),
 }
 
 /// Standard output cannot be written.
@@ -82,7 +82,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
         Command::CheckKey(args) => check_key::run(args)?,
         Command::Encrypt(args) => encrypt::run(args)?,
         Command::Mount(args) => mount::run(args)?,
-        //Command::Upload(args) => upload::run(&cli.root, args)?,
+        Command::Upload(args) => upload::run(&cli.root, args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

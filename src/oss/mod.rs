@@ -1,9 +1,10 @@
 //! Alibaba Cloud OSS: signing, listing, ranged GET, upload.
 //!
-//! Owns: the wire format of OSS and the meaning of its errors. Must not know: keys of the model, files, the cache. Each
-//! operation is one attempt; `store` and `cli` decide about retry.
+//! Owns: the wire format of OSS and the meaning of its errors. Must not know: keys of the model, the cache, and, but in
+//! `publish`, files. Each operation of the client is one attempt; `store` and `publish` decide about retry.
 //!
-//! Async throughout, no locks of its own, no tasks but the connections of the pool. Tested against the stand-in server in
+//! Async throughout, no locks of its own, no tasks but the connections of the pool. Publishing is tested in
+//! `tests/upload.rs`, everything else against the stand-in server in
 //! `tests/oss_client.rs`, and against a verifier of signatures written from the specification in `tests/oss_signature.rs`.
 
 mod address;
@@ -11,6 +12,7 @@ mod answer;
 mod client;
 mod error;
 mod list;
+mod publish;
 mod sign;
 mod source;
 mod transport;
@@ -19,5 +21,6 @@ mod upload;
 pub use answer::Head;
 pub use client::Client;
 pub use error::{OssError, Reason, Refusal};
+pub use publish::{Event, LocalFile, Plan, PublishOptions, Published, Publisher, UploadError};
 pub use source::OssSource;
 pub use upload::{MultipartUpload, UploadedPart};

@@ -1,0 +1,153 @@
+//! What a directory would become in a bucket, and every reason why it cannot.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::error::UploadError;
+
+/// Longest key in bytes. Source: OSS, PutObject.
+const KEY_MAX: usize = 1023;
+/// Paths of one kind that an error names.
+const SHOWN: usize = 10;
+/// Most parts of an upload. Source: OSS, UploadPart.
+const MAX_PARTS: u64 = 10_000;
+/// Usual part: the range length all fast readers and writers of object stores arrived at (oss.md 4).
+const MIN_PART: u64 = 8 << 20;
+/// Largest part, which bounds the memory that parts in flight take.
+const MAX_PART: u64 = 64 << 20;
+
+/// A file as it was when the directory was walked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Key of the object it becomes.
+    pub key: String,
+    /// Its length in bytes.
+    pub len: u64,
+    /// When it was modified.
+    pub modified: SystemTime,
+}
+
+impl LocalFile {
+    /// Length in bytes of its parts but the last: so that 10,000 of them hold it. A file that fits into one is not sent in
+    /// parts.
+    pub(super) fn part_len(&self) -> u64 {
+        self.len.div_ceil(MAX_PARTS).max(MIN_PART)
+    }
+}
+
+/// What is to be published, in the order of the keys.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Everything but `last`.
+    pub files: Vec<LocalFile>,
+    /// What is published when everything else is there.
+    pub last: Option<LocalFile>,
+}
+
+/// What the walk met besides plain files.
+#[derive(Default)]
+struct Refused {
+    symlinks: Vec<PathBuf>,
+    special: Vec<PathBuf>,
+}
+
+impl Plan {
+    /// Every file below `dir` under a key below `prefix` (empty, or ending in `/`), the file `last` at the top apart. Blocking.
+    /// Empty directories leave no trace: an object store has none.
+    ///
+    /// # Errors
+    /// `Local`; `NoLast` when `last` is missing and `last_required`; `Symlinks`, `Special`, `Name`, `TooLarge`, `Empty` for what cannot become objects.
+    pub fn of(dir: &Path, prefix: &str, last: &str, last_required: bool) -> Result<Self, UploadError> {
+        if last_required && !has_file(dir, last)? {
+            return Err(UploadError::NoLast { dir: dir.to_owned(), name: last.to_owned() });
+        }
+        let (mut plan, mut refused) = (Plan::default(), Refused::default());
+        let mut pending = vec![dir.to_owned()];
+        while let Some(directory) = pending.pop() {
+            let fail = |source| UploadError::Local { path: directory.clone(), source };
+            for entry in fs::read_dir(&directory).map_err(fail)? {
+                let path = entry.map_err(fail)?.path();
+                // Of the entry itself: a symlink is not followed.
+                let metadata = fs::symlink_metadata(&path)
+                    .map_err(|source| UploadError::Local { path: path.clone(), source })?;
+                let kind = metadata.file_type();
+                if kind.is_dir() {
+                    pending.push(path);
+                } else if kind.is_symlink() {
+                    refused.symlinks.push(path);
+                } else if kind.is_file() {
+                    plan.files.push(file(dir, prefix, path, &metadata)?);
+                } else {
+                    refused.special.push(path);
+                }
+            }
+        }
+        refused.check(dir)?;
+        plan.files.sort_by(|a, b| a.key.cmp(&b.key));
+        let last = format!("{prefix}{last}");
+        if let Ok(at) = plan.files.binary_search_by(|file| file.key.cmp(&last)) {
+            plan.last = Some(plan.files.remove(at));
+        }
+        if plan.files.is_empty() && plan.last.is_none() {
+            return Err(UploadError::Empty { dir: dir.to_owned() });
+        }
+        Ok(plan)
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().chain(&self.last).fold(0, |sum, file| sum.saturating_add(file.len))
+    }
+}
+
+fn file(dir: &Path, prefix: &str, path: PathBuf, metadata: &fs::Metadata) -> Result<LocalFile, UploadError> {
+    let relative = path.strip_prefix(dir).unwrap_or(&path).to_str();
+    let Some(relative) = relative else {
+        return Err(UploadError::Name { path, why: "is not valid UTF-8" });
+    };
+    let key = format!("{prefix}{relative}");
+    if key.len() > KEY_MAX {
+        return Err(UploadError::Name { path, why: "makes a key of more than 1023 bytes" });
+    }
+    let modified = metadata.modified().map_err(|source| UploadError::Local { path: path.clone(), source })?;
+    let len = metadata.len();
+    if len > MAX_PARTS * MAX_PART {
+        return Err(UploadError::TooLarge { path, len, limit: MAX_PARTS * MAX_PART });
+    }
+    Ok(LocalFile { path, key, len, modified })
+}
+
+impl Refused {
+    fn check(self, dir: &Path) -> Result<(), UploadError> {
+        let shown = |mut paths: Vec<PathBuf>| {
+            paths.sort();
+            let count = paths.len();
+            paths.truncate(SHOWN);
+            (dir.to_owned(), paths, count)
+        };
+        if !self.symlinks.is_empty() {
+            let (dir, shown, count) = shown(self.symlinks);
+            return Err(UploadError::Symlinks { dir, shown, count });
+        }
+        if !self.special.is_empty() {
+            let (dir, shown, count) = shown(self.special);
+            return Err(UploadError::Special { dir, shown, count });
+        }
+        Ok(())
+    }
+}
+
+/// Whether the directory `dir` has a plain file `name` at its top.
+fn has_file(dir: &Path, name: &str) -> Result<bool, UploadError> {
+    let fail = |source| UploadError::Local { path: dir.to_owned(), source };
+    fs::read_dir(dir).map_err(fail)?;
+    match fs::symlink_metadata(dir.join(name)) {
+        Ok(metadata) => Ok(metadata.is_file()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(UploadError::Local { path: dir.join(name), source }),
+    }
+}
