@@ -140,7 +140,7 @@ cat >"$work/bus.conf" <<EOF
 </busconfig>
 EOF
 mkfifo "$work/bus-ready"
-dbus-daemon --config-file="$work/bus.conf" --nofork --nosyslog --print-address=1 >"$work/bus-ready" &
+dbus-daemon --config-file="$work/bus.conf" --nofork --nosyslog --print-address=1 >"$work/bus-ready" 2>"$work/bus.log" &
 bus=$!
 read -r _ <"$work/bus-ready" || die "the private D-Bus did not start"
 export DBUS_SYSTEM_BUS_ADDRESS=unix:path=$work/bus
@@ -149,10 +149,10 @@ started=$(date +%s.%N)
 agent=$!
 
 get() { busctl --address="$DBUS_SYSTEM_BUS_ADDRESS" get-property com.alibaba.cai1 /com/alibaba/cai1 com.alibaba.cai1.Agent "$1"; }
-deadline=$((SECONDS + 60))
+deadline=$((SECONDS + 120))
 until [ "$(get State 2>/dev/null)" = 's "Serving"' ]; do
     kill -0 "$agent" 2>/dev/null || { agent=''; die "the agent ended before it served"; }
-    [ $SECONDS -lt $deadline ] || die "the agent is not serving after 60 s: $(get StatusText 2>&1)"
+    [ $SECONDS -lt $deadline ] || die "the agent is not serving after 120 s: $(get StatusText 2>&1)"
     sleep 0.02
 done
 step "Serving, $(echo "$(date +%s.%N) $started" | awk '{printf "%.2f", $1 - $2}') s after its start"
@@ -169,7 +169,11 @@ for property in State Model MountPoint KeyGeneration ModelRevision Attestation N
     printf '%s %s\n' "$property" "$(get $property)"
 done | cut -c1-150 | detail
 
-step "cai status"
+step "cai status, once the background fill has everything"
+until [ "$(grep -c 'every byte of the model is local' "$work/agent.log")" -gt 0 ]; do
+    [ $SECONDS -lt $deadline ] || die "the background fill did not end"
+    sleep 0.05
+done
 "$bin/cai" status | detail
 
 step "stopping"

@@ -29,6 +29,9 @@ use crate::{attest, store};
 /// Pause before what the fill could not fetch is tried again: reads do not wait for it, they have their own retries.
 const FILL_PAUSE: Duration = Duration::from_secs(30);
 
+/// How often progress is shown at most: smooth for people, cheap for the bus.
+const SHOW_EVERY: Duration = Duration::from_millis(250);
+
 /// What a stage found wrong that is nobody else's error.
 #[derive(Debug, thiserror::Error)]
 enum StageError {
@@ -359,8 +362,7 @@ pub(super) async fn watch_progress(voice: &Voice, store: &Store) -> Failure {
         if let Err(failure) = follow_problems(voice, &now) {
             return failure;
         }
-        // Signals and STATUS= once a second are enough for people and cheap for the bus.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(SHOW_EVERY).await;
         if progress.changed().await.is_err() {
             return Failure::new(voice.state(), &StageError::Panicked);
         }
