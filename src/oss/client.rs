@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HOST, HeaderName, IF_MATCH, RANGE, USER_AGENT,
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HOST, HeaderName, IF_MATCH,
+    RANGE, USER_AGENT,
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -143,6 +144,8 @@ impl Client {
     /// Send one request; an answer that is not a success becomes `Refused`.
     pub(super) async fn call(&self, call: Call<'_>) -> Result<Response<Incoming>, OssError> {
         let url = self.url(call.key);
+        let has_body = [Method::PUT, Method::POST].contains(&call.method);
+        let len = call.body.len();
         let fail = |source| OssError::Request { url: url.clone(), source };
         let mut request = Request::builder()
             .method(call.method)
@@ -157,6 +160,10 @@ impl Client {
         let (mut parts, body) = request.body(Payload::from(call.body)).map_err(fail)?.into_parts();
         // Last: what is added behind the signer's back is not what was signed.
         self.authorization.sign(&mut parts, &url).await?;
+        if has_body {
+            // hyper leaves it out for an empty body, and then OSS answers 411. No part of a signature.
+            parts.headers.insert(CONTENT_LENGTH, len.into());
+        }
         let answer = self.transport.send(Request::from_parts(parts, body), &url).await?;
         if answer.status().is_success() {
             return Ok(answer);

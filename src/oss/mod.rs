@@ -4,8 +4,8 @@
 //! `publish`, files. Each operation of the client is one attempt; `store` and `publish` decide about retry.
 //!
 //! Async throughout, no locks of its own, no tasks but the connections of the pool. Publishing is tested in
-//! `tests/upload.rs`, everything else against the stand-in server in
-//! `tests/oss_client.rs`, and against a verifier of signatures written from the specification in `tests/oss_signature.rs`.
+//! `tests/upload.rs`, everything else in `tests/oss_client.rs`, both against the stand-in server, and against a verifier of
+//! signatures written from the specification in `tests/oss_signature.rs`.
 
 mod address;
 mod answer;

@@ -151,3 +151,55 @@ fn has_file(dir: &Path, name: &str) -> Result<bool, UploadError> {
         Err(source) => Err(UploadError::Local { path: dir.join(name), source }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plan_has_the_keys_in_order_and_the_last_file_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("sub/empty")).unwrap();
+        for (name, len) in [("conf", 3), ("sub/conf", 5), ("z", 0)] {
+            fs::write(dir.path().join(name), vec![0; len]).unwrap();
+        }
+        let plan = Plan::of(dir.path(), "m/", "conf", true).unwrap();
+        let keys: Vec<(&str, u64)> = plan.files.iter().map(|file| (file.key.as_str(), file.len)).collect();
+        assert_eq!(keys, [("m/sub/conf", 5), ("m/z", 0)]);
+        assert_eq!(plan.last.as_ref().map(|file| (file.key.as_str(), file.len)), Some(("m/conf", 3)));
+        assert_eq!(plan.bytes(), 8);
+    }
+
+    #[test]
+    fn last_file_that_is_a_directory_or_a_symlink_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("z"), "z").unwrap();
+        let refused = || matches!(Plan::of(dir.path(), "", "conf", true), Err(UploadError::NoLast { .. }));
+        std::os::unix::fs::symlink("z", dir.path().join("conf")).unwrap();
+        assert!(refused());
+        fs::remove_file(dir.path().join("conf")).unwrap();
+        fs::create_dir(dir.path().join("conf")).unwrap();
+        assert!(refused());
+    }
+
+    #[test]
+    fn file_longer_than_all_parts_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let sparse = fs::File::create(dir.path().join("shard")).unwrap();
+        sparse.set_len(671_088_640_000).unwrap();
+        assert_eq!(Plan::of(dir.path(), "", "conf", false).unwrap().files[0].part_len(), 64 << 20);
+        sparse.set_len(671_088_640_001).unwrap();
+        let error = Plan::of(dir.path(), "", "conf", false).unwrap_err();
+        assert!(matches!(error, UploadError::TooLarge { len: 671_088_640_001, .. }), "{error}");
+    }
+
+    #[test]
+    fn key_of_more_than_1023_bytes_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("xyz"), "").unwrap();
+        let prefix = |len: usize| format!("{}/", "p".repeat(len - 1));
+        assert!(Plan::of(dir.path(), &prefix(1020), "conf", false).is_ok());
+        let error = Plan::of(dir.path(), &prefix(1021), "conf", false).unwrap_err();
+        assert!(matches!(error, UploadError::Name { .. }), "{error}");
+    }
+}
