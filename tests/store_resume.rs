@@ -156,7 +156,8 @@ fn unverified_chunks_stay_unverified_through_a_clean_stop() {
 
 #[test]
 fn damaged_chunk_map_costs_its_object_only() {
-    let damage: [(&str, fn(&Path)); 4] = [
+    type Damage = fn(&Path);
+    let damage: [(&str, Damage); 4] = [
         ("truncated", |map| fs::write(map, &fs::read(map).unwrap()[..70]).unwrap()),
         ("empty", |map| fs::write(map, []).unwrap()),
         ("flipped", |map| flip(map, 60)),

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order in which the other rooms are used and the one [`status::Status`]. Must not know: formats, wire protocols,
 //! system calls. Threads: the agent is one task; what blocks (quote, key derivation, tree, helper) runs in
-//! `spawn_blocking`. Order of work is held by types too: a [`kbs::Attested`] comes only from a handshake, a tree only from
+//! `spawn_blocking`. Order of work is held by types too: a [`Attested`](crate::kbs::Attested) comes only from a handshake, a tree only from
 //! released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
 mod stages;

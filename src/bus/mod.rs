@@ -133,8 +133,7 @@ pub async fn properties() -> Result<Dict, BusError> {
         .build()
         .await
         .map_err(BusError::Ask)?;
-    let interface = zbus::names::InterfaceName::try_from("com.alibaba.cai1.Agent")
-        .map_err(|error| BusError::Ask(error.into()))?;
+    let interface = zbus::names::InterfaceName::try_from("com.alibaba.cai1.Agent").map_err(BusError::Ask)?;
     match proxy.get_all(interface).await {
         Ok(all) => Ok(all),
         Err(zbus::fdo::Error::ServiceUnknown(_) | zbus::fdo::Error::NameHasNoOwner(_)) => {

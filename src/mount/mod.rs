@@ -1,6 +1,6 @@
 //! The plaintext, read-only, in the file system.
 //!
-//! Owns: [`fs`] (the model as files, no kernel types), [`fuse`] (the adapter) and the session. Must not know: where the
+//! Owns: `fs` (the model as files, no kernel types), `fuse` (the adapter) and the session. Must not know: where the
 //! ciphertext comes from beyond [`crate::ciphertext::Ciphertext`]. Threads: FUSE workers, which may block with the
 //! ciphertext's deadline; no lock is held over a read. Tested in `tests/mount_model.rs` and `tests/mount_kernel.rs`.
 

@@ -323,7 +323,7 @@ impl Fault for OssError {
         match self {
             OssError::Endpoint { .. } => "oss.endpoint",
             OssError::NoRegion { .. } => "oss.no-region",
-            OssError::CaFile { .. } | OssError::NoCa { .. } => "oss.ca_file",
+            OssError::CaFile { .. } | OssError::NoCa { .. } => "oss.ca-file",
             OssError::Tls(_) => "oss.tls",
             OssError::CredentialText => "oss.credential-text",
             OssError::Sign { .. } => "oss.sign",

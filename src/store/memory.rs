@@ -59,9 +59,9 @@ mod tests {
     fn recent_drops_the_oldest() {
         let key = |chunk| ChunkKey { object: ObjectIndex(0), chunk: ChunkIndex(chunk) };
         let mut recent = Recent::default();
-        (0..=KEPT as u64).for_each(|chunk| recent.put(key(chunk), vec![Bytes::from(vec![chunk as u8])]));
+        (0..=KEPT as u64).for_each(|chunk| recent.put(key(chunk), vec![Bytes::from(chunk.to_string())]));
         assert_eq!(recent.get(key(0)), None);
-        assert_eq!(recent.get(key(1)), Some(vec![Bytes::from_static(&[1])]));
+        assert_eq!(recent.get(key(1)), Some(vec![Bytes::from_static(b"1")]));
     }
 
     proptest! {
