@@ -238,7 +238,7 @@ fn example_of_the_solutions_document_works_as_it_is() {
     let parsed = parse(&[env(DOCUMENT)]);
     assert_eq!(
         notices(&parsed),
-        ["cai.env config.oss_anonymous", "cai.env:2 config.trustee_http", "cai.env:15 config.unused"]
+        ["cai.env config.oss-anonymous", "cai.env:2 config.trustee-http", "cai.env:15 config.unused"]
     );
     let (settings, _) = parsed.unwrap();
     assert_eq!(settings.trustee.url.as_str(), "http://alb-xxxxxxxxx.cn-beijing.alb.aliyuncsslb.com/xxxx");
@@ -262,7 +262,7 @@ fn example_of_the_solutions_document_works_as_it_is() {
 fn example_with_crlf_bom_and_export_means_the_same_and_is_noticed_once() {
     let text = format!("\u{feff}{}", DOCUMENT.replace('\n', "\r\n").replace("MODEL_M", "export MODEL_M"));
     let parsed = parse(&[env(&text)]);
-    assert!(notices(&parsed).contains(&"cai.env:1 config.line_ends".to_owned()), "{:?}", notices(&parsed));
+    assert!(notices(&parsed).contains(&"cai.env:1 config.line-ends".to_owned()), "{:?}", notices(&parsed));
     assert_eq!(notices(&parsed).len(), 4);
     assert_eq!(parsed.unwrap().0.fingerprint, parse(&[env(DOCUMENT)]).unwrap().0.fingerprint);
 }
@@ -387,7 +387,7 @@ fn credentials_must_be_complete() {
         problems(without(&[id, secret], "MODEL_OSS_SESSION_TOKEN=t")),
         [format!("cai.env:6: {id} is not set, and MODEL_OSS_SESSION_TOKEN is")]
     );
-    assert_eq!(notices(&without(&[id, secret], "")), ["cai.env config.oss_anonymous"]);
+    assert_eq!(notices(&without(&[id, secret], "")), ["cai.env config.oss-anonymous"]);
 }
 
 #[test]
@@ -424,7 +424,7 @@ fn plain_http_is_noticed_and_refused_where_https_is_required() {
     let files = |tuning: &str| parse(&[toml(tuning), env(&format!("{MINIMAL}{http}"))]);
     let codes =
         |parsed: &Parsed| notices(parsed).into_iter().filter(|n| n.contains("http")).collect::<Vec<_>>();
-    assert_eq!(codes(&files("")), ["cai.env:8 config.trustee_http", "cai.env:9 config.oss_http"]);
+    assert_eq!(codes(&files("")), ["cai.env:8 config.trustee-http", "cai.env:9 config.oss-http"]);
     assert_eq!(
         problems(files("trustee.require_https = true")),
         ["cai.env:8: TRUSTEE_URL is plain http, and trustee.require_https is set"]
@@ -452,17 +452,17 @@ fn sample_attester_is_refused_outside_sandbox_builds_and_noticed_in_them() {
     );
     let sandbox = config::Facts { sandbox: true, ..FACTS };
     let parsed = config::parse(&files(), Path::new("/"), &sandbox);
-    assert_eq!(notices(&parsed), ["cai.toml:2 config.sample_tee"]);
+    assert_eq!(notices(&parsed), ["cai.toml:2 config.sample-tee"]);
     assert_eq!(parsed.unwrap().0.attest.tee, TeeChoice::Sample);
     assert_eq!(config::Facts::here().sandbox, cfg!(feature = "sandbox"));
 }
 
 #[test]
 fn who_may_read_the_model_is_noticed_when_it_is_everybody_or_only_root() {
-    assert_eq!(notices(&parse_toml("mount.mode = \"0444\"")), ["cai.toml:1 config.world_readable"]);
+    assert_eq!(notices(&parse_toml("mount.mode = \"0444\"")), ["cai.toml:1 config.world-readable"]);
     let no_group = config::Facts { model_gid: None, ..FACTS };
     let parsed = config::parse(&[env(MINIMAL)], Path::new("/"), &no_group);
-    assert_eq!(notices(&parsed), ["built-in values config.no_model_group"]);
+    assert_eq!(notices(&parsed), ["built-in values config.no-model-group"]);
     assert_eq!(parsed.unwrap().0.mount.gid, 0);
     let (settings, found) =
         config::parse(&[toml("mount.gid = 7"), env(MINIMAL)], Path::new("/"), &no_group).unwrap();
@@ -472,7 +472,7 @@ fn who_may_read_the_model_is_noticed_when_it_is_everybody_or_only_root() {
 #[test]
 fn secrets_in_a_file_that_everybody_reads_are_noticed() {
     let readable = |text: &str| SourceFile { mode: Some(0o644), ..env(text) };
-    assert_eq!(notices(&parse(&[readable(MINIMAL)])), ["cai.env config.secrets_readable"]);
+    assert_eq!(notices(&parse(&[readable(MINIMAL)])), ["cai.env config.secrets-readable"]);
     let anonymous = format!("{MINIMAL}MODEL_OSS_ACCESS_KEY_ID=\nMODEL_OSS_SECRET_ACCESS_KEY=\n");
     let codes = notices(&parse(&[readable(&anonymous)]));
     assert!(!codes.iter().any(|code| code.contains("secrets_readable")), "{codes:?}");

@@ -239,3 +239,115 @@ fn refusal_is_a_configuration_fault_with_the_helpers_hint() {
     assert_eq!(error.code(), "mount-point.not-empty");
     assert_eq!(error.hint(), "empty it, or choose another MODEL_MOUNT_POINT");
 }
+
+#[test]
+fn parent_that_another_user_may_write_is_refused() {
+    let Some(fixture) = Fixture::new() else { return };
+    let parent = fixture.root.path().join("tmp");
+    fs::create_dir_all(&parent).unwrap();
+    fs::set_permissions(&parent, fs::Permissions::from_mode(0o777)).unwrap();
+    assert_eq!(fixture.refusal(Request::Mount).0, "mount-point.parent");
+    std::os::unix::fs::chown(&parent, Some(65534), None).unwrap();
+    fs::set_permissions(&parent, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(fixture.refusal(Request::Mount).0, "mount-point.parent");
+    // As /tmp is: anybody may add names, nobody may exchange root's.
+    std::os::unix::fs::chown(&parent, Some(0), None).unwrap();
+    fs::set_permissions(&parent, fs::Permissions::from_mode(0o1777)).unwrap();
+    assert!(fixture.helper.ask(Request::Mount).is_ok());
+}
+
+/// A helper as root starts it, with the configuration below `root`; its exit status and what it said.
+fn run_helper(root: &Path, stdin: Stdio) -> (Option<i32>, String) {
+    let output = Command::new(program()).arg("--root").arg(root).stdin(stdin).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn configuration_that_is_not_roots_alone_is_refused() {
+    let Some(fixture) = Fixture::new() else { return };
+    let root = fixture.root.path();
+    for (path, uid, mode) in [
+        ("etc/cai/cai.env", 65534, 0o600),
+        ("etc/cai/cai.env", 0, 0o666),
+        ("etc/cai/cai.toml", 0, 0o660),
+        ("etc/cai", 65534, 0o755),
+    ] {
+        let path = root.join(path);
+        let before = fs::metadata(&path).unwrap().permissions();
+        std::os::unix::fs::chown(&path, Some(uid), None).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let (_ours, theirs) = channel::pair().unwrap();
+        let (status, said) = run_helper(root, Stdio::from(theirs));
+        assert_eq!(status, Some(78), "{}", path.display());
+        assert!(said.contains("must belong to root and be writable by root alone"), "{said}");
+        std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+        fs::set_permissions(&path, before).unwrap();
+    }
+}
+
+#[test]
+fn peer_that_is_neither_root_nor_cai_is_refused() {
+    let Some(fixture) = Fixture::new() else { return };
+    fs::set_permissions(fixture.root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = fixture.root.path().join("socket");
+    let script = "import socket,sys,os\n\
+                  l=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET); l.bind(sys.argv[1]); os.chmod(sys.argv[1],0o666); l.listen()\n\
+                  if os.fork()==0:\n  os.setuid(65534); c=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET); c.connect(sys.argv[1]); \
+                  c.recv(1); os._exit(0)\n\
+                  a,_=l.accept(); os.dup2(a.fileno(),0); os.execv(sys.argv[2],[sys.argv[2],'--root',sys.argv[3]])";
+    let output = Command::new("python3")
+        .args(["-c", script])
+        .arg(&path)
+        .arg(program())
+        .arg(fixture.root.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains("peer has uid 65534"), "{said}");
+}
+
+#[test]
+fn missing_fuse_device_is_explained() {
+    let Some(fixture) = Fixture::new() else { return };
+    // A mount namespace of its own whose /dev has nothing in it.
+    let script = "mount -t tmpfs tmpfs /dev && exec \"$0\" --root \"$1\"";
+    let (ours, theirs) = channel::pair().unwrap();
+    let mut child = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script])
+        .arg(program())
+        .arg(fixture.root.path())
+        .stdin(Stdio::from(theirs))
+        .spawn()
+        .unwrap();
+    channel::send(ours.as_fd(), &Request::Mount.to_packet().unwrap(), None).unwrap();
+    let (answer, _) = channel::receive(ours.as_fd()).unwrap().unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.contains(r#""code":"fuse.device""#) && answer.contains("modprobe fuse"), "{answer}");
+    drop(ours);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn something_mounted_over_the_model_is_reported_and_not_touched() {
+    let Some(fixture) = Fixture::new() else { return };
+    let (_, device) = fixture.helper.ask(Request::Mount).unwrap();
+    let parent = fixture.root.path().join("tmp");
+    // Over the parent, so that the kernel does not ask the model's file system, which nobody serves here.
+    let status = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&parent).status().unwrap();
+    assert!(status.success());
+    fs::create_dir(parent.join("model")).unwrap();
+    let status = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(fixture.point()).status().unwrap();
+    assert!(status.success());
+    let (code, text) = fixture.refusal(Request::Unmount);
+    assert_eq!(code, "mount-point.busy");
+    assert!(text.starts_with("something else is mounted over the model"), "{text}");
+    for point in [fixture.point(), parent] {
+        nix::mount::umount(&point).unwrap();
+    }
+    assert_eq!(
+        fixture.helper.ask(Request::Unmount).unwrap().0,
+        format!("detached {}", fixture.point().display())
+    );
+    drop(device);
+}

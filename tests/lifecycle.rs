@@ -443,3 +443,43 @@ async fn configuration_problems_end_it_with_78_listing_all() {
     let log = agent.log();
     assert!(log.contains("MODEL_MOUNT_POINT") && log.contains("MODEL_SERVICE_PORT"), "{log}");
 }
+
+/// Ctrl-C in a terminal, or a service manager that signals the whole group.
+#[tokio::test(flavor = "multi_thread")]
+async fn signal_to_the_whole_process_group_leaves_nothing_behind() {
+    for group_signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let world = world!(World::with_small_model().await);
+        world.write_config();
+        let mut agent = Agent::start_in_its_own_group(&world);
+        world.wait_state(&mut agent, "Serving");
+        let group = nix::unistd::Pid::from_raw(agent.child.id() as i32);
+        nix::sys::signal::killpg(group, group_signal).unwrap();
+        assert_eq!(agent.wait().code(), Some(0));
+        world.assert_nothing_mounted();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_directory_of_somebody_else_is_refused_and_stays_theirs() {
+    let mut world = world!(World::with_small_model().await);
+    let shared = world.root().join("data");
+    fs::create_dir_all(&shared).unwrap();
+    world.toml = "[cache]\ndir = \"/data\"\n".to_owned();
+    let mut agent = world.agent();
+    assert_eq!(agent.wait().code(), Some(78));
+    assert!(agent.log().contains("[host.directory]"), "{}", agent.log());
+    assert_eq!(fs::metadata(&shared).unwrap().uid(), 0, "root gave away a directory that was there before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_failed_request_neither_degrades_nor_ends_a_full_wait() {
+    let mut world = world!(World::with_small_model().await);
+    world.env.push_str("MODEL_WAIT=full\n");
+    let busy = json!({"oss_error": {"status": 503, "code": "ServiceUnavailable"}});
+    world.sandbox.faults(json!([{"do": busy, "on": ["get"], "skip": 3, "times": 2}])).await;
+    let mut agent = world.agent();
+    world.wait_state(&mut agent, "Serving");
+    world.assert_model_is_readable();
+    assert!(!agent.log().contains("Degraded"), "{}", agent.log());
+    assert_eq!(agent.stop().code(), Some(0));
+}

@@ -267,3 +267,15 @@ fn wrong_password_is_refused_with_status_78_and_no_mount() {
     assert_eq!(output.status.code(), Some(78), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(mounts_below(fixture.directory.path()), 0);
 }
+
+#[test]
+fn sigterm_with_an_open_file_still_leaves_no_mount() {
+    let prepare = |plain: &Path| fs::write(plain.join("weights"), pattern(1 << 20)).unwrap();
+    let Some(mut fixture) = Fixture::mount(prepare, |_| {}) else { return };
+    let held = File::open(fixture.mounted("weights")).unwrap();
+    let (status, log) = fixture.stop();
+    assert_eq!(status, Some(0), "{log:?}");
+    assert_eq!(mounts_below(fixture.directory.path()), 0);
+    let mut byte = [0];
+    assert_eq!(held.read_exact_at(&mut byte, 500_000).unwrap_err().raw_os_error(), Some(nix::libc::ENOTCONN));
+}

@@ -2,10 +2,12 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +39,14 @@ const SHOW_EVERY: Duration = Duration::from_millis(250);
 enum StageError {
     #[error("{model} holds no {CONF_NAME}")]
     NoConf { model: String, inside: Option<String> },
+    #[error("the mount at {} cannot be reached by the daemon's user", point.display())]
+    Unreachable {
+        point: PathBuf,
+        #[source]
+        source: nix::Error,
+    },
+    #[error("the helper gave no descriptor for the mount")]
+    NoDevice,
     #[error("a blocking stage panicked")]
     Panicked,
 }
@@ -44,14 +54,16 @@ enum StageError {
 impl Fault for StageError {
     fn class(&self) -> ErrorClass {
         match self {
-            StageError::NoConf { .. } => ErrorClass::Config,
-            StageError::Panicked => ErrorClass::Internal,
+            StageError::NoConf { .. } | StageError::Unreachable { .. } => ErrorClass::Config,
+            StageError::NoDevice | StageError::Panicked => ErrorClass::Internal,
         }
     }
 
     fn code(&self) -> &'static str {
         match self {
             StageError::NoConf { .. } => "model.no-conf",
+            StageError::Unreachable { .. } => "mount.unreachable",
+            StageError::NoDevice => "helper.no-device",
             StageError::Panicked => "agent.panicked",
         }
     }
@@ -64,7 +76,10 @@ impl Fault for StageError {
             StageError::NoConf { inside: None, .. } => {
                 "point MODEL_OSS_BUCKET_PATH at the directory that holds gocryptfs.conf; upload it with: cai upload".into()
             }
-            StageError::Panicked => "this is a defect: please report it with the journal".into(),
+            StageError::Unreachable { .. } => {
+                "every directory above MODEL_MOUNT_POINT must let user cai pass (chmod o+x), as its readers need it too".into()
+            }
+            StageError::NoDevice | StageError::Panicked => "this is a defect: please report it with the journal".into(),
         }
     }
 }
@@ -219,8 +234,14 @@ async fn list(settings: &Settings, voice: &Voice, source: &OssSource) -> Result<
             return Err(Failure::new(State::Fetching, &error));
         }
         voice.warn(Failure::new(State::Fetching, &error).shown().clone());
-        tokio::time::sleep(retry.pause(attempt, None)).await;
+        let pause = retry.pause(attempt, None);
         attempt = attempt.saturating_add(1);
+        let secs = pause.as_secs_f32();
+        voice.stage(format!(
+            "the object store is not available, attempt {} in {secs:.1} s",
+            attempt.saturating_add(1)
+        ));
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -308,23 +329,34 @@ impl Fault for Incomplete {
     }
 }
 
+/// The mount, and a descriptor of its root that does not depend on its path.
+pub(super) struct Served {
+    pub(super) session: Mounted,
+    pub(super) root: Arc<OwnedFd>,
+}
+
 /// Put the mount in place and see it answer.
 pub(super) async fn mount(
     settings: &Settings,
     voice: &Voice,
     helper: &Arc<Helper>,
     model: OpenModel,
-) -> Result<Mounted, Failure> {
+) -> Result<Served, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Mounting, fault);
     voice.apply(Event::MetadataReady, format!("mounting at {}", settings.mount.point.display()))?;
     let (text, device) = ask(helper, Request::Mount).await.map_err(|error| fail(&error))?;
     tracing::info!(event = "mount.made", "{text}");
-    let device = device.ok_or_else(|| fail(&StageError::Panicked))?;
+    let device = device.ok_or_else(|| fail(&StageError::NoDevice))?;
     let fs = ModelFs::new(model.tree, model.store, model.keys, shown_attributes(&settings.mount));
     let files = fs.file_count();
     let threads = settings.mount.threads;
-    let mounted = blocking(State::Mounting, move || {
-        Mounted::from_device(fs, device, threads).map_err(|error| Failure::new(State::Mounting, &error))
+    let point = settings.mount.point.clone();
+    let served = blocking(State::Mounting, move || {
+        let fail = |fault: &dyn Fault| Failure::new(State::Mounting, fault);
+        let session = Mounted::from_device(fs, device, threads).map_err(|error| fail(&error))?;
+        let root =
+            see_it_answer(&point).map_err(|source| fail(&StageError::Unreachable { point, source }))?;
+        Ok(Served { session, root: Arc::new(root) })
     })
     .await?;
     match ask(helper, Request::Readahead).await {
@@ -334,7 +366,15 @@ pub(super) async fn mount(
         }
     }
     voice.apply(Event::Mounted, format!("{files} files at {}", settings.mount.point.display()))?;
-    Ok(mounted)
+    Ok(served)
+}
+
+/// Its root, after the file system has answered a question that the kernel never answers for it.
+fn see_it_answer(point: &Path) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = nix::fcntl::open(point, flags, Mode::empty())?;
+    nix::sys::statvfs::fstatvfs(&root)?;
+    Ok(root)
 }
 
 fn shown_attributes(mount: &Mount) -> Attributes {
@@ -378,6 +418,10 @@ fn follow_problems(voice: &Voice, progress: &store::Progress) -> Result<(), Fail
                 ..Failure::new(State::Serving, &error).shown().clone()
             });
             voice.apply(Event::SourceLost, error.to_string())
+        }
+        (State::Degraded, Some(problem)) => {
+            voice.show_problem(Failure::new(State::Degraded, &Incomplete::from(problem)).shown());
+            Ok(())
         }
         (State::Degraded, None) => voice.apply(Event::SourceBack, "all sources are back"),
         _ => Ok(()),

@@ -59,7 +59,8 @@ impl Status {
     /// One line for `systemctl status`, the journal and `cai status`.
     pub fn text(&self) -> String {
         let mut text = format!("{}: {}", self.state, self.stage);
-        if self.state.is_serving() && self.progress.bytes_total > self.progress.bytes_done {
+        let shown = self.state.is_serving() || self.state == State::Fetching;
+        if shown && self.progress.bytes_total > self.progress.bytes_done {
             text.push_str(&format!(" ({} % of the model is local)", self.progress.percent()));
         }
         text

@@ -62,7 +62,7 @@ impl Voice {
         if to.is_serving() {
             notifier.ready();
         }
-        if to == State::Stopping {
+        if matches!(to, State::Stopping | State::Failed) {
             notifier.stopping();
         }
         Ok(())
@@ -85,6 +85,15 @@ impl Voice {
     pub(super) fn warn(&self, error: LastError) {
         tracing::warn!(event = error.code, stage = error.stage.name(), hint = error.hint, "{}", error.detail);
         self.update(|status| status.last_error = Some(error));
+    }
+
+    /// Another failure than the one shown has come up in the same state.
+    pub(super) fn show_problem(&self, error: &LastError) {
+        let detail = |status: &Status| status.last_error.as_ref().map(|shown| shown.detail.clone());
+        let known = detail(&self.status.borrow()).is_some_and(|shown| shown == error.detail);
+        if !known {
+            self.warn(error.clone());
+        }
     }
 
     /// The loop turns and the mount answers: for the service manager's watchdog.

@@ -9,19 +9,23 @@
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use cai::config::{self, Settings};
+use cai::error::chain;
 use cai::helper::channel;
 use cai::helper::protocol::{Reply, Request};
 use cai::host;
+use cai::host::directory::{DirectoryError, open_or_create};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::sys::stat::Mode;
 use nix::unistd::Uid;
 
 /// Source and subtype of our mounts, as `/proc/self/mountinfo` shows them.
@@ -41,13 +45,19 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<()> {
     anyhow::ensure!(Uid::effective().is_root(), "must run as root");
     let root = root_argument(std::env::args_os().skip(1).collect())?;
+    // The end of the line is the only stop signal: the daemon's terminal and cgroup send us theirs too, and a helper that
+    // died first could not detach the mount.
+    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).thread_block()?;
     let stdin = std::io::stdin();
     let line = stdin.as_fd();
     let daemon = check_peer(line)?;
+    check_configuration_is_roots(&root)?;
     let (settings, _) = config::load(&root)?;
     let mut session = Session { settings, daemon, mounted: None };
     let served = session.serve(line);
-    session.detach();
+    if let Err(refusal) = session.detach() {
+        eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
+    }
     served
 }
 
@@ -55,8 +65,10 @@ fn run() -> anyhow::Result<()> {
 fn root_argument(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<PathBuf> {
     match arguments.as_slice() {
         [] => Ok(PathBuf::from("/")),
-        [flag, directory] if flag == "--root" => Ok(PathBuf::from(directory)),
-        _ => anyhow::bail!("usage: cai-helper [--root DIR], with its socket as standard input"),
+        [flag, directory] if flag == "--root" && Path::new(directory).is_absolute() => {
+            Ok(PathBuf::from(directory))
+        }
+        _ => anyhow::bail!("usage: cai-helper [--root ABSOLUTE-DIR], with its socket as standard input"),
     }
 }
 
@@ -68,6 +80,32 @@ fn check_peer(line: BorrowedFd<'_>) -> anyhow::Result<host::User> {
     let allowed = peer.uid() == 0 || peer.uid() == daemon.uid.as_raw();
     anyhow::ensure!(allowed, "peer has uid {}, expected {} or root", peer.uid(), daemon.uid);
     Ok(daemon)
+}
+
+/// What decides where root mounts must be root's alone to write.
+fn check_configuration_is_roots(root: &Path) -> anyhow::Result<()> {
+    let mut paths: Vec<PathBuf> =
+        ["", "etc", "etc/cai", "etc/cai/cai.env", "etc/cai/cai.toml", "etc/cai/cai.toml.d"]
+            .iter()
+            .map(|path| root.join(path))
+            .collect();
+    if let Ok(entries) = std::fs::read_dir(root.join("etc/cai/cai.toml.d")) {
+        paths.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+    }
+    for path in paths {
+        let metadata = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
+        };
+        let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+        anyhow::ensure!(
+            uid == 0 && mode & 0o022 == 0,
+            "{} has uid {uid} and mode {mode:04o}; the configuration must belong to root and be writable by root alone",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// A request that was not carried out.
@@ -87,8 +125,7 @@ impl Refusal {
 struct Session {
     settings: Settings,
     daemon: host::User,
-    /// Device number (`major:minor`) of the mount made on this connection.
-    mounted: Option<String>,
+    mounted: Option<OurMount>,
 }
 
 impl Session {
@@ -109,7 +146,7 @@ impl Session {
         match request {
             Request::Mount => self.mount().map(|(text, device)| (text, Some(device))),
             Request::Readahead => self.readahead().map(|text| (text, None)),
-            Request::Unmount => Ok((self.detach(), None)),
+            Request::Unmount => self.detach().map(|text| (text, None)),
         }
     }
 
@@ -144,14 +181,16 @@ impl Session {
                 )
             },
         )?;
-        self.mounted = mounts_at(&point).pop().map(|entry| entry.device);
+        let point = std::fs::read_link(&target).unwrap_or(point);
+        let top = mounts_at(&point).pop().filter(MountEntry::is_ours);
+        self.mounted = top.map(|MountEntry { id, device, .. }| OurMount { point: point.clone(), id, device });
         let _ = write!(text, "mounted at {}", point.display());
         Ok((text, device))
     }
 
     /// The kernel caps what FUSE itself may ask for at 128 KiB; only the backing device's setting goes beyond.
     fn readahead(&self) -> Result<String, Refusal> {
-        let device = self.mounted.as_deref().ok_or_else(|| {
+        let device = self.mounted.as_ref().map(|mounted| &mounted.device).ok_or_else(|| {
             Refusal::new("readahead.failed", "nothing is mounted on this connection", "mount first")
         })?;
         let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
@@ -166,22 +205,48 @@ impl Session {
         Ok(format!("read-ahead of the mount is {kib} KiB"))
     }
 
-    /// Detach what this connection mounted, and only that.
-    fn detach(&mut self) -> String {
-        let point = &self.settings.mount.point;
-        let Some(device) = self.mounted.take() else { return "nothing was mounted".into() };
-        if !mounts_at(point).iter().any(|entry| entry.is_ours() && entry.device == device) {
-            return format!("{} was detached already", point.display());
+    /// Detach what this connection mounted, and only that. It stays ours until it is gone.
+    fn detach(&mut self) -> Result<String, Refusal> {
+        let Some(mounted) = &self.mounted else { return Ok("nothing was mounted".into()) };
+        let point = mounted.point.clone();
+        let entries = mounts_at(&point);
+        let refuse = |text: String| {
+            Err(Refusal::new(
+                "mount-point.busy",
+                text,
+                format!("look at: findmnt {}; then: umount -l it", point.display()),
+            ))
+        };
+        if !entries.iter().any(|entry| entry.id == mounted.id) {
+            self.mounted = None;
+            return Ok(format!("{} was detached already", point.display()));
         }
-        match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => format!("detached {}", point.display()),
-            Err(error) => format!("detaching {}: {error}", point.display()),
+        if entries.last().is_some_and(|top| top.id != mounted.id) {
+            return refuse(format!("something else is mounted over the model at {}", point.display()));
+        }
+        match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {
+                self.mounted = None;
+                Ok(format!("detached {}", point.display()))
+            }
+            Err(error) => refuse(format!("detaching {}: {error}", point.display())),
         }
     }
 }
 
+/// A mount this connection made.
+struct OurMount {
+    /// Where, as the kernel spells it.
+    point: PathBuf,
+    /// Its mount id: unique while it exists.
+    id: u64,
+    /// Its device, `major:minor`.
+    device: String,
+}
+
 /// One line of `/proc/self/mountinfo`.
 struct MountEntry {
+    id: u64,
     device: String,
     fs_type: String,
     source: String,
@@ -202,11 +267,12 @@ fn mounts_at(point: &Path) -> Vec<MountEntry> {
 fn parse_mount(line: &str, point: &Path) -> Option<MountEntry> {
     let (left, right) = line.split_once(" - ")?;
     let mut fields = left.split(' ');
-    let device = fields.nth(2)?.to_owned();
+    let id = fields.next()?.parse().ok()?;
+    let device = fields.nth(1)?.to_owned();
     let at = unescape(fields.nth(1)?);
     let mut fields = right.split(' ');
     let (fs_type, source) = (fields.next()?.to_owned(), fields.next()?.to_owned());
-    (at == point.as_os_str().as_bytes()).then_some(MountEntry { device, fs_type, source })
+    (at == point.as_os_str().as_bytes()).then_some(MountEntry { id, device, fs_type, source })
 }
 
 /// The kernel writes space, tab, newline and backslash as `\ooo`.
@@ -256,70 +322,36 @@ fn detach_stale(point: &Path) -> Result<bool, Refusal> {
     Ok(detached)
 }
 
-/// Open the mount point component by component, following no symbolic link, creating what is missing as root.
-///
-/// `/tmp/model` has a world-writable parent: whoever may create a name there must not choose what we mount over.
+/// Open the mount point, creating what is missing as root. `/tmp/model` has a world-writable parent: whoever may create a
+/// name there must not choose what we mount over, nor exchange it afterwards.
 fn open_mount_point(point: &Path, daemon: Uid) -> Result<OwnedFd, Refusal> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let io = |at: &Path, error: Errno| {
-        Refusal::new(
-            "mount-point.io",
-            format!("{}: {error}", at.display()),
-            "check the path MODEL_MOUNT_POINT",
-        )
-    };
-    let mut at = PathBuf::from("/");
-    let mut directory = open("/", flags, Mode::empty()).map_err(|error| io(&at, error))?;
-    for component in point.components() {
-        let Component::Normal(name) = component else { continue };
-        at.push(name);
-        match mkdirat(&directory, name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(error) => return Err(io(&at, error)),
-        }
-        let stat = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|error| io(&at, error))?;
-        check_kind(&at, &stat)?;
-        directory = openat(&directory, name, flags, Mode::empty()).map_err(|error| io(&at, error))?;
-    }
-    check_owner(point, &directory, daemon).and_then(|()| check_empty(point, &directory))?;
-    Ok(directory)
-}
-
-fn check_kind(at: &Path, stat: &FileStat) -> Result<(), Refusal> {
-    let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
-    if kind == SFlag::S_IFLNK {
-        let text = format!("{} is a symbolic link", at.display());
-        return Err(Refusal::new(
-            "mount-point.symlink",
-            text,
-            "give MODEL_MOUNT_POINT without symbolic links",
-        ));
-    }
-    if kind != SFlag::S_IFDIR {
-        let text = format!("{} is not a directory", at.display());
-        return Err(Refusal::new(
-            "mount-point.not-a-directory",
-            text,
-            "remove it, or choose another MODEL_MOUNT_POINT",
-        ));
-    }
-    Ok(())
-}
-
-fn check_owner(point: &Path, directory: &OwnedFd, daemon: Uid) -> Result<(), Refusal> {
-    let stat = fstat(directory).map_err(|error| {
-        Refusal::new(
-            "mount-point.io",
-            format!("{}: {error}", point.display()),
-            "check the path MODEL_MOUNT_POINT",
-        )
+    let directory = open_or_create(point, &[]).map_err(|error| {
+        let (code, hint) = match &error {
+            DirectoryError::Symlink { .. } => {
+                ("mount-point.symlink", "give MODEL_MOUNT_POINT without symbolic links")
+            }
+            DirectoryError::NotADirectory { .. } => {
+                ("mount-point.not-a-directory", "remove it, or choose another MODEL_MOUNT_POINT")
+            }
+            DirectoryError::Parent { .. } => {
+                ("mount-point.parent", "choose a MODEL_MOUNT_POINT whose parents belong to root")
+            }
+            DirectoryError::Io { .. } => ("mount-point.io", "check the path MODEL_MOUNT_POINT"),
+        };
+        Refusal::new(code, chain(&error), hint)
     })?;
-    if stat.st_uid == 0 || stat.st_uid == daemon.as_raw() {
+    check_owner(point, directory.stat.st_uid, daemon)?;
+    check_empty(point, &directory.descriptor)?;
+    Ok(directory.descriptor)
+}
+
+fn check_owner(point: &Path, uid: u32, daemon: Uid) -> Result<(), Refusal> {
+    if uid == 0 || uid == daemon.as_raw() {
         return Ok(());
     }
     Err(Refusal::new(
         "mount-point.owner",
-        format!("{} belongs to uid {}, expected root or {}", point.display(), stat.st_uid, host::DAEMON_USER),
+        format!("{} belongs to uid {uid}, expected root or {}", point.display(), host::DAEMON_USER),
         format!("chown root: {0}, after looking at who made it", point.display()),
     ))
 }
@@ -357,7 +389,7 @@ mod tests {
     #[test]
     fn mountinfo_line_with_optional_fields_and_escapes_is_understood() {
         let entry = parse_mount(LINE, Path::new("/tmp/a model")).unwrap();
-        assert_eq!(entry.device, "0:57");
+        assert_eq!((entry.id, entry.device.as_str()), (36, "0:57"));
         assert!(entry.is_ours());
     }
 
@@ -384,6 +416,7 @@ mod tests {
         assert_eq!(root_argument(vec![]).unwrap(), Path::new("/"));
         assert_eq!(root_argument(vec!["--root".into(), "/x".into()]).unwrap(), Path::new("/x"));
         assert!(root_argument(vec!["--point".into(), "/x".into()]).is_err());
+        assert!(root_argument(vec!["--root".into(), "x".into()]).is_err());
     }
 
     #[test]

@@ -20,10 +20,15 @@ use crate::error::{ErrorClass, Fault};
 #[command(name = "cai", version = VERSION, propagate_version = true)]
 pub struct Cli {
     /// Prefix of every path cai uses (configuration, cache, mount point); for tests.
-    #[arg(long, global = true, value_name = "DIR", default_value = "/")]
+    #[arg(long, global = true, value_name = "DIR", default_value = "/", value_parser = real_directory)]
     root: PathBuf,
     #[command(subcommand)]
     command: Command,
+}
+
+/// A directory without symbolic links or relative steps: the helper and the daemon must mean the same place.
+fn real_directory(path: &str) -> Result<PathBuf, String> {
+    std::fs::canonicalize(path).map_err(|error| error.to_string())
 }
 
 /// Version with the features built in: a package proves by it that `sandbox` is not.

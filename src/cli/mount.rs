@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -10,6 +11,9 @@ use crate::error::Fault;
 use crate::gocryptfs::{self, Conf, LocalDir, Passphrase, Tree};
 use crate::host;
 use crate::mount::{Attributes, ModelFs, Mounted};
+
+/// How long open files are waited for at the end.
+const MOUNT_GRACE: Duration = Duration::from_secs(2);
 
 /// Arguments of `cai mount`.
 #[derive(Debug, clap::Args)]
@@ -21,7 +25,7 @@ pub struct Args {
     /// File whose first line is the password.
     #[arg(long, value_name = "FILE")]
     passfile: PathBuf,
-    /// Threads that answer the kernel; 0 = one per core.
+    /// Threads that answer the kernel; 0 = one per core, but at least 16.
     #[arg(long, default_value_t = 0)]
     threads: usize,
 }
@@ -50,7 +54,8 @@ pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
             () = mounted.ended() => return Ok(()),
         }
         mounted.unmount()?;
-        mounted.ended().await;
+        // Open files keep the session alive; the process ends under them.
+        let _ = tokio::time::timeout(MOUNT_GRACE, mounted.ended()).await;
         Ok(())
     })
 }

@@ -324,7 +324,7 @@ pub static TOML: &[Key] = &[
         "Who may read the model's files; directories get x where they have r. \"0444\" lets every local user read \
          the decrypted model.", "\"0444\""),
     tuning("mount.threads", Form::Whole(0, 1024), Default::Is("0"), Some("threads"),
-        "Threads that serve the mount. 0 means one per processor.", "8"),
+        "Threads that serve the mount. 0 means one per processor, but at least 16.", "8"),
     tuning("mount.readahead_kib", Form::Whole(0, 1_048_576), Default::Is("1024"), Some("KiB"),
         "How far the kernel reads ahead in a file under the mount point.", "4096"),
     tuning("mount.read_timeout_secs", Form::Whole(1, 86_400), Default::Is("300"), Some("seconds"),

@@ -136,7 +136,7 @@ pub struct Mount {
     pub gid: u32,
     /// `mount.mode`: permission bits of files; directories add `x` where `r` is.
     pub mode: u32,
-    /// `mount.threads`: FUSE worker threads; 0 = one per core.
+    /// `mount.threads`: FUSE worker threads; 0 = one per core, but at least 16.
     pub threads: usize,
     /// `mount.readahead_kib`: kernel read-ahead of the mount in KiB.
     pub readahead_kib: u32,

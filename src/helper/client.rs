@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -89,10 +90,11 @@ impl Fault for HelperError {
 }
 
 /// Codes the helper may answer with; anything else is reported as `helper.refused`.
-const CODES: [&str; 9] = [
+const CODES: [&str; 10] = [
     "mount-point.symlink",
     "mount-point.not-a-directory",
     "mount-point.owner",
+    "mount-point.parent",
     "mount-point.not-empty",
     "mount-point.busy",
     "mount-point.io",
@@ -125,6 +127,8 @@ impl Helper {
         let (ours, theirs) = channel::pair().map_err(fail)?;
         let mut command = Command::new(program);
         command.arg("--root").arg(root).stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        // Ctrl-C in the daemon's terminal is not for the helper: it has to outlive the daemon's teardown.
+        command.process_group(0);
         // The child outlives nobody: it ends by itself when the line closes. Reaped by init or by us at exit.
         command.spawn().map_err(fail)?;
         Ok(Helper { socket: Mutex::new(ours) })

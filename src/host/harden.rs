@@ -3,9 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::AtFlags;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::unistd::{Gid, Uid, chown, setgid, setgroups, setresuid};
+use nix::unistd::{Gid, Uid, fchownat, setgid, setgroups, setresuid};
+
+use super::directory::{self, DirectoryError};
 
 use crate::error::{ErrorClass, Fault};
 
@@ -51,9 +54,19 @@ pub enum HardenError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// Why.
         #[source]
-        source: io::Error,
+        source: DirectoryError,
+    },
+    /// A directory of the daemon is there already and belongs to somebody else.
+    #[error("{} belongs to uid {uid}, expected {name}", path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Account name of the daemon.
+        name: &'static str,
     },
     /// A process attribute could not be set.
     #[error("setting {what}")]
@@ -69,9 +82,10 @@ pub enum HardenError {
 impl Fault for HardenError {
     fn class(&self) -> ErrorClass {
         match self {
-            HardenError::NoUser { .. } | HardenError::Lookup { .. } | HardenError::Directory { .. } => {
-                ErrorClass::Config
-            }
+            HardenError::NoUser { .. }
+            | HardenError::Lookup { .. }
+            | HardenError::Directory { .. }
+            | HardenError::Foreign { .. } => ErrorClass::Config,
             HardenError::Process { .. } => ErrorClass::Internal,
         }
     }
@@ -79,7 +93,7 @@ impl Fault for HardenError {
     fn code(&self) -> &'static str {
         match self {
             HardenError::NoUser { .. } | HardenError::Lookup { .. } => "host.user",
-            HardenError::Directory { .. } => "host.directory",
+            HardenError::Directory { .. } | HardenError::Foreign { .. } => "host.directory",
             HardenError::Process { .. } => "host.process",
         }
     }
@@ -90,7 +104,10 @@ impl Fault for HardenError {
                 format!("create it: useradd --system --no-create-home --shell /usr/sbin/nologin {name}")
             }
             HardenError::Directory { path, .. } => {
-                format!("make {} a directory that cai may write", path.display())
+                format!("{} and what is above it must be real directories of root or cai", path.display())
+            }
+            HardenError::Foreign { path, name, .. } => {
+                format!("choose another directory, or after a look at it: chown {name} {}", path.display())
             }
             HardenError::Process { .. } => "this is a defect: please report it with the journal".into(),
         }
@@ -117,12 +134,27 @@ pub fn become_user(name: &'static str, directories: &[&Path]) -> Result<(), Hard
         .map_err(|source| HardenError::Lookup { name, source })?
         .ok_or(HardenError::NoUser { name })?;
     for path in directories {
-        let fail = |source| HardenError::Directory { path: path.to_path_buf(), source };
-        std::fs::create_dir_all(path).map_err(fail)?;
-        chown(*path, Some(user.uid), Some(user.gid)).map_err(|error| fail(error.into()))?;
+        prepare_directory(path, name, user)?;
     }
     let fail = |what| move |source| HardenError::Process { what, source };
     setgroups(&[user.gid]).map_err(fail("the groups"))?;
     setgid(user.gid).map_err(fail("the group"))?;
     setresuid(user.uid, user.uid, user.uid).map_err(fail("the user"))
+}
+
+/// A directory for `user` alone. Only one that was made here is given away: root must not hand over what is there already.
+fn prepare_directory(path: &Path, name: &'static str, user: User) -> Result<(), HardenError> {
+    let fail = |source| HardenError::Directory { path: path.to_path_buf(), source };
+    let directory = directory::open_or_create(path, &[user.uid]).map_err(fail)?;
+    if directory.created {
+        let flags = AtFlags::AT_EMPTY_PATH;
+        return fchownat(&directory.descriptor, "", Some(user.uid), Some(user.gid), flags)
+            .map_err(|error| fail(DirectoryError::Io { path: path.to_path_buf(), source: error.into() }));
+    }
+    let uid = directory.stat.st_uid;
+    if uid == user.uid.as_raw() {
+        Ok(())
+    } else {
+        Err(HardenError::Foreign { path: path.to_path_buf(), uid, name })
+    }
 }

@@ -3,6 +3,7 @@
 //! Owns: everything that is said to systemd and the logging set-up. Must not know: what is served. Tested beside the code
 //! and in `tests/lifecycle.rs`.
 
+pub mod directory;
 pub mod harden;
 mod logging;
 mod notify;

@@ -10,14 +10,19 @@ mod fuse;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use nix::mount::{MntFlags, umount2};
 use tokio::sync::watch;
 
 pub use fs::{Attributes, FsError, Kind, ModelFs, NodeInfo, ReadBuffers};
 use fuse::KernelFs;
 
 use crate::error::{ErrorClass, Fault};
+
+/// Threads on a machine with few cores: one that waits for the network must not keep the others' reads of local data waiting.
+const FEWEST_THREADS: usize = 16;
 
 /// The mount could not be put in place or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +81,13 @@ impl Fault for MountError {
 /// A mounted model. The kernel's requests are answered until the mount is gone.
 pub struct Mounted {
     unmounter: SessionUnmounter,
+    /// Where [`Mounted::at_path`] mounted.
+    point: Option<PathBuf>,
     ended: watch::Receiver<bool>,
 }
 
 impl Mounted {
-    /// Serve a `/dev/fuse` descriptor that is mounted already. `threads` 0 = one per core. Blocks until the kernel's
+    /// Serve a `/dev/fuse` descriptor that is mounted already. `threads` 0 = one per core, but at least 16. Blocks until the kernel's
     /// first request is answered.
     ///
     /// # Errors
@@ -90,7 +97,7 @@ impl Mounted {
         let config = config(threads, SessionACL::All);
         let session =
             Session::from_fd(KernelFs(fs), device, SessionACL::All, config).map_err(MountError::Session)?;
-        Self::run(session)
+        Self::run(session, None)
     }
 
     /// Mount at `point` and serve; for its owner only.
@@ -109,10 +116,10 @@ impl Mounted {
         ];
         let session = Session::new(KernelFs(fs), point, &config)
             .map_err(|source| MountError::Mount { point: point.to_path_buf(), source })?;
-        Self::run(session)
+        Self::run(session, Some(point.to_path_buf()))
     }
 
-    fn run(mut session: Session<KernelFs>) -> Result<Self, MountError> {
+    fn run(mut session: Session<KernelFs>, point: Option<PathBuf>) -> Result<Self, MountError> {
         let unmounter = session.unmount_callable();
         let (sender, ended) = watch::channel(false);
         let serve = move || {
@@ -122,15 +129,29 @@ impl Mounted {
             let _ = sender.send(true);
         };
         std::thread::Builder::new().name("cai-fuse".into()).spawn(serve).map_err(MountError::Thread)?;
-        Ok(Mounted { unmounter, ended })
+        Ok(Mounted { unmounter, point, ended })
     }
 
-    /// Unmount what [`Mounted::at_path`] mounted.
+    /// Unmount what [`Mounted::at_path`] mounted. While files are open it is detached instead: nobody finds it any more, and
+    /// who has a file open gets an error once this process is gone.
     ///
     /// # Errors
-    /// [`MountError::Unmount`] when files are open, for one.
+    /// [`MountError::Unmount`].
     pub fn unmount(&mut self) -> Result<(), MountError> {
-        self.unmounter.unmount().map_err(MountError::Unmount)
+        let busy = match (self.unmounter.unmount(), &self.point) {
+            (Ok(()), _) => return Ok(()),
+            (Err(error), None) => return Err(MountError::Unmount(error)),
+            (Err(_), Some(point)) => point,
+        };
+        if nix::unistd::geteuid().is_root() {
+            let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+            return umount2(busy, flags).map_err(|error| MountError::Unmount(error.into()));
+        }
+        let status = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(busy).status();
+        match status.map_err(MountError::Unmount)? {
+            status if status.success() => Ok(()),
+            status => Err(MountError::Unmount(io::Error::other(format!("fusermount3: {status}")))),
+        }
     }
 
     /// Wait until the mount is gone and the last request is answered.
@@ -142,7 +163,8 @@ impl Mounted {
 }
 
 fn config(threads: usize, acl: SessionACL) -> Config {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    // A thread that waits for bytes from the network answers nobody else: more of them than cores.
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from).max(FEWEST_THREADS);
     let mut config = Config::default();
     config.n_threads = Some(if threads == 0 { cores() } else { threads });
     config.acl = acl;

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -238,6 +239,15 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(world: &World, environment: &[(&str, &str)]) -> Agent {
+        Agent::spawn(world, environment, false)
+    }
+
+    /// As a terminal's foreground job or a service runs it.
+    pub fn start_in_its_own_group(world: &World) -> Agent {
+        Agent::spawn(world, &[], true)
+    }
+
+    fn spawn(world: &World, environment: &[(&str, &str)], own_group: bool) -> Agent {
         let notify_path = world.path("notify");
         let _ = fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(&notify_path).unwrap();
@@ -253,8 +263,11 @@ impl Agent {
             }
         });
         fs::set_permissions(&notify_path, fs::Permissions::from_mode(0o666)).unwrap();
-        let mut child = world
-            .on_bus(env!("CARGO_BIN_EXE_cai"))
+        let mut command = world.on_bus(env!("CARGO_BIN_EXE_cai"));
+        if own_group {
+            command.process_group(0);
+        }
+        let mut child = command
             .arg("--root")
             .arg(world.root())
             .arg("run")
