@@ -241,6 +241,30 @@ fn data_file_lost_under_a_running_store_is_fetched_once_more_whole() {
 }
 
 #[test]
+fn data_file_lost_during_a_fill_is_filled_again() {
+    let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
+    let source = Faulty::new(Memory::new(&objects), |path, number, _| {
+        if (path, number) == ("w/2", 11) { Fault::Hold } else { Fault::None }
+    });
+    let store = open(options(dir.path(), 1), &objects, source.clone(), &rt);
+    let filling = store.clone();
+    let filled = rt.spawn(async move { filling.fill(CancellationToken::new()).await });
+    // The last one is held.
+    source.wait_for(1 + 6 + 12);
+    fs::remove_file(file(dir.path(), "w/2", "data")).unwrap();
+    source.release(2);
+    assert_eq!(rt.block_on(filled).unwrap().unwrap(), Filled::Complete);
+    let before = source.fetched().len();
+    assert_content(&store, &objects);
+    assert_eq!(source.fetched().len(), before, "complete is complete");
+    let again = source.fetched().iter().filter(|entry| **entry == ("w/2".to_owned(), 0)).count();
+    assert_eq!(again, 2);
+    rt.block_on(store.close()).unwrap();
+    drop(store);
+    assert_eq!(refetched(dir.path(), &objects, &rt), []);
+}
+
+#[test]
 fn readers_of_a_file_that_is_cut_again_and_again_never_see_a_hole() {
     let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
     let store = open(options(dir.path(), 4), &objects, source(&objects), &rt);
