@@ -1,7 +1,7 @@
 //! The cache directory: one sparse data file and one chunk map per object, one lock, one marker of a clean stop.
 //!
 //! Blocking; called from FUSE threads and from `spawn_blocking`. Knows nothing of fetching. File names are hashes of the
-//! object's path, so no listed name ever becomes a file name. Tested through `tests/store_resume.rs`.
+//! object's path, so no listed name ever becomes a file name. Tested here and through `tests/store_resume.rs`.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -348,4 +348,42 @@ fn read_bounded(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     file.take((limit as u64).saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn lost_file_is_never_made_by_a_read_and_begins_a_generation_at_the_next_write() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (cache, _) = CacheDir::open(dir.path()).unwrap();
+        let object = Object { path: "a".into(), len: 20, etag: "e".into(), modified: SystemTime::UNIX_EPOCH };
+        for chunk_len in [8, 20] {
+            let file = cache.file(&object, Layout::new(20, chunk_len));
+            let mut buf = [9; 4];
+            let lost = |read: io::Result<()>| read.is_err_and(|error| is_lost(&error));
+            assert!(lost(file.read_at(0, 16, &mut buf)));
+            assert!(!file.data.exists());
+            let frames = [Bytes::from_static(b"ab"), Bytes::from_static(b"cd")];
+            let first = file.write_at(16, &frames, || file.begin_generation()).unwrap();
+            file.read_at(first, 16, &mut buf).unwrap();
+            assert_eq!(&buf, b"abcd");
+            let same = file.write_at(0, &frames, || panic!("nothing was lost")).unwrap();
+            assert_eq!(same, first);
+            std::fs::remove_file(&file.data).unwrap();
+            assert!(lost(file.read_at(first, 16, &mut buf)));
+            assert_eq!(file.save(b"map", false).unwrap(), Saved::Lost);
+            assert!(!file.data.exists() && !file.map.exists());
+            let second = file.write_at(0, &frames, || file.begin_generation()).unwrap();
+            assert_ne!(second, first);
+            // There is a hole now where this reader was told to find its bytes.
+            assert!(lost(file.read_at(first, 16, &mut buf)));
+            file.read_at(second, 0, &mut buf).unwrap();
+            assert_eq!(&buf, b"abcd");
+            std::fs::remove_file(&file.data).unwrap();
+        }
+    }
 }
