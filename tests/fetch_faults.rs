@@ -90,6 +90,37 @@ fn passing_failures_are_retried_while_a_reader_waits() {
     });
 }
 
+/// Codes and classes of the problems there are now.
+fn problems(bench: &Bench) -> Vec<(&'static str, ErrorClass)> {
+    bench.store.progress().borrow().problems.iter().map(|problem| (problem.code, problem.class)).collect()
+}
+
+#[test]
+fn unavailable_object_is_a_problem_from_the_fourth_failure_until_it_comes() {
+    for (failures, expected) in [(3, vec![]), (4, vec![("store.unavailable", ErrorClass::Transient)])] {
+        let cue = move |_: &str, _, nth| if nth < failures { Fault::Unavailable } else { Fault::Hold };
+        let bench = bench(&[object("a", 100)], 1, cue);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| read(&bench.store, "a", 0..100).unwrap());
+            bench.source.wait_for(failures + 1);
+            eventually("retries counted", || bench.store.progress().borrow().retries == failures as u64);
+            assert_eq!(problems(&bench), expected);
+            bench.source.release(1);
+            assert_eq!(reader.join().unwrap(), content("a", 100));
+        });
+        eventually("no problem left", || problems(&bench).is_empty());
+    }
+}
+
+#[test]
+fn refusal_is_a_problem_until_the_object_comes() {
+    let bench = bench(&[object("a", 100)], 1, |_, _, nth| if nth == 0 { Fault::Denied } else { Fault::None });
+    read(&bench.store, "a", 0..100).unwrap_err();
+    eventually("reported", || problems(&bench) == [("store.denied", ErrorClass::Denied)]);
+    assert_eq!(read(&bench.store, "a", 0..100).unwrap(), content("a", 100));
+    eventually("no problem left", || problems(&bench).is_empty());
+}
+
 #[test]
 fn delivery_of_a_wrong_length_is_never_served() {
     let faults = [Fault::Short, Fault::Long, Fault::None];

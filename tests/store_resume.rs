@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cai::ciphertext::Ciphertext;
-use cai::error::Fault as _;
+use cai::error::{ErrorClass, Fault as _};
 use cai::store::{Filled, Object, Store, StoreError};
 use chunks::*;
 use sha2::{Digest, Sha256};
@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Bytes of a chunk map before its names. Source: the format in `src/store/chunkmap.rs`.
 const MAP_HEADER: usize = 52;
+/// Where in it the promised checksum is.
+const PROMISED: usize = 40;
 
 fn model() -> Vec<Object> {
     vec![object("gocryptfs.conf", 300), object("w/1", 5 * CHUNK + 17), object("w/2", 12 * CHUNK)]
@@ -180,21 +182,202 @@ fn truncated_or_missing_data_file_is_fetched_afresh() {
     assert_eq!(refetched(dir.path(), &objects, &rt), all_chunks(&objects[1..]));
 }
 
-#[test]
-fn data_lost_under_a_running_store_is_fetched_once_more() {
+/// Fill a cache, lose a data file in some way, and read on; gives what was fetched after the loss.
+fn refetched_after(path: &str, lose: impl FnOnce(&Path)) -> Vec<(String, u64)> {
     let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
     let source = source(&objects);
     let store = open(options(dir.path(), 4), &objects, source.clone(), &rt);
     fill(&store, &rt);
-    fs::OpenOptions::new()
-        .write(true)
-        .open(file(dir.path(), "w/1", "data"))
-        .unwrap()
-        .set_len(2 * CHUNK)
-        .unwrap();
-    assert_eq!(read(&store, "w/1", 0..5 * CHUNK + 17).unwrap(), content("w/1", 5 * CHUNK + 17));
-    let count = source.fetched().iter().filter(|entry| **entry == ("w/1".to_owned(), 2)).count();
-    assert_eq!(count, 2);
+    let before = source.fetched().len();
+    lose(&file(dir.path(), path, "data"));
+    let len = objects.iter().find(|object| object.path == Path::new(path)).unwrap().len;
+    // From the last chunk to the first: the first write makes the file long enough again.
+    for start in (0..len.div_ceil(CHUNK)).rev().map(|chunk| chunk * CHUNK) {
+        let range = start..len.min(start + CHUNK);
+        let expected = &content(path, len)[range.start as usize..range.end as usize];
+        assert_eq!(read(&store, path, range).unwrap(), expected, "{path} from {start}");
+    }
+    assert_content(&store, &objects);
+    let mut fetched = source.fetched().split_off(before);
+    fetched.sort();
+    rt.block_on(store.close()).unwrap();
+    drop(store);
+    assert_eq!(refetched(dir.path(), &objects, &rt), [], "what was repaired is kept");
+    fetched
+}
+
+fn cut(data: &Path, len: u64) {
+    fs::OpenOptions::new().write(true).open(data).unwrap().set_len(len).unwrap();
+}
+
+#[test]
+fn data_file_lost_under_a_running_store_is_fetched_once_more_whole() {
+    type Loss = fn(&Path);
+    let losses: [(&str, Loss); 5] = [
+        ("removed", |data| fs::remove_file(data).unwrap()),
+        ("emptied", |data| cut(data, 0)),
+        ("one byte short", |data| cut(data, fs::metadata(data).unwrap().len() - 1)),
+        ("replaced by an empty one", |data| {
+            fs::remove_file(data).unwrap();
+            fs::write(data, []).unwrap();
+        }),
+        ("too long", |data| cut(data, fs::metadata(data).unwrap().len() + 1)),
+    ];
+    let objects = model();
+    for (name, lose) in losses {
+        for object in &objects {
+            let path = object.path.to_str().unwrap();
+            let expected = all_chunks(std::slice::from_ref(object));
+            assert_eq!(refetched_after(path, lose), expected, "{path} {name}");
+        }
+    }
+    // The descriptor that is kept shows that another file has the name, even one of the right length.
+    let swap = |data: &Path| {
+        let len = fs::metadata(data).unwrap().len();
+        fs::remove_file(data).unwrap();
+        fs::write(data, vec![0; usize::try_from(len).unwrap()]).unwrap();
+    };
+    assert_eq!(refetched_after("w/1", swap), all_chunks(&objects[1..2]));
+}
+
+#[test]
+fn data_file_lost_during_a_fill_is_filled_again() {
+    let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
+    let source = Faulty::new(Memory::new(&objects), |path, number, _| {
+        if (path, number) == ("w/2", 11) { Fault::Hold } else { Fault::None }
+    });
+    let store = open(options(dir.path(), 1), &objects, source.clone(), &rt);
+    let filling = store.clone();
+    let filled = rt.spawn(async move { filling.fill(CancellationToken::new()).await });
+    // The last one is held.
+    source.wait_for(1 + 6 + 12);
+    fs::remove_file(file(dir.path(), "w/2", "data")).unwrap();
+    source.release(2);
+    assert_eq!(rt.block_on(filled).unwrap().unwrap(), Filled::Complete);
+    let before = source.fetched().len();
+    assert_content(&store, &objects);
+    assert_eq!(source.fetched().len(), before, "complete is complete");
+    let again = source.fetched().iter().filter(|entry| **entry == ("w/2".to_owned(), 0)).count();
+    assert_eq!(again, 2);
+    rt.block_on(store.close()).unwrap();
+    drop(store);
+    assert_eq!(refetched(dir.path(), &objects, &rt), []);
+}
+
+#[test]
+fn readers_of_a_file_that_is_cut_again_and_again_never_see_a_hole() {
+    let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
+    let store = open(options(dir.path(), 4), &objects, source(&objects), &rt);
+    fill(&store, &rt);
+    let (data, expected) = (file(dir.path(), "w/2", "data"), content("w/2", 12 * CHUNK));
+    for round in 0..30u64 {
+        cut(&data, (round % 12) * CHUNK);
+        std::thread::scope(|scope| {
+            for reader in 0..4u64 {
+                let (store, expected) = (&store, &expected);
+                scope.spawn(move || {
+                    for step in 0..12 {
+                        let start = ((step * 5 + reader * 7 + round) % 12) * CHUNK;
+                        let bytes = read(store, "w/2", start..start + CHUNK).unwrap();
+                        assert!(
+                            bytes == expected[start as usize..(start + CHUNK) as usize],
+                            "{round} {start}"
+                        );
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn lost_data_file_that_nobody_read_is_fetched_after_a_restart() {
+    let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
+    let store = open(options(dir.path(), 4), &objects, source(&objects), &rt);
+    read(&store, "w/2", 0..2 * CHUNK).unwrap();
+    fs::remove_file(file(dir.path(), "w/2", "data")).unwrap();
+    rt.block_on(store.close()).unwrap();
+    drop(store);
+    assert_eq!(refetched(dir.path(), &objects, &rt), all_chunks(&objects));
+}
+
+#[test]
+fn chunks_that_could_not_be_synced_are_checked_before_each_use() {
+    let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
+    let source = source(&objects);
+    let store = open(options(dir.path(), 4), &objects, source.clone(), &rt);
+    read(&store, "w/1", 0..CHUNK).unwrap();
+    eventually("the first chunk is durable", || marked(dir.path(), &objects[1]) == 1);
+    // Where the next map should be written, something is in the way.
+    fs::create_dir(file(dir.path(), "w/1", "new")).unwrap();
+    read(&store, "w/1", CHUNK..4 * CHUNK).unwrap();
+    eventually("caching stopped", || !store.progress().borrow().caching);
+    let before = source.fetched().len();
+    // The system dropped one of the pages it could not write.
+    let data = file(dir.path(), "w/1", "data");
+    let lost = fs::OpenOptions::new().write(true).open(&data).unwrap();
+    lost.write_all_at(&vec![0; CHUNK as usize], 2 * CHUNK).unwrap();
+    let expected = content("w/1", 5 * CHUNK + 17);
+    assert_eq!(read(&store, "w/1", 0..4 * CHUNK).unwrap(), expected[..4 * CHUNK as usize]);
+    assert_eq!(source.fetched()[before..], [("w/1".to_owned(), 2)]);
+    let progress = store.progress().borrow().clone();
+    let problem = progress.problems.iter().find(|problem| problem.code == "store.caching-off").unwrap();
+    assert_eq!(problem.class, ErrorClass::Config);
+}
+
+#[test]
+fn distrusted_chunks_are_checked_and_only_wrong_ones_fetched_again() {
+    let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
+    filled(dir.path(), &objects, &rt);
+    flip(&file(dir.path(), "w/1", "data"), 2 * CHUNK + 3);
+    let source = source(&objects);
+    let store = open(options(dir.path(), 4), &objects, source.clone(), &rt);
+    let expected = content("w/1", 5 * CHUNK + 17);
+    let len = expected.len() as u64;
+    assert_ne!(read(&store, "w/1", 0..len).unwrap(), expected, "a clean stop is trusted");
+    store.distrust(id(&store, "w/1"), 4 * CHUNK..u64::MAX);
+    assert_ne!(read(&store, "w/1", 0..len).unwrap(), expected, "nobody doubted the wrong chunk");
+    store.distrust(id(&store, "w"), 0..u64::MAX);
+    store.distrust(id(&store, "w/1"), CHUNK + 5..2 * CHUNK + 1);
+    assert_eq!(read(&store, "w/1", 0..len).unwrap(), expected);
+    assert_eq!(source.fetched(), [("w/1".to_owned(), 2)]);
+    eventually("counted once", || {
+        let progress = store.progress().borrow().clone();
+        (progress.bytes_done, progress.objects_done) == (progress.bytes_total, 3)
+            && progress.bytes_from_cache == progress.bytes_total
+    });
+}
+
+#[test]
+fn object_found_corrupt_twice_is_fetched_afresh_after_a_restart() {
+    let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
+    let bad = Faulty::new(Memory::new(&objects), |path, number, _| {
+        if (path, number) == ("w/1", 2) { Fault::WrongByte } else { Fault::None }
+    });
+    let store = open(options(dir.path(), 4), &objects, bad, &rt);
+    let error = rt.block_on(store.fill(CancellationToken::new())).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Corrupt, "{error}");
+    rt.block_on(store.close()).unwrap();
+    drop(store);
+    assert!(!dir.path().join("clean").exists());
+    assert_eq!(marked(dir.path(), &objects[1]), 0);
+    assert_eq!(refetched(dir.path(), &objects, &rt), all_chunks(&objects[1..2]));
+}
+
+#[test]
+fn full_map_that_contradicts_the_promised_checksum_is_discarded() {
+    let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
+    filled(dir.path(), &objects, &rt);
+    let path = file(dir.path(), "w/1", "map");
+    let mut map = fs::read(&path).unwrap();
+    map[PROMISED] ^= 1;
+    let body = map.len() - 8;
+    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, &map[..body]);
+    map[body..].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, map).unwrap();
+    assert!(dir.path().join("clean").exists());
+    assert_eq!(refetched(dir.path(), &objects, &rt), all_chunks(&objects[1..2]));
+    assert_eq!(refetched(dir.path(), &objects, &rt), []);
 }
 
 #[test]

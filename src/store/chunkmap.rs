@@ -18,7 +18,8 @@ const VERSION: u32 = 1;
 pub enum Chunk {
     /// Not here.
     Missing,
-    /// Said to be here, with this CRC-64, by a sidecar that was not closed: to be checked before its first use.
+    /// Said to be here, with this CRC-64, by a sidecar that was not closed, or come into doubt since: to be checked before
+    /// its next use.
     Unverified(u64),
     /// Here, with this CRC-64.
     Present(u64),

@@ -1,15 +1,16 @@
 //! The cache directory: one sparse data file and one chunk map per object, one lock, one marker of a clean stop.
 //!
 //! Blocking; called from FUSE threads and from `spawn_blocking`. Knows nothing of fetching. File names are hashes of the
-//! object's path, so no listed name ever becomes a file name. Tested through `tests/store_resume.rs`.
+//! object's path, so no listed name ever becomes a file name. Tested here and through `tests/store_resume.rs`.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use nix::fcntl::OFlag;
@@ -46,13 +47,27 @@ pub struct CacheDir {
 }
 
 /// The files of one object. At most one writer per chunk at a time; the store's flights see to that.
+///
+/// Only a write creates the data file or sets its length; to all others a file that is missing, deleted or of another
+/// length is *lost*. When a write finds it lost it begins a new generation, in which no chunk of the old one counts.
 #[derive(Debug)]
 pub struct ObjectFile {
     data: PathBuf,
     map: PathBuf,
     layout: Layout,
     /// Kept open for objects of several chunks. Small ones are read once or twice and would only use up descriptors.
-    open: OnceLock<File>,
+    open: Mutex<Option<Arc<File>>>,
+    /// How often the data file was begun. Changes only while `open` and the store's state are both locked, in this order.
+    generation: AtomicU64,
+}
+
+/// What became of a chunk map that was to be saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Saved {
+    /// It and the data it speaks of are on the disk.
+    Durable,
+    /// The data is lost; the old map is still in place.
+    Lost,
 }
 
 fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + use<'a> {
@@ -116,7 +131,8 @@ impl CacheDir {
             data: stem.with_extension(DATA),
             map: stem.with_extension(MAP),
             layout,
-            open: OnceLock::new(),
+            open: Mutex::default(),
+            generation: AtomicU64::new(0),
         }
     }
 
@@ -186,34 +202,64 @@ impl ObjectFile {
         }
     }
 
-    /// Fill `buf` from `offset`.
-    ///
-    /// # Errors
-    /// What the system said; an end of file is `UnexpectedEof`.
-    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.with(|file| file.read_exact_at(buf, offset))
+    /// How often the data file was begun. What was marked in one generation is not in the file of another.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
-    /// Write `frames` one after the other from `offset`, straight from where they were received.
+    /// Begin a generation. The caller has the store's state locked and forgets all chunks in the same breath.
+    pub fn begin_generation(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Fill `buf` from `offset` of the file of `generation`.
+    ///
+    /// # Errors
+    /// What the system said. [`is_lost`] tells a lost file, also one that was begun anew, from one that cannot be read.
+    pub fn read_at(&self, generation: u64, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        // Not one expression: reads must not wait for each other.
+        let file = self.existing(&mut self.lock())?;
+        file.read_exact_at(buf, offset)?;
+        // Last, because the file may have become another one, with holes, during the read.
+        if self.generation() == generation { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    /// Write `frames` one after the other from `offset`, straight from where they were received. A lost file is begun
+    /// anew, after `begin` has forgotten what was in it. Gives the generation that was written to.
     ///
     /// # Errors
     /// What the system said, `StorageFull` for instance; part of the bytes may be written then.
-    pub fn write_at(&self, mut offset: u64, frames: &[Bytes]) -> io::Result<()> {
-        self.with(|file| {
-            for frame in frames {
-                file.write_all_at(frame, offset)?;
-                offset = offset.saturating_add(frame.len() as u64);
-            }
-            Ok(())
-        })
+    pub fn write_at(&self, mut offset: u64, frames: &[Bytes], begin: impl FnOnce()) -> io::Result<u64> {
+        let (file, generation) = {
+            let mut open = self.lock();
+            let file = match self.existing(&mut open) {
+                Err(error) if is_lost(&error) => {
+                    begin();
+                    self.create(&mut open)
+                }
+                other => other,
+            };
+            (file?, self.generation())
+        };
+        for frame in frames {
+            file.write_all_at(frame, offset)?;
+            offset = offset.saturating_add(frame.len() as u64);
+        }
+        Ok(generation)
     }
 
-    /// Make the data durable, then replace the chunk map by `map`.
+    /// Make the data durable, unless the map has no chunk (`empty`), then replace the chunk map by `map`.
     ///
     /// # Errors
     /// `Io`; the old map is still in place then.
-    pub fn save(&self, map: &[u8]) -> Result<(), StoreError> {
-        self.with(File::sync_data).map_err(failed("syncing", &self.data))?;
+    pub fn save(&self, map: &[u8], empty: bool) -> Result<Saved, StoreError> {
+        if !empty {
+            let file = self.existing(&mut self.lock());
+            match file.and_then(|file| file.sync_data()) {
+                Err(error) if is_lost(&error) => return Ok(Saved::Lost),
+                synced => synced.map_err(failed("syncing", &self.data))?,
+            }
+        }
         let new = self.map.with_extension(NEW_MAP);
         let write = || {
             let mut file = options().create(true).truncate(true).open(&new)?;
@@ -221,23 +267,44 @@ impl ObjectFile {
             file.sync_data()?;
             std::fs::rename(&new, &self.map)
         };
-        write().map_err(failed("writing", &new))
+        write().map_err(failed("writing", &new))?;
+        Ok(Saved::Durable)
     }
 
-    /// Run `act` on the data file, creating it in full length, sparse, when it is not there.
-    fn with<R>(&self, act: impl FnOnce(&File) -> io::Result<R>) -> io::Result<R> {
-        if let Some(file) = self.open.get() {
-            return act(file);
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The data file, if it is what it should be. A descriptor that is kept stays when it is not: what has its name now
+    /// is another file, whatever its length.
+    fn existing(&self, open: &mut Option<Arc<File>>) -> io::Result<Arc<File>> {
+        let file = match open {
+            Some(file) => file.clone(),
+            None => Arc::new(options().open(&self.data)?),
+        };
+        let found = file.metadata()?;
+        if found.nlink() == 0 {
+            return Err(io::ErrorKind::NotFound.into());
         }
-        let file = options().create(true).truncate(false).open(&self.data)?;
-        if file.metadata()?.len() != self.layout.len {
-            file.set_len(self.layout.len)?;
+        if found.len() != self.layout.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.keep_open(open, &file);
+        Ok(file)
+    }
+
+    /// The data file in full length, sparse where it was not.
+    fn create(&self, open: &mut Option<Arc<File>>) -> io::Result<Arc<File>> {
+        *open = None;
+        let file = Arc::new(options().create(true).truncate(false).open(&self.data)?);
+        file.set_len(self.layout.len)?;
+        self.keep_open(open, &file);
+        Ok(file)
+    }
+
+    fn keep_open(&self, open: &mut Option<Arc<File>>, file: &Arc<File>) {
         if self.layout.chunks() > 1 {
-            // Two threads may open at once; the loser's descriptor is closed, both name the same file.
-            act(self.open.get_or_init(|| file))
-        } else {
-            act(&file)
+            open.get_or_insert_with(|| file.clone());
         }
     }
 
@@ -253,6 +320,11 @@ impl ObjectFile {
         }
         Ok(())
     }
+}
+
+/// Whether `error` says that a data file is not there, or not all of it: then no chunk of it can be trusted.
+pub fn is_lost(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
 }
 
 /// Name of an object's files, without extension.
@@ -276,4 +348,42 @@ fn read_bounded(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     file.take((limit as u64).saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn lost_file_is_never_made_by_a_read_and_begins_a_generation_at_the_next_write() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (cache, _) = CacheDir::open(dir.path()).unwrap();
+        let object = Object { path: "a".into(), len: 20, etag: "e".into(), modified: SystemTime::UNIX_EPOCH };
+        for chunk_len in [8, 20] {
+            let file = cache.file(&object, Layout::new(20, chunk_len));
+            let mut buf = [9; 4];
+            let lost = |read: io::Result<()>| read.is_err_and(|error| is_lost(&error));
+            assert!(lost(file.read_at(0, 16, &mut buf)));
+            assert!(!file.data.exists());
+            let frames = [Bytes::from_static(b"ab"), Bytes::from_static(b"cd")];
+            let first = file.write_at(16, &frames, || file.begin_generation()).unwrap();
+            file.read_at(first, 16, &mut buf).unwrap();
+            assert_eq!(&buf, b"abcd");
+            let same = file.write_at(0, &frames, || panic!("nothing was lost")).unwrap();
+            assert_eq!(same, first);
+            std::fs::remove_file(&file.data).unwrap();
+            assert!(lost(file.read_at(first, 16, &mut buf)));
+            assert_eq!(file.save(b"map", false).unwrap(), Saved::Lost);
+            assert!(!file.data.exists() && !file.map.exists());
+            let second = file.write_at(0, &frames, || file.begin_generation()).unwrap();
+            assert_ne!(second, first);
+            // There is a hole now where this reader was told to find its bytes.
+            assert!(lost(file.read_at(first, 16, &mut buf)));
+            file.read_at(second, 0, &mut buf).unwrap();
+            assert_eq!(&buf, b"abcd");
+            std::fs::remove_file(&file.data).unwrap();
+        }
+    }
 }

@@ -1,21 +1,20 @@
 //! The state behind a store and the work on it: look a chunk up, queue it, fetch it, keep it.
 //!
 //! Threads: readers (FUSE) look up and wait; workers (tokio) fetch; `spawn_blocking` threads write, check and sync. One
-//! lock, `state`, guards everything that changes; no file or network is touched and no flight waited for under it.
+//! lock, `state`, guards everything that changes; no file or network is touched and no flight waited for under it. A data
+//! file's own lock is taken before it.
 //! Tested through `tests/fetch_faults.rs` and `tests/store_resume.rs`.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::chunkmap::{Chunk, ChunkMap};
 use super::crc64;
 use super::disk::{CacheDir, ObjectFile};
-use super::error::{StoreError, source_code};
+use super::error::source_code;
 use super::flight::{Failure, Flight, Outcome, Ready};
 use super::layout::{ChunkIndex, ChunkKey, Layout, ObjectIndex};
 use super::memory::Recent;
@@ -24,7 +23,11 @@ use super::plan::Plan;
 use super::progress::{Counters, Problem};
 use super::source::{ChunkSource, Fetched, Object, SourceError};
 use super::state::{Broken, ObjectState, State, Whole};
-use crate::error::{Fault, chain};
+use crate::error::chain;
+
+/// Failures of one chunk in a row from which on they are a problem: one 503 is everyday life, and four attempts take the
+/// better part of a second.
+const REPORTED_FROM: u32 = 4;
 
 /// One object and where it lies; fixed.
 #[derive(Debug)]
@@ -112,8 +115,8 @@ impl Engine {
         if let Some(broken) = state.object(key.object).and_then(|object| object.broken.clone()) {
             return Lookup::Failed(broken.into());
         }
-        if matches!(state.chunk(key), Some(Chunk::Present(_))) {
-            return Lookup::Here(Ready::Disk);
+        if let (Some(Chunk::Present(_)), Some(slot)) = (state.chunk(key), self.slot(key.object)) {
+            return Lookup::Here(Ready::Disk(slot.file.generation()));
         }
         if let Some(frames) = state.recent.get(key) {
             return Lookup::Here(Ready::Memory(frames));
@@ -127,16 +130,6 @@ impl Engine {
         drop(state);
         self.work.notify_waiters();
         Lookup::Coming(flight)
-    }
-
-    /// A chunk that could not be read back is fetched afresh at its next use.
-    pub fn forget(&self, key: ChunkKey, error: &io::Error) {
-        let Some(slot) = self.slot(key.object) else { return };
-        tracing::warn!(event = "store.read-back", object = slot.path, chunk = key.chunk.0, ?error);
-        let mut state = self.lock();
-        if let Some(Chunk::Present(_)) = state.chunk(key) {
-            state.mark(slot, key, Chunk::Missing);
-        }
     }
 
     /// Take the next job: a reader's chunk, or else, unless `readers_only`, one of the fill.
@@ -203,7 +196,7 @@ impl Engine {
     /// up to the retry limit.
     async fn deliver(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Outcome {
         let (started, retry) = (Instant::now(), self.options.retry);
-        let mut attempt = 0;
+        let (mut attempt, mut failures) = (0, 0u32);
         loop {
             let error = match self.attempt(key).await {
                 Err(Failure::Source(error @ SourceError::Unavailable { .. })) => error,
@@ -216,7 +209,8 @@ impl Engine {
             if !flight.has_readers() && started.elapsed() + pause > retry.limit {
                 return Err(Failure::Source(error));
             }
-            self.note_retry(key, &error, attempt, pause);
+            failures = failures.saturating_add(1);
+            self.note_retry(key, &error, failures, pause);
             attempt += 1;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -225,16 +219,18 @@ impl Engine {
         }
     }
 
-    fn note_retry(&self, key: ChunkKey, error: &SourceError, attempt: u32, pause: std::time::Duration) {
+    fn note_retry(&self, key: ChunkKey, error: &SourceError, failures: u32, pause: std::time::Duration) {
         let Some(slot) = self.slot(key.object) else { return };
         tracing::warn!(
-            event = "store.retry", object = slot.path, chunk = key.chunk.0, attempt,
+            event = "store.retry", object = slot.path, chunk = key.chunk.0, failures,
             backoff_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), error = ?error
         );
         let mut state = self.lock();
         state.counters.retries += 1;
-        let problem = Problem { path: slot.path.clone(), code: source_code(error), detail: chain(error) };
-        state.counters.report(problem);
+        if failures >= REPORTED_FROM {
+            let (path, code) = (slot.path.clone(), source_code(error));
+            state.counters.report(Problem { path, code, class: error.class(), detail: chain(error) });
+        }
     }
 
     /// One attempt: the local copy if there may be one, else the source.
@@ -254,20 +250,28 @@ impl Engine {
         blocking(move || engine.keep(key, fetched)).await
     }
 
-    /// Check a chunk that an unclean stop left behind: `None` when it is not what the sidecar says.
+    /// Check a chunk that an unclean stop left behind, or that came into doubt: `None` when it is not what the map says.
     fn verify(&self, key: ChunkKey, crc: u64) -> Result<Option<Ready>, Failure> {
         let Some(slot) = self.slot(key.object) else { return Ok(None) };
         let range = slot.layout.range(key.chunk);
+        let generation = slot.file.generation();
         let mut bytes = vec![0; usize::try_from(slot.layout.len_of(key.chunk)).unwrap_or(0)];
-        if slot.file.read_at(range.start, &mut bytes).is_ok() && crc64::of(&bytes) == crc {
-            let mut state = self.lock();
-            state.counters.bytes_from_cache += slot.layout.len_of(key.chunk);
-            state.mark(slot, key, Chunk::Present(crc));
-            drop(state);
-            return self.check_object(key.object).map(|()| Some(Ready::Disk));
+        let sound =
+            slot.file.read_at(generation, range.start, &mut bytes).is_ok() && crc64::of(&bytes) == crc;
+        let mut state = self.lock();
+        let same = slot.file.generation() == generation && state.chunk(key) == Some(Chunk::Unverified(crc));
+        if !sound || !same {
+            state.mark(slot, key, Chunk::Missing);
+            return Ok(None);
         }
-        self.lock().mark(slot, key, Chunk::Missing);
-        Ok(None)
+        if !state.caching {
+            // What a failing disk gives back now it may not give back next time: only these bytes are sure.
+            return Ok(Some(state.recent.serve(key, vec![bytes.into()])));
+        }
+        state.note_verified(slot, key);
+        state.mark(slot, key, Chunk::Present(crc));
+        drop(state);
+        self.check_object(key.object).map(|()| Some(Ready::Disk(generation)))
     }
 
     /// Take in what a source delivered: check, write, mark. The mark in the sidecar follows after a sync.
@@ -282,43 +286,28 @@ impl Engine {
             return Err(Failure::Source(SourceError::Unavailable { path, detail, retry_after: None }));
         }
         let crc = crc64::of_frames(&fetched.frames);
-        // Not one expression: the guard of the first half would live through the second.
-        let caching = self.lock().caching;
-        let written = caching && self.write(slot, range.start, &fetched.frames);
-        let mut state = self.lock();
+        let (mut state, generation) = loop {
+            // Not one expression: the guard of the first half would live through the second.
+            let caching = self.lock().caching;
+            let written =
+                if caching { self.write(key.object, slot, range.start, &fetched.frames) } else { None };
+            let state = self.lock();
+            // Where the file was begun anew meanwhile, the bytes went into the old one.
+            if written.is_none_or(|generation| generation == slot.file.generation()) {
+                break (state, written);
+            }
+        };
         state.counters.bytes_fetched = state.counters.bytes_fetched.saturating_add(got);
-        if !written {
-            state.recent.put(key, fetched.frames.clone());
-            return Ok(Ready::Memory(fetched.frames));
-        }
+        let Some(generation) = generation.filter(|_| state.caching) else {
+            return Ok(state.recent.serve(key, fetched.frames));
+        };
         if let Some(object) = state.objects.get_mut(key.object.0) {
             object.map.object_crc64 = object.map.object_crc64.or(fetched.object_crc64);
+            object.unsynced.push(key.chunk);
         }
         state.mark(slot, key, Chunk::Present(crc));
         drop(state);
-        self.check_object(key.object).map(|()| Ready::Disk)
-    }
-
-    /// Whether `frames` are in the file now. A disk that cannot take them is not tried again.
-    fn write(&self, slot: &Slot, offset: u64, frames: &[Bytes]) -> bool {
-        let Err(source) = slot.file.write_at(offset, frames) else { return true };
-        self.stop_caching(&StoreError::Io { doing: "writing", path: self.cache.path().to_owned(), source });
-        false
-    }
-
-    /// Go on without the disk, because of `error`.
-    pub fn stop_caching(&self, error: &StoreError) {
-        let mut state = self.lock();
-        if !state.caching {
-            return;
-        }
-        state.caching = false;
-        state.plan.clear_fill();
-        let path = self.cache.path().display().to_string();
-        state.counters.report(Problem { path, code: "store.caching-off", detail: chain(error) });
-        drop(state);
-        tracing::error!(event = "store.caching-off", error = ?error, hint = error.hint());
-        self.landed.notify_waiters();
+        self.check_object(key.object).map(|()| Ready::Disk(generation))
     }
 
     /// When `object` is whole: compare its checksum with the origin's. The first difference discards it, to be fetched
@@ -348,13 +337,15 @@ impl Engine {
         }
         object.mismatches += 1;
         tracing::error!(event = "object.corrupt", object = slot.path, times = object.mismatches);
-        if object.mismatches > 1 {
-            object.broken = Some(Broken::Corrupt);
-            return Err(Failure::Corrupt);
-        }
+        let again = object.mismatches > 1;
+        object.broken = again.then_some(Broken::Corrupt);
+        // Also the second time: no later start may find these chunks marked.
         object.discard();
         state.counters.bytes_done = state.counters.bytes_done.saturating_sub(slot.layout.len);
         drop(guard);
+        if again {
+            return Err(Failure::Corrupt);
+        }
         let detail = "the whole object does not have the origin's checksum".to_owned();
         Err(Failure::Source(SourceError::Unavailable { path: slot.path.clone(), detail, retry_after: None }))
     }

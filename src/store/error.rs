@@ -152,13 +152,15 @@ impl Fault for StoreError {
 
 /// Code of problems that pass by themselves.
 pub(super) const UNAVAILABLE: &str = "store.unavailable";
+/// Code of a refusal, over as soon as the object is delivered.
+pub(super) const DENIED: &str = "store.denied";
 
 /// Stable code of a source's failure, for errors and for [`super::Problem`].
 pub(super) fn source_code(error: &SourceError) -> &'static str {
     match error {
         SourceError::Changed { .. } => "store.object-changed",
         SourceError::Gone { .. } => "store.object-gone",
-        SourceError::Denied { .. } => "store.denied",
+        SourceError::Denied { .. } => DENIED,
         SourceError::Unavailable { .. } => UNAVAILABLE,
     }
 }

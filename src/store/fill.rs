@@ -58,7 +58,11 @@ impl Store {
             if let Some(end) = self.engine.fill_step() {
                 end?;
                 self.make_durable().await?;
-                return Ok(Filled::Complete);
+                if self.engine.lock().objects.iter().all(|object| object.missing == 0) {
+                    return Ok(Filled::Complete);
+                }
+                // A data file turned out to be lost when it was to be synced.
+                continue;
             }
             tokio::select! {
                 () = landed => {}

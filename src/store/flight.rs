@@ -13,8 +13,8 @@ use super::source::SourceError;
 /// Where the bytes of a chunk can be had now.
 #[derive(Debug, Clone)]
 pub enum Ready {
-    /// In the object's data file.
-    Disk,
+    /// In the object's data file of this generation.
+    Disk(u64),
     /// Only here, because the cache is switched off.
     Memory(Vec<Bytes>),
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::flight::Ready;
 use super::layout::ChunkKey;
 
 /// Chunks kept: a reader takes a chunk in many small reads, and a handful of readers do so side by side. 16 chunks of
@@ -22,8 +23,14 @@ impl Recent {
         self.chunks.iter().find(|(other, _)| *other == key).map(|(_, frames)| frames.clone())
     }
 
+    /// Keep `frames` for the next read, and serve this one from them.
+    pub fn serve(&mut self, key: ChunkKey, frames: Vec<Bytes>) -> Ready {
+        self.put(key, frames.clone());
+        Ready::Memory(frames)
+    }
+
     /// Keep `frames`, dropping the oldest.
-    pub fn put(&mut self, key: ChunkKey, frames: Vec<Bytes>) {
+    fn put(&mut self, key: ChunkKey, frames: Vec<Bytes>) {
         self.chunks.retain(|(other, _)| *other != key);
         self.chunks.push_back((key, frames));
         while self.chunks.len() > KEPT {

@@ -3,8 +3,8 @@
 //! Owns: the cache directory, and the decision what is fetched when, from which source, how often. Must not know: keys,
 //! plaintext, what the objects mean, how a source gets its bytes.
 //!
-//! A chunk is *missing*, *unverified* (left by an unclean stop; checked against its CRC-64 before its first use) or
-//! *present*. A reader that misses creates a flight or joins the one there is; workers of the runtime bring it in:
+//! A chunk is *missing*, *unverified* (left by an unclean stop, or in doubt since; checked against its CRC-64 before its
+//! next use) or *present*. A reader that misses creates a flight or joins the one there is; workers of the runtime bring it in:
 //! source -> write -> mark in memory -> wake readers; the sidecar follows after `fdatasync`. A read gives every byte it
 //! asked for or an error; a chunk is never marked before all of it is written.
 //!
@@ -13,6 +13,7 @@
 //! | `layout`, `tree`, `plan`, `chunkmap`, `crc64`, `backoff`, `memory` | pure parts |
 //! | `disk` | the directory and its files |
 //! | `state`, `flight`, `engine` | what changes, who waits, who works |
+//! | `doubt` | what happens when the disk is not what the marks say |
 //! | `reader`, `fill`, `upkeep` | the three ways in: reads, background, sync and progress |
 //!
 //! Threads and locks: see `engine`. Tested in `tests/fetch_faults.rs` and `tests/store_resume.rs`.
@@ -21,6 +22,7 @@ mod backoff;
 mod chunkmap;
 pub(crate) mod crc64;
 mod disk;
+mod doubt;
 mod engine;
 mod error;
 mod fill;

@@ -5,6 +5,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::error::{DENIED, UNAVAILABLE};
+use crate::error::ErrorClass;
+
 /// Problems kept at most: enough to see a pattern, small enough for a status line and the bus.
 const MAX_PROBLEMS: usize = 16;
 /// Span the rate is averaged over: long enough to be steady with 8 MiB chunks, short enough to show a stall.
@@ -44,6 +47,8 @@ pub struct Problem {
     pub path: String,
     /// Stable code, as of [`crate::error::Fault::code`].
     pub code: &'static str,
+    /// What kind of failure it is, as of [`crate::error::Fault::class`].
+    pub class: ErrorClass,
     /// What happened, with the cause.
     pub detail: String,
 }
@@ -70,9 +75,10 @@ impl Counters {
         self.problems.push_back(problem);
     }
 
-    /// The object at `path` delivers again: what was only temporary is over.
+    /// The object at `path` delivers again: neither the network nor a policy is in the way any more.
     pub fn recovered(&mut self, path: &str) {
-        self.problems.retain(|problem| problem.path != path || problem.code != super::error::UNAVAILABLE);
+        let over = |problem: &Problem| problem.path == path && [UNAVAILABLE, DENIED].contains(&problem.code);
+        self.problems.retain(|problem| !over(problem));
     }
 
     /// Current problems, newest last.
@@ -107,7 +113,7 @@ mod tests {
     use super::*;
 
     fn problem(path: &str, code: &'static str, detail: &str) -> Problem {
-        Problem { path: path.into(), code, detail: detail.into() }
+        Problem { path: path.into(), code, class: ErrorClass::Transient, detail: detail.into() }
     }
 
     #[test]
@@ -122,15 +128,16 @@ mod tests {
     }
 
     #[test]
-    fn recovery_clears_what_was_temporary_only() {
+    fn recovery_clears_what_can_pass_of_that_object_only() {
         let mut counters = Counters::default();
         counters.report(problem("a", "store.unavailable", "reset"));
         counters.report(problem("a", "store.denied", "no"));
+        counters.report(problem("a", "store.object-changed", "other"));
         counters.report(problem("b", "store.unavailable", "reset"));
         counters.recovered("a");
         assert_eq!(
             counters.problems(),
-            [problem("a", "store.denied", "no"), problem("b", "store.unavailable", "reset")]
+            [problem("a", "store.object-changed", "other"), problem("b", "store.unavailable", "reset")]
         );
     }
 

@@ -11,6 +11,10 @@ use super::memory::copy_frames;
 use super::source::SourceError;
 use crate::ciphertext::{Ciphertext, Entry, EntryId, ReadError};
 
+/// Times a chunk is read before its disk is given up for this read: once as it was found, once after the disk took it
+/// again, and once more because the file may have been lost between the two.
+const READ_BACKS: u32 = 3;
+
 impl Ciphertext for Store {
     fn entries(&self) -> &[Entry] {
         &self.tree.entries
@@ -65,12 +69,15 @@ impl Store {
         buf: &mut [u8],
     ) -> Result<(), ReadError> {
         let key = ChunkKey { object, chunk: piece.chunk };
-        let mut read_back_failed = false;
+        let mut attempt = 0;
         loop {
             let failed = match self.locate(slot, key, piece.offset, started)? {
-                Ready::Disk => match slot.file.read_at(piece.offset, buf) {
+                Ready::Disk(generation) => match slot.file.read_at(generation, piece.offset, buf) {
                     Ok(()) => return Ok(()),
-                    Err(error) => error,
+                    Err(error) => {
+                        self.engine.forget(key, generation, &error);
+                        error
+                    }
                 },
                 Ready::Memory(frames) => {
                     let within = usize::try_from(piece.within).unwrap_or(usize::MAX);
@@ -80,12 +87,10 @@ impl Store {
                     io::ErrorKind::UnexpectedEof.into()
                 }
             };
-            if read_back_failed {
+            attempt += 1;
+            if attempt == READ_BACKS {
                 return Err(ReadError::Io { path: slot.path.clone(), source: failed });
             }
-            // A disk that lost the chunk gets one chance to take it again.
-            self.engine.forget(key, &failed);
-            read_back_failed = true;
         }
     }
 

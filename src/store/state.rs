@@ -1,9 +1,10 @@
 //! What changes in a store, and the few rules that keep it consistent. Only ever touched under the engine's lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::chunkmap::{Chunk, ChunkMap};
+use super::crc64;
 use super::engine::Slot;
 use super::error::{StoreError, source_code};
 use super::flight::{Failure, Flight};
@@ -46,6 +47,10 @@ pub struct ObjectState {
     pub mismatches: u32,
     /// The sidecar is older than the map.
     pub dirty: bool,
+    /// Chunks written since the last sync began.
+    pub unsynced: Vec<ChunkIndex>,
+    /// Unverified chunks that were present before in this run.
+    distrusted: HashSet<ChunkIndex>,
     /// The fill gave up on it, until the next fill.
     pub aside: Option<SourceError>,
 }
@@ -74,6 +79,9 @@ impl From<Broken> for Failure {
 
 impl ObjectState {
     pub fn new(slot: &Slot, map: ChunkMap, counters: &mut Counters) -> Self {
+        // A full map may have been saved before the object was compared, or be one the comparison refused.
+        let contradicted = contradicted(slot, &map);
+        let map = if contradicted { ChunkMap::empty(slot.layout) } else { map };
         let (mut missing, mut present) = (0u64, 0u64);
         for (index, chunk) in (0..).zip(&map.chunks) {
             match chunk {
@@ -83,10 +91,19 @@ impl ObjectState {
         }
         counters.bytes_done = counters.bytes_done.saturating_add(present);
         counters.bytes_from_cache = counters.bytes_from_cache.saturating_add(present);
-        // A clean map without gaps was compared before it was saved.
         let whole = if missing == 0 { Whole::Done } else { Whole::Open };
         counters.objects_done += usize::from(missing == 0);
-        ObjectState { map, missing, whole, broken: None, mismatches: 0, dirty: false, aside: None }
+        ObjectState {
+            map,
+            missing,
+            whole,
+            broken: None,
+            mismatches: 0,
+            dirty: contradicted,
+            unsynced: Vec::new(),
+            distrusted: HashSet::new(),
+            aside: None,
+        }
     }
 
     pub fn is_present(&self, chunk: ChunkIndex) -> bool {
@@ -97,6 +114,15 @@ impl ObjectState {
     /// Whether the fill has something to do here.
     pub fn to_fill(&self) -> bool {
         self.missing > 0 && self.broken.is_none() && self.aside.is_none()
+    }
+
+    /// Whether the sidecar says nothing, or not for certain, of what is known here.
+    pub fn in_doubt(&self) -> bool {
+        let unverified = |chunk: &Chunk| matches!(chunk, Chunk::Unverified(_));
+        self.dirty
+            || self.broken.is_some()
+            || self.whole == Whole::Checking
+            || self.map.chunks.iter().any(unverified)
     }
 
     /// Forget every chunk. The data stays in the file until it is overwritten: a reader may be in the middle of it, and
@@ -145,14 +171,49 @@ impl State {
         }
     }
 
+    /// Forget every chunk of an object whose data file is lost.
+    pub fn forget_object(&mut self, slot: &Slot, object: ObjectIndex) {
+        for chunk in (0..slot.layout.chunks()).map(ChunkIndex) {
+            let key = ChunkKey { object, chunk };
+            if self.chunk(key).is_some_and(|chunk| chunk != Chunk::Missing) {
+                self.mark(slot, key, Chunk::Missing);
+            }
+        }
+    }
+
+    /// Have a chunk that is here checked before its next use.
+    pub fn distrust(&mut self, slot: &Slot, key: ChunkKey) {
+        let Some(Chunk::Present(crc)) = self.chunk(key) else { return };
+        self.mark(slot, key, Chunk::Unverified(crc));
+        if let Some(object) = self.objects.get_mut(key.object.0) {
+            object.distrusted.insert(key.chunk);
+        }
+    }
+
+    /// The same for every chunk that no sync covers.
+    pub fn distrust_unsynced(&mut self, slot: &Slot, object: ObjectIndex) {
+        let unsynced = self.objects.get_mut(object.0).map(|object| std::mem::take(&mut object.unsynced));
+        for chunk in unsynced.unwrap_or_default() {
+            self.distrust(slot, ChunkKey { object, chunk });
+        }
+    }
+
+    /// Count a chunk that was found sound, unless it is known from before in this run.
+    pub fn note_verified(&mut self, slot: &Slot, key: ChunkKey) {
+        let Some(object) = self.objects.get_mut(key.object.0) else { return };
+        if !object.distrusted.remove(&key.chunk) {
+            self.counters.bytes_from_cache += slot.layout.len_of(key.chunk);
+        }
+    }
+
     /// Remember what a failed flight says about its object.
     pub fn note_failure(&mut self, slot: &Slot, index: ObjectIndex, failure: &Failure) {
         let Some(object) = self.objects.get_mut(index.0) else { return };
-        let (code, detail) = match failure {
+        let (code, class, detail) = match failure {
             Failure::Closed => return,
             Failure::Corrupt => {
                 let error = StoreError::ObjectCorrupt { path: slot.path.clone() };
-                (error.code(), chain(&error))
+                (error.code(), error.class(), chain(&error))
             }
             Failure::Source(error) => {
                 match error {
@@ -163,10 +224,27 @@ impl State {
                         object.aside = Some(error.clone())
                     }
                 }
-                (source_code(error), chain(error))
+                (source_code(error), error.class(), chain(error))
             }
         };
         tracing::error!(event = "store.object-failed", object = slot.path, code, detail);
-        self.counters.report(Problem { path: slot.path.clone(), code, detail });
+        self.counters.report(Problem { path: slot.path.clone(), code, class, detail });
     }
+}
+
+/// Whether `map` has every chunk, and their checksums do not make the one the origin promised.
+fn contradicted(slot: &Slot, map: &ChunkMap) -> bool {
+    let crcs = map.chunks.iter().map(|chunk| match chunk {
+        Chunk::Present(crc) => Some(*crc),
+        Chunk::Missing | Chunk::Unverified(_) => None,
+    });
+    let (Some(promised), Some(crcs)) = (map.object_crc64, crcs.collect::<Option<Vec<_>>>()) else {
+        return false;
+    };
+    let lens = (0..).map(|chunk| slot.layout.len_of(ChunkIndex(chunk)));
+    let contradicted = crc64::combine(crcs.into_iter().zip(lens)) != promised;
+    if contradicted {
+        tracing::error!(event = "object.corrupt", object = slot.path, times = 0);
+    }
+    contradicted
 }

@@ -8,9 +8,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::chunkmap::Chunk;
-use super::engine::Engine;
+use super::disk::Saved;
+use super::engine::{Engine, Slot};
 use super::error::StoreError;
+use super::layout::ObjectIndex;
 use super::progress::{Progress, Rate};
+use super::state::ObjectState;
 use crate::task::Tasks;
 
 /// How often new chunks are made durable together. A crash costs what came in since.
@@ -81,23 +84,42 @@ impl Engine {
     pub fn flush(&self) -> Result<(), StoreError> {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, slot) in self.slots.iter().enumerate() {
-            let map = {
-                let mut state = self.lock();
-                let object = state.objects.get_mut(index).filter(|object| object.dirty);
-                object.map(|object| {
-                    object.dirty = false;
-                    object.map.clone()
-                })
-            };
-            // Marked chunks were written before the map was copied, so the sync inside `save` covers them.
-            if let Some(map) = map
-                && let Err(error) = slot.file.save(&map.encode(&slot.object, slot.layout))
-            {
+            if let Err(error) = self.save(index, slot) {
                 self.stop_caching(&error);
                 return Err(error);
             }
         }
         self.cache.sync()
+    }
+
+    /// Save the chunk map of one object if it has changed.
+    fn save(&self, index: usize, slot: &Slot) -> Result<(), StoreError> {
+        // Again only when the data file was lost: then without the chunks that were in it.
+        loop {
+            let (map, unsynced, generation) = {
+                let mut state = self.lock();
+                let Some(object) = state.objects.get_mut(index).filter(|object| object.dirty) else {
+                    return Ok(());
+                };
+                object.dirty = false;
+                (object.map.clone(), std::mem::take(&mut object.unsynced), slot.file.generation())
+            };
+            let empty = map.chunks.iter().all(|chunk| *chunk == Chunk::Missing);
+            // Marked chunks were written before the map was copied, so the sync inside `save` covers them.
+            let saved = slot.file.save(&map.encode(&slot.object, slot.layout), empty);
+            if matches!(saved, Ok(Saved::Durable)) {
+                return Ok(());
+            }
+            let mut state = self.lock();
+            if let Some(object) = state.objects.get_mut(index) {
+                object.dirty = true;
+                object.unsynced.extend(unsynced);
+            }
+            saved?;
+            if slot.file.generation() == generation {
+                state.forget_object(slot, ObjectIndex(index));
+            }
+        }
     }
 
     /// The flush of a clean stop. The directory is only called clean if everything in it has been checked.
@@ -106,10 +128,8 @@ impl Engine {
             return Ok(());
         }
         self.flush()?;
-        let state = self.lock();
-        let unverified = |chunk: &Chunk| matches!(chunk, Chunk::Unverified(_));
-        let doubtful = state.objects.iter().any(|object| object.map.chunks.iter().any(unverified));
-        drop(state);
+        // Not one expression: the marker must not be made under the lock.
+        let doubtful = self.lock().objects.iter().any(ObjectState::in_doubt);
         if doubtful { Ok(()) } else { self.cache.mark_clean() }
     }
 
