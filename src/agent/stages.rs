@@ -289,7 +289,8 @@ pub(super) async fn wait_until_complete(voice: &Voice, store: &Store) -> Result<
     loop {
         let now = progress.borrow_and_update().clone();
         voice.update(|status| status.progress = Progress::from(&now));
-        if let Some(problem) = now.problems.first() {
+        // What may pass is tried again by the store and by the fill; what is final ends the wait.
+        if let Some(problem) = now.problems.iter().find(|problem| problem.class != ErrorClass::Transient) {
             return Err(Failure::new(State::Fetching, &Incomplete::from(problem)));
         }
         if now.bytes_done >= now.bytes_total {
@@ -307,17 +308,18 @@ pub(super) async fn wait_until_complete(voice: &Voice, store: &Store) -> Result<
 struct Incomplete {
     detail: String,
     code: &'static str,
+    class: ErrorClass,
 }
 
 impl From<&store::Problem> for Incomplete {
     fn from(problem: &store::Problem) -> Self {
-        Incomplete { detail: problem.detail.clone(), code: problem.code }
+        Incomplete { detail: problem.detail.clone(), code: problem.code, class: problem.class }
     }
 }
 
 impl Fault for Incomplete {
     fn class(&self) -> ErrorClass {
-        ErrorClass::Corrupt
+        self.class
     }
 
     fn code(&self) -> &'static str {
@@ -325,7 +327,17 @@ impl Fault for Incomplete {
     }
 
     fn hint(&self) -> String {
-        "restart cai after the upload of the model is complete: systemctl restart cai".into()
+        match self.class {
+            ErrorClass::Corrupt => "once the upload of the model is complete: systemctl restart cai".into(),
+            ErrorClass::Denied => {
+                "the grant needs oss:GetObject on the model's objects; it is tried again by itself".into()
+            }
+            ErrorClass::Transient => {
+                "it is tried again by itself; see the journal for the object store's answers".into()
+            }
+            ErrorClass::Config => "see the detail; after the change: systemctl restart cai".into(),
+            ErrorClass::Internal => "this is a defect: please report it with the journal".into(),
+        }
     }
 }
 
