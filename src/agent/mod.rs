@@ -10,7 +10,6 @@ pub mod state;
 pub mod status;
 mod voice;
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +22,7 @@ use crate::error::{ErrorClass, Fault, chain};
 use crate::helper::Helper;
 use crate::helper::protocol::Request;
 use crate::host::Notifier;
+use crate::mount::Mounted;
 use crate::store::{Store, StoreError};
 use crate::task::{Ended, Tasks};
 use state::{Event, State};
@@ -81,7 +81,7 @@ impl Fault for AgentError {
 #[derive(Default)]
 struct InPlace {
     store: Option<Arc<Store>>,
-    mounted: Option<stages::Served>,
+    mounted: Option<Mounted>,
 }
 
 /// Run until SIGTERM or SIGINT, or until something final goes wrong. Every change is published through `status`; `tasks`
@@ -149,10 +149,10 @@ async fn start_and_serve(
     let mounted = in_place.mounted.insert(stages::mount(settings, voice, helper, model).await?);
     let point = settings.mount.point.clone();
     let failure = tokio::select! {
-        () = mounted.session.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
+        () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
         ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
         failure = stages::watch_progress(voice, &store) => failure,
-        () = watchdog(voice, &mounted.root) => Failure::new(voice.state(), &AgentError::MountLost { point }),
+        () = watchdog(voice, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
     };
     background.stop(TASK_GRACE).await;
     Err(failure)
@@ -160,23 +160,21 @@ async fn start_and_serve(
 
 /// Tell the service manager's watchdog that the agent turns *and* the mount answers: `statfs` is never cached by the kernel.
 /// A mount that hangs keeps this waiting, and the service manager restarts us. Returns when the mount answers with an error.
-async fn watchdog(voice: &Voice, root: &Arc<OwnedFd>) {
+async fn watchdog(voice: &Voice, point: PathBuf) {
     let Some(interval) = Notifier::watchdog_interval() else { return std::future::pending().await };
     let mut ticks = tokio::time::interval(interval);
     loop {
         ticks.tick().await;
-        let root = root.clone();
-        match tokio::task::spawn_blocking(move || nix::sys::statvfs::fstatvfs(&root)).await {
-            Ok(Ok(_)) => voice.alive(),
+        let point = point.clone();
+        match tokio::task::spawn_blocking(move || stages::see_it_answer(&point)).await {
+            Ok(Ok(())) => voice.alive(),
             Ok(Err(_)) | Err(_) => return,
         }
     }
 }
 
 /// Take the mount away. One that stays is a failure of its own: readers would find it dead.
-async fn detach(served: stages::Served, voice: &Voice, helper: &Arc<Helper>) -> Result<(), Failure> {
-    let stages::Served { session, root } = served;
-    drop(root);
+async fn detach(mounted: Mounted, voice: &Voice, helper: &Arc<Helper>) -> Result<(), Failure> {
     let detached = match stages::ask(helper, Request::Unmount).await {
         Ok((text, _)) => {
             tracing::info!(event = "mount.detached", "{text}");
@@ -187,7 +185,7 @@ async fn detach(served: stages::Served, voice: &Voice, helper: &Arc<Helper>) -> 
             Err(Failure::new(voice.state(), &error))
         }
     };
-    if tokio::time::timeout(MOUNT_GRACE, session.ended()).await.is_err() {
+    if tokio::time::timeout(MOUNT_GRACE, mounted.ended()).await.is_err() {
         tracing::warn!(
             event = "mount.busy",
             "files of the model are still open; their readers will get an error"
@@ -224,7 +222,7 @@ async fn close(
         }
     };
     let detached = match in_place.mounted {
-        Some(served) => detach(served, voice, helper).await,
+        Some(mounted) => detach(mounted, voice, helper).await,
         None => Ok(()),
     };
     if let Some(Err(error)) = close_store(in_place.store).await {

@@ -341,19 +341,13 @@ impl Fault for Incomplete {
     }
 }
 
-/// The mount, and a descriptor of its root that does not depend on its path.
-pub(super) struct Served {
-    pub(super) session: Mounted,
-    pub(super) root: Arc<OwnedFd>,
-}
-
 /// Put the mount in place and see it answer.
 pub(super) async fn mount(
     settings: &Settings,
     voice: &Voice,
     helper: &Arc<Helper>,
     model: OpenModel,
-) -> Result<Served, Failure> {
+) -> Result<Mounted, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Mounting, fault);
     voice.apply(Event::MetadataReady, format!("mounting at {}", settings.mount.point.display()))?;
     let (text, device) = ask(helper, Request::Mount).await.map_err(|error| fail(&error))?;
@@ -363,12 +357,11 @@ pub(super) async fn mount(
     let files = fs.file_count();
     let threads = settings.mount.threads;
     let point = settings.mount.point.clone();
-    let served = blocking(State::Mounting, move || {
+    let mounted = blocking(State::Mounting, move || {
         let fail = |fault: &dyn Fault| Failure::new(State::Mounting, fault);
-        let session = Mounted::from_device(fs, device, threads).map_err(|error| fail(&error))?;
-        let root =
-            see_it_answer(&point).map_err(|source| fail(&StageError::Unreachable { point, source }))?;
-        Ok(Served { session, root: Arc::new(root) })
+        let mounted = Mounted::from_device(fs, device, threads).map_err(|error| fail(&error))?;
+        see_it_answer(&point).map_err(|source| fail(&StageError::Unreachable { point, source }))?;
+        Ok(mounted)
     })
     .await?;
     match ask(helper, Request::Readahead).await {
@@ -378,15 +371,19 @@ pub(super) async fn mount(
         }
     }
     voice.apply(Event::Mounted, format!("{files} files at {}", settings.mount.point.display()))?;
-    Ok(served)
+    Ok(mounted)
 }
 
-/// Its root, after the file system has answered a question that the kernel never answers for it.
-fn see_it_answer(point: &Path) -> nix::Result<OwnedFd> {
+/// Ask the file system at `point` a question that the kernel never answers for it, `statfs`. No descriptor of it is kept: it
+/// would make the mount busy for everybody who wants to take it away.
+///
+/// # Errors
+/// What the system says; `ENODEV` when what is there is no FUSE mount.
+pub(super) fn see_it_answer(point: &Path) -> nix::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = nix::fcntl::open(point, flags, Mode::empty())?;
-    nix::sys::statvfs::fstatvfs(&root)?;
-    Ok(root)
+    let kind = nix::sys::statfs::fstatfs(&root)?.filesystem_type();
+    if kind == nix::sys::statfs::FUSE_SUPER_MAGIC { Ok(()) } else { Err(nix::Error::ENODEV) }
 }
 
 fn shown_attributes(mount: &Mount) -> Attributes {

@@ -221,6 +221,7 @@ fn start_bus(directory: &Path) -> Child {
         .arg(format!("--config-file={}", config.display()))
         .args(["--nofork", "--nosyslog", "--print-address=1"])
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let mut line = String::new();
@@ -235,6 +236,7 @@ pub struct Agent {
     said: Arc<Mutex<Vec<String>>>,
     notify_path: PathBuf,
     log: Arc<Mutex<String>>,
+    reader: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Agent {
@@ -278,7 +280,7 @@ impl Agent {
             .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (mut stderr, sink) = (child.stderr.take().unwrap(), log.clone());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(len) = stderr.read(&mut buffer)
                 && len > 0
@@ -286,7 +288,7 @@ impl Agent {
                 sink.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..len]));
             }
         });
-        Agent { child, said, notify_path, log }
+        Agent { child, said, notify_path, log, reader: Some(reader) }
     }
 
     /// What it has logged so far.
@@ -316,6 +318,10 @@ impl Agent {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
+        // The helper has the same standard error and ends right after: then the log is complete.
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
         status.unwrap()
     }
 }
