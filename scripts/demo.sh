@@ -23,11 +23,20 @@ chmod 0711 "$work" # the daemon's user must reach its own directories inside
 root=$work/root
 agent='' sandbox='' bus='' user_made='' done_ok=''
 
-# End $1 (a process of ours) with SIGTERM and wait for it.
+# Whether process $1 still runs; one that has ended but was not waited for does not.
+runs() { grep -qs '^State:.[^ZX]' "/proc/$1/status"; }
+
+# End $1 (a process of ours, or empty) with SIGTERM, after five seconds with SIGKILL, and wait for it.
 end_process() {
     [ -n "$1" ] || return 0
-    kill -TERM "$1" 2>/dev/null || return 0
-    wait "$1" 2>/dev/null || true
+    kill -TERM "$1" 2>/dev/null
+    for _ in $(seq 100); do
+        runs "$1" || break
+        sleep 0.05
+    done
+    kill -KILL "$1" 2>/dev/null
+    wait "$1" 2>/dev/null
+    return 0
 }
 
 cleanup() {
