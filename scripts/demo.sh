@@ -41,7 +41,9 @@ end_process() {
 
 cleanup() {
     local status=$?
-    trap - EXIT INT TERM
+    # Ignored, not reset: Ctrl-C reaches the children first, and its own copy must not end the clean-up.
+    trap '' INT TERM
+    trap - EXIT
     set +e
     [ -n "$done_ok" ] || step "cleaning up"
     end_process "$agent"
