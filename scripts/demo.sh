@@ -21,7 +21,7 @@ detail() { sed 's/^/             /'; }
 work=$(mktemp -d "${TMPDIR:-/tmp}/cai-demo.XXXXXX")
 chmod 0711 "$work" # the daemon's user must reach its own directories inside
 root=$work/root
-agent='' sandbox='' bus='' user_made='' done_ok=''
+agent='' sandbox='' bus='' user_made='' done_ok='' cleaning=''
 
 # Whether process $1 still runs; one that has ended but was not waited for does not.
 runs() { grep -qs '^State:.[^ZX]' "/proc/$1/status"; }
@@ -39,11 +39,11 @@ end_process() {
     return 0
 }
 
+# Ctrl-C reaches the children first: the shell may be on its way out by `set -e` when its own signal comes. Whichever of the
+# two begins the clean-up runs it to its end.
 cleanup() {
-    local status=$?
-    # Ignored, not reset: Ctrl-C reaches the children first, and its own copy must not end the clean-up.
-    trap '' INT TERM
-    trap - EXIT
+    [ -z "$cleaning" ] || return 0
+    cleaning=1
     set +e
     [ -n "$done_ok" ] || step "cleaning up"
     end_process "$agent"
@@ -59,11 +59,12 @@ cleanup() {
     fi
     rm -rf --one-file-system "$work"
     [ -n "$done_ok" ] || echo "demo: FAILED" >&2
-    exit "$status"
+    trap - EXIT
+    exit "$1"
 }
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'cleanup $?' EXIT
+trap 'cleanup 130' INT
+trap 'cleanup 143' TERM
 
 die() { echo "demo: $*" >&2; exit 1; }
 
