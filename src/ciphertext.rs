@@ -3,6 +3,7 @@
 //! `store` implements [`Ciphertext`] over cached objects, `gocryptfs::LocalDir` over a local directory. `gocryptfs` and
 //! `mount` see nothing else of where the bytes come from; the implementers never see a key or a plaintext byte.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -126,6 +127,10 @@ pub trait Ciphertext: Send + Sync + 'static {
         let _ = id;
     }
 
-    /// Bytes total and free of the storage underneath, for `statfs`: `(total, free)`.
-    fn space(&self) -> (u64, u64);
+    /// The bytes `range` of file `id` did not authenticate. Whether reading them again may give others: a local copy is then
+    /// checked, and fetched afresh where it is not what was fetched. A source without an origin behind it says no.
+    fn doubt(&self, id: EntryId, range: Range<u64>) -> bool {
+        let _ = (id, range);
+        false
+    }
 }

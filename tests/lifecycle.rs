@@ -483,3 +483,26 @@ async fn one_failed_request_neither_degrades_nor_ends_a_full_wait() {
     assert!(!agent.log().contains("Degraded"), "{}", agent.log());
     assert_eq!(agent.stop().code(), Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_copy_that_has_rotted_is_fetched_again_and_read_right() {
+    let world = world!(World::with_small_model().await);
+    let mut agent = world.agent();
+    world.wait_state(&mut agent, "Serving");
+    wait_until("every byte to be local", || agent.log().contains("every byte of the model is local"));
+    assert_eq!(agent.stop().code(), Some(0));
+    // One bit in the middle of the largest object's local copy, which was closed cleanly.
+    let largest = files_below(&world.root().join("var/cache/cai"));
+    let largest = largest.into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let file = File::options().read(true).write(true).open(largest).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 4 << 20).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 4 << 20).unwrap();
+    drop(file);
+
+    let mut agent = world.agent();
+    world.wait_state(&mut agent, "Serving");
+    world.assert_model_is_readable();
+    assert!(!agent.log().contains("is corrupt"), "{}", agent.log());
+    assert_eq!(agent.stop().code(), Some(0));
+}

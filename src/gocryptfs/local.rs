@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-use nix::sys::statvfs::fstatvfs;
 
 use super::dirfd;
 use crate::ciphertext::{Attributes, Ciphertext, Entry, EntryId, EntryKind, ReadError};
@@ -189,16 +188,6 @@ impl Ciphertext for LocalDir {
             _ => ReadError::Io { path: path(), source },
         })
     }
-
-    fn space(&self) -> (u64, u64) {
-        match fstatvfs(&self.root) {
-            Ok(stat) => {
-                let size = stat.fragment_size();
-                (size.saturating_mul(stat.blocks()), size.saturating_mul(stat.blocks_available()))
-            }
-            Err(_) => (0, 0),
-        }
-    }
 }
 
 /// The listing as it grows.
@@ -306,7 +295,6 @@ mod tests {
         assert!(matches!(read(&dir, "d", 0, 1), Err(ReadError::OutOfRange { .. })));
         let unknown = dir.read_at(EntryId(99), 0, &mut [0]);
         assert!(matches!(unknown, Err(ReadError::OutOfRange { .. })));
-        assert!(dir.space().0 > 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use crate::ciphertext::Ciphertext;
 use crate::error::chain;
+use crate::gocryptfs::layout::cipher_offset;
 use crate::gocryptfs::{ContentError, FileReader, Keys, Kind as NodeKind, Node, NodeId, Tree};
 
 /// Damaged blocks that are remembered so that each is logged once; the kernel asks again and again for a bad page.
@@ -230,13 +231,37 @@ impl ModelFs {
             buffers.plaintext.resize(wanted, 0);
         }
         let out = buffers.plaintext.get_mut(..wanted).ok_or(FsError::Unreadable)?;
-        match reader.read(self.cipher.as_ref(), &self.keys, offset, out, &mut buffers.ciphertext) {
+        let mut read = || reader.read(self.cipher.as_ref(), &self.keys, offset, out, &mut buffers.ciphertext);
+        let outcome = match read() {
+            Err(error) if self.may_heal(node, reader, &error) => read(),
+            outcome => outcome,
+        };
+        match outcome {
             Ok(len) => buffers.plaintext.get(..len).ok_or(FsError::Unreadable),
             Err(error) => {
                 self.report(node, offset, &error);
                 Err(FsError::Unreadable)
             }
         }
+    }
+
+    /// Whether the bytes of a damaged block may be better the next time: only the local copy may be bad. Asked once a block,
+    /// since checking the copy costs more than the read.
+    fn may_heal(&self, node: &Node, reader: &FileReader, error: &ContentError) -> bool {
+        let ContentError::Corrupt { block, .. } = error else { return false };
+        let reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.contains(&(self.inode(node.id), *block)) {
+            return false;
+        }
+        drop(reported);
+        let sealed = cipher_offset(*block)..cipher_offset(block.saturating_add(1));
+        let doubted = self.cipher.doubt(reader.entry(), sealed);
+        if doubted {
+            let file = self.tree.path(node.id);
+            let file = file.display();
+            tracing::warn!(event = "block.doubted", file = %file, block, "{file}, block {block}: checking the local copy");
+        }
+        doubted
     }
 
     /// One record per damaged block, however often it is asked for.

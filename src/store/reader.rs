@@ -1,6 +1,7 @@
 //! Reads: the [`Ciphertext`] side of the store. Blocking; FUSE threads come in here.
 
 use std::io;
+use std::ops::Range;
 use std::time::Instant;
 
 use super::Store;
@@ -42,8 +43,9 @@ impl Ciphertext for Store {
         }
     }
 
-    fn space(&self) -> (u64, u64) {
-        self.engine.cache.space().unwrap_or((0, 0))
+    fn doubt(&self, id: EntryId, range: Range<u64>) -> bool {
+        self.distrust(id, range);
+        true
     }
 }
 

@@ -132,8 +132,4 @@ impl Ciphertext for Memory {
         }
         Ok(())
     }
-
-    fn space(&self) -> (u64, u64) {
-        (0, 0)
-    }
 }
