@@ -82,8 +82,10 @@ impl Scene {
     }
 
     fn command(&self, options: &[&str]) -> Command {
+        let root = self.temp.path().join("root");
+        fs::create_dir_all(&root).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_cai"));
-        command.arg("--root").arg(self.temp.path().join("root")).arg("upload").arg(self.dir());
+        command.arg("--root").arg(root).arg("upload").arg(self.dir());
         command.arg("--config").arg(self.temp.path().join("owner.env")).args(options);
         command
     }
