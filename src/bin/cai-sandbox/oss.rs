@@ -17,7 +17,7 @@ use crate::oss_request::{Action, Asked, host};
 use crate::oss_sign::{Credentials, Presented, verify};
 use crate::oss_store::{Change, Store, random_id};
 use crate::oss_write::{self, blocking};
-use crate::wire::{Call, Ending, Outcome, Reply, Site, reply};
+use crate::wire::{Call, Ending, Outcome, Reply, Site, drain, reply};
 
 /// What the bucket is and who may use it.
 pub(crate) struct Bucket {
@@ -128,7 +128,13 @@ impl Site for Oss {
         };
         let result = match (asked, self.faulted(op, &subject, &call.ending).await) {
             (_, None) => return Outcome { op, subject, reply: None },
-            (Err(error), _) | (_, Some(Err(error))) => Err(error),
+            (Err(error), _) => Err(error),
+            (_, Some(Err(error))) => {
+                // The request is taken whole first: an answer in the middle of a body may reach the client as a broken
+                // connection, and then it is another fault than the one that was asked for.
+                drain(call.body).await;
+                Err(error)
+            }
             (Ok(asked), Some(Ok(()))) => self.act(asked, call).await,
         };
         let succeeded = result.is_ok();

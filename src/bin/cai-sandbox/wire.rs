@@ -193,6 +193,11 @@ pub(crate) async fn collect(body: Incoming, limit: usize) -> Option<Bytes> {
     Limited::new(body, limit).collect().await.ok().map(|whole| whole.to_bytes())
 }
 
+/// Take a request's body and forget it, up to its end or the end of the connection.
+pub(crate) async fn drain(mut body: Incoming) {
+    while let Some(Ok(_)) = body.frame().await {}
+}
+
 /// An answer held in memory.
 pub(crate) fn reply(status: StatusCode, content_type: Option<&'static str>, body: impl Into<Bytes>) -> Reply {
     let mut reply = Response::new(Payload::Whole(Some(body.into())));
