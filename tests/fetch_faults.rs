@@ -12,6 +12,8 @@ use cai::ciphertext::{Ciphertext, EntryKind, ReadError};
 use cai::error::{ErrorClass, Fault as _};
 use cai::store::{Filled, Store, StoreError};
 use chunks::*;
+use nix::sys::resource::{Usage, UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -324,6 +326,30 @@ fn fill_passes_over_what_fails_and_takes_it_up_again() {
     (2..5).for_each(|_| drop(bench.fill().unwrap_err()));
     assert_eq!(bench.fill().unwrap(), Filled::Complete);
     assert_content(&bench.store, &objects);
+}
+
+#[test]
+fn fill_that_waits_for_its_last_chunk_rests() {
+    // Everything runs on this thread, so that its processor time is the store's.
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (dir, objects) = (TempDir::new().unwrap(), [object("a", 3 * CHUNK)]);
+    let source = Faulty::new(
+        Memory::new(&objects),
+        |_, number, _| if number == 1 { Fault::Hold } else { Fault::None },
+    );
+    let store = open(options(dir.path(), 8), &objects, source.clone(), &rt);
+    let used = || getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+    let busy =
+        |usage: Usage| (usage.user_time().num_milliseconds() + usage.system_time().num_milliseconds()) as u64;
+    let before = busy(used());
+    let waited = Duration::from_millis(500);
+    rt.block_on(async { tokio::time::timeout(waited, store.fill(CancellationToken::new())).await })
+        .unwrap_err();
+    let spent = busy(used()) - before;
+    assert!(spent < 150, "{spent} ms of processor time in {waited:?} of waiting");
+    source.release(1);
+    assert_eq!(rt.block_on(store.fill(CancellationToken::new())).unwrap(), Filled::Complete);
+    assert_eq!(source.fetched_sorted(), all_chunks(&objects));
 }
 
 #[test]

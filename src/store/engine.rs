@@ -22,7 +22,7 @@ use super::options::StoreOptions;
 use super::plan::Plan;
 use super::progress::{Counters, Problem};
 use super::source::{ChunkSource, Fetched, Object, SourceError};
-use super::state::{Broken, ObjectState, State, Whole};
+use super::state::{Broken, ObjectState, State, Whole, wanted};
 use crate::error::chain;
 
 /// Failures of one chunk in a row from which on they are a problem: one 503 is everyday life, and four attempts take the
@@ -145,17 +145,7 @@ impl Engine {
         if readers_only || !state.filling || !state.caching {
             return None;
         }
-        let (objects, flights) = (&state.objects, &state.flights);
-        let wanted = |key: ChunkKey| {
-            let object = objects.get(key.object.0);
-            object.is_some_and(|object| object.to_fill() && !object.is_present(key.chunk))
-                && !flights.contains_key(&key)
-        };
-        let Some(key) = state.plan.next_to_fill(wanted) else {
-            // That the plan is at its end shows only when it is asked; the fill may have looked just before.
-            self.landed.notify_waiters();
-            return None;
-        };
+        let key = state.plan.next_to_fill(|key| wanted(&state.objects, &state.flights, key))?;
         let flight = Arc::new(Flight::default());
         state.flights.insert(key, flight.clone());
         state.counters.in_flight += 1;

@@ -7,7 +7,7 @@ use super::engine::{Engine, Lookup};
 use super::error::StoreError;
 use super::flight::Failure;
 use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
-use super::state::Broken;
+use super::state::{Broken, ObjectState, State, wanted};
 use crate::ciphertext::EntryId;
 
 /// How a fill ended. What is complete is also durable: a crash after it costs nothing.
@@ -91,7 +91,7 @@ impl Drop for StopFilling<'_> {
 }
 
 impl Engine {
-    /// Plan what is missing if nothing is planned; `Some` when nothing is left to plan and nothing is on its way.
+    /// Plan what is missing if nothing is planned; `Some` when nothing can be fetched any more and nothing is on its way.
     fn fill_step(&self) -> Option<Result<(), StoreError>> {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -102,25 +102,28 @@ impl Engine {
             return Some(Err(StoreError::CachingOff { dir: self.options.dir.clone() }));
         }
         state.filling = true;
-        if !state.plan.is_exhausted() {
+        if !state.objects.iter().any(ObjectState::to_fill) {
+            // A flight may still find the whole object wrong and discard it: the end is only known when all have landed.
+            return state.flights.is_empty().then(|| self.fill_result(state));
+        }
+        let on_offer = |key: ChunkKey| wanted(&state.objects, &state.flights, key);
+        if !state.plan.is_exhausted(on_offer) {
             return None;
         }
-        // What is on its way already is passed over by the workers; what it leaves undone is planned when it has landed.
-        let to_fill = |(index, object): (usize, &super::state::ObjectState)| {
+        let to_fill = |(index, object): (usize, &ObjectState)| {
             let slot = self.slots.get(index).filter(|_| object.to_fill())?;
             Some((ObjectIndex(index), slot.layout))
         };
         state.plan.fill(state.objects.iter().enumerate().filter_map(to_fill));
-        if state.plan.is_exhausted() {
-            // A flight may still find the whole object wrong and discard it: the end is only known when all have landed.
-            return state.flights.is_empty().then(|| self.fill_result(state));
+        // With all that is missing on its way there is nothing to wake workers for: the next landing comes back here.
+        if !state.plan.is_exhausted(on_offer) {
+            drop(guard);
+            self.work.notify_waiters();
         }
-        drop(guard);
-        self.work.notify_waiters();
         None
     }
 
-    fn fill_result(&self, state: &super::state::State) -> Result<(), StoreError> {
+    fn fill_result(&self, state: &State) -> Result<(), StoreError> {
         let failed = self.slots.iter().zip(&state.objects).filter_map(|(slot, object)| {
             let failure = match (&object.broken, &object.aside) {
                 (Some(Broken::Source(error)), _) | (None, Some(error)) => Failure::Source(error.clone()),

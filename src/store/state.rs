@@ -68,6 +68,13 @@ pub struct State {
     pub counters: Counters,
 }
 
+/// Whether the fill should fetch `key`: it is not here, not on its way, and its object has not failed.
+pub fn wanted(objects: &[ObjectState], flights: &HashMap<ChunkKey, Arc<Flight>>, key: ChunkKey) -> bool {
+    let object = objects.get(key.object.0);
+    object.is_some_and(|object| object.to_fill() && !object.is_present(key.chunk))
+        && !flights.contains_key(&key)
+}
+
 impl From<Broken> for Failure {
     fn from(broken: Broken) -> Self {
         match broken {
