@@ -3,6 +3,8 @@
 //! Needs the `gocryptfs` binary, `/dev/fuse` and the right to mount; skipped without, unless `CAI_TEST_REQUIRE` names
 //! `gocryptfs`.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, FileTimes, Permissions};
@@ -30,14 +32,8 @@ const LOG_N: u8 = 10;
 fn available() -> bool {
     let binary =
         Command::new("gocryptfs").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if binary.is_ok_and(|status| status.success()) && Path::new("/dev/fuse").exists() {
-        return true;
-    }
-    #[expect(clippy::disallowed_methods, reason = "how a test run demands its tools")]
-    let required = std::env::var("CAI_TEST_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|tool| tool == "gocryptfs"), "gocryptfs and /dev/fuse are required");
-    println!("skip: no gocryptfs binary or no /dev/fuse");
-    false
+    let present = binary.is_ok_and(|status| status.success()) && Path::new("/dev/fuse").exists();
+    common::available("gocryptfs", present, "no gocryptfs binary or no /dev/fuse")
 }
 
 /// A scratch directory with `cipher`, `plain`, `source`, and the password `test` in `passfile`.

@@ -1,5 +1,6 @@
 //! `cai-helper` does what the configuration says and nothing a request says; it refuses a mount point somebody else could
 //! have prepared; it leaves no dead mount. Needs root and /dev/fuse.
+#![cfg(feature = "sandbox")]
 
 mod common;
 

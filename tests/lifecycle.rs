@@ -1,4 +1,5 @@
 //! `cai run` from start to stop against the stand-ins: readiness, status, failures, crash and restart.
+#![cfg(feature = "sandbox")]
 
 mod common;
 #[path = "common/sandbox.rs"]

@@ -17,19 +17,18 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+mod common;
 #[path = "common/sandbox.rs"]
 mod sandbox;
-use sandbox::{ACCESS_KEY_ID, ACCESS_KEY_SECRET, BUCKET, Builder, SESSION_TOKEN, Sandbox, skip};
+use sandbox::{ACCESS_KEY_ID, ACCESS_KEY_SECRET, BUCKET, Builder, SESSION_TOKEN, Sandbox};
 
 // ---- the official SDKs ----
 
 fn python() -> Option<PathBuf> {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/venv/bin/python");
-    if python.exists() {
-        return Some(python);
-    }
-    skip("oss-sdk", "no .tools/venv with tests/peers/requirements.txt");
-    None
+    let present = python.exists();
+    common::available("oss-sdk", present, "no .tools/venv with tests/peers/requirements.txt")
+        .then_some(python)
 }
 
 /// The verdict lines of `oss_sdk_check.py` against `sandbox`.

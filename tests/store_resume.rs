@@ -3,6 +3,7 @@
 #[path = "common/chunks.rs"]
 #[allow(dead_code)]
 mod chunks;
+mod common;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -446,15 +447,8 @@ impl SmallDisk {
             nix::mount::MsFlags::empty(),
             Some(options),
         );
-        match mounted {
-            Ok(()) => Some(SmallDisk(dir)),
-            Err(error) => {
-                let required = std::env::var("CAI_TEST_REQUIRE").unwrap_or_default();
-                assert!(!required.split(',').any(|name| name == "root"), "cannot mount a tmpfs: {error}");
-                println!("skip: cannot mount a tmpfs: {error}");
-                None
-            }
-        }
+        let why = format!("cannot mount a tmpfs: {mounted:?}");
+        common::available("root", mounted.is_ok(), &why).then_some(SmallDisk(dir))
     }
 }
 

@@ -16,8 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use cai::config::{Oss, OssCredentials};
-use cai::keyring::Secret;
 use cai::oss::Client;
 use common::wait_until;
 use nix::sys::signal::{Signal, kill};
@@ -99,21 +97,7 @@ impl Scene {
     }
 
     fn client(&self) -> Client {
-        Client::new(&Oss {
-            endpoint: self.sandbox.oss.parse().unwrap(),
-            bucket: BUCKET.to_owned(),
-            prefix: "model/".to_owned(),
-            region: Some(REGION.to_owned()),
-            credentials: Some(OssCredentials {
-                access_key_id: ACCESS_KEY_ID.to_owned(),
-                secret_access_key: Secret::copy_of(ACCESS_KEY_SECRET.as_bytes()).unwrap(),
-                session_token: None,
-            }),
-            ca_file: None,
-            concurrency: 8,
-            timeout: Duration::from_secs(10),
-        })
-        .unwrap()
+        Client::new(&self.sandbox.oss_config()).unwrap()
     }
 
     /// What the bucket holds below `prefix`: content by relative path, checksums compared on the way.

@@ -2,8 +2,8 @@
 //!
 //! Owns: the order in which the other rooms are used and the one [`status::Status`]. Must not know: formats, wire protocols,
 //! system calls. Threads: the agent is one task; what blocks (quote, key derivation, tree, helper) runs in
-//! `spawn_blocking`. Order of work is held by types too: a [`Attested`](crate::kbs::Attested) comes only from a handshake, a tree only from
-//! released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
+//! `spawn_blocking`. Order of work is held by types too: an [`Attested`](crate::kbs::Attested) comes only from a
+//! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
 mod stages;
 pub mod state;
@@ -23,7 +23,7 @@ use crate::helper::Helper;
 use crate::helper::protocol::Request;
 use crate::host::Notifier;
 use crate::mount::Mounted;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::task::{Ended, Tasks};
 use state::{Event, State};
 use status::{Failure, Status};
@@ -101,7 +101,7 @@ pub async fn run(
     let mut interrupt = signal(SignalKind::interrupt())
         .map_err(|source| fail(AgentError::Signal { name: "SIGINT", source }))?;
 
-    let voice = Arc::new(Voice::new(status));
+    let voice = Voice::new(status);
     let helper = Arc::new(helper);
     let mut in_place = InPlace::default();
 
@@ -109,7 +109,7 @@ pub async fn run(
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         ended = tasks.any_ended() => Err(Failure::new(voice.state(), &AgentError::Task(ended))),
-        failure = work(&settings, &voice, &helper, &mut in_place) => Err(failure),
+        outcome = start_and_serve(&settings, &voice, &helper, &mut in_place) => outcome.map(|never| match never {}),
     };
     let outcome = close(outcome, &voice, &helper, in_place).await;
     drop(voice);
@@ -118,21 +118,9 @@ pub async fn run(
 }
 
 /// Start, then serve. Returns only with a failure.
-async fn work(
-    settings: &Settings,
-    voice: &Arc<Voice>,
-    helper: &Arc<Helper>,
-    in_place: &mut InPlace,
-) -> Failure {
-    match start_and_serve(settings, voice, helper, in_place).await {
-        Ok(never) => match never {},
-        Err(failure) => failure,
-    }
-}
-
 async fn start_and_serve(
     settings: &Settings,
-    voice: &Arc<Voice>,
+    voice: &Voice,
     helper: &Arc<Helper>,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
@@ -194,10 +182,6 @@ async fn detach(mounted: Mounted, voice: &Voice, helper: &Arc<Helper>) -> Result
     detached
 }
 
-async fn close_store(store: Option<Arc<Store>>) -> Option<Result<(), StoreError>> {
-    Some(store?.close().await)
-}
-
 /// Take everything down, in the order in which nobody sees a half: mount, background work, store, keys.
 async fn close(
     outcome: Result<(), Failure>,
@@ -225,7 +209,9 @@ async fn close(
         Some(mounted) => detach(mounted, voice, helper).await,
         None => Ok(()),
     };
-    if let Some(Err(error)) = close_store(in_place.store).await {
+    if let Some(store) = in_place.store
+        && let Err(error) = store.close().await
+    {
         tracing::warn!(event = "store.close", error = ?error, "the local ciphertext will be checked at the next start");
     }
     outcome.and(said).and(detached)

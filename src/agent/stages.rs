@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Event, State};
-use super::status::{Failure, LastError, Progress};
+use super::status::{Failure, Progress};
 use super::voice::Voice;
 use crate::ciphertext::Ciphertext;
 use crate::config::{Mount, Settings};
@@ -95,6 +95,38 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+/// Retries of a stage: what may pass is tried again with growing pauses, up to the operator's limit, and shown meanwhile.
+struct Patience {
+    /// Who is waited for, in words.
+    whom: &'static str,
+    limit: Duration,
+    begun: Instant,
+    attempt: u32,
+}
+
+impl Patience {
+    fn new(whom: &'static str, limit: Duration) -> Self {
+        Patience { whom, limit, begun: Instant::now(), attempt: 0 }
+    }
+
+    /// Wait before the next attempt.
+    ///
+    /// # Errors
+    /// `failure` itself, when it will not pass or the limit is reached.
+    async fn after(&mut self, voice: &Voice, failure: Failure) -> Result<(), Failure> {
+        if failure.class() != ErrorClass::Transient || self.begun.elapsed() >= self.limit {
+            return Err(failure);
+        }
+        voice.warn(&failure);
+        let pause = Retry::default().pause(self.attempt, None);
+        self.attempt = self.attempt.saturating_add(1);
+        let (whom, next, secs) = (self.whom, self.attempt.saturating_add(1), pause.as_secs_f32());
+        voice.stage(format!("{whom} is not available, attempt {next} in {secs:.1} s"));
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
+
 /// Attest this machine and receive the model's secret, retrying what may pass until the operator's limit.
 pub(super) async fn release_key(settings: &Settings, voice: &Voice) -> Result<Secret, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
@@ -103,9 +135,7 @@ pub(super) async fn release_key(settings: &Settings, voice: &Voice) -> Result<Se
     let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
     voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
 
-    let retry = Retry::default();
-    let begun = Instant::now();
-    let mut attempt = 0;
+    let mut patience = Patience::new("the key broker", settings.trustee.retry_limit);
     loop {
         let mut outcome = Ok(());
         let released =
@@ -120,18 +150,7 @@ pub(super) async fn release_key(settings: &Settings, voice: &Voice) -> Result<Se
             }
             Err(error) => error,
         };
-        if error.class() != ErrorClass::Transient || begun.elapsed() >= settings.trustee.retry_limit {
-            return Err(fail(&error));
-        }
-        voice.warn(Failure::new(voice.state(), &error).shown().clone());
-        let pause = retry.pause(attempt, None);
-        attempt = attempt.saturating_add(1);
-        let secs = pause.as_secs_f32();
-        voice.stage(format!(
-            "the key broker is not available, attempt {} in {secs:.1} s",
-            attempt.saturating_add(1)
-        ));
-        tokio::time::sleep(pause).await;
+        patience.after(voice, fail(&error)).await?;
     }
 }
 
@@ -159,14 +178,13 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
     let client = oss::Client::new(&settings.oss).map_err(|error| fail(&error))?;
     let source = OssSource::new(Arc::new(client), settings.oss.prefix.clone());
     let objects = list(settings, voice, &source).await?;
-    let model = format!("{}:/{}", settings.oss.bucket, settings.oss.prefix);
     if !objects.iter().any(|object| object.path == Path::new(CONF_NAME)) {
         let inside = objects
             .iter()
             .find(|object| object.path.ends_with(CONF_NAME))
             .and_then(|object| object.path.parent());
         let inside = inside.map(|directory| directory.display().to_string());
-        return Err(fail(&StageError::NoConf { model, inside }));
+        return Err(fail(&StageError::NoConf { model: settings.oss.location(), inside }));
     }
     let revision = revision(&objects);
     voice.update(|status| status.model_revision = revision);
@@ -222,26 +240,12 @@ pub(super) async fn fill(store: Arc<Store>, token: CancellationToken) {
 
 /// The list of objects, retrying what may pass.
 async fn list(settings: &Settings, voice: &Voice, source: &OssSource) -> Result<Vec<store::Object>, Failure> {
-    let retry = Retry::default();
-    let begun = Instant::now();
-    let mut attempt = 0;
+    let mut patience = Patience::new("the object store", settings.trustee.retry_limit);
     loop {
-        let error: oss::OssError = match source.list().await {
+        match source.list().await {
             Ok(objects) => return Ok(objects),
-            Err(error) => error,
-        };
-        if error.class() != ErrorClass::Transient || begun.elapsed() >= settings.trustee.retry_limit {
-            return Err(Failure::new(State::Fetching, &error));
+            Err(error) => patience.after(voice, Failure::new(State::Fetching, &error)).await?,
         }
-        voice.warn(Failure::new(State::Fetching, &error).shown().clone());
-        let pause = retry.pause(attempt, None);
-        attempt = attempt.saturating_add(1);
-        let secs = pause.as_secs_f32();
-        voice.stage(format!(
-            "the object store is not available, attempt {} in {secs:.1} s",
-            attempt.saturating_add(1)
-        ));
-        tokio::time::sleep(pause).await;
     }
 }
 
@@ -419,17 +423,15 @@ pub(super) async fn watch_progress(voice: &Voice, store: &Store) -> Failure {
 }
 
 fn follow_problems(voice: &Voice, progress: &store::Progress) -> Result<(), Failure> {
-    match (voice.state(), progress.problems.first()) {
-        (State::Serving, Some(problem)) => {
-            let error = Incomplete::from(problem);
-            voice.warn(LastError {
-                stage: State::Serving,
-                ..Failure::new(State::Serving, &error).shown().clone()
-            });
-            voice.apply(Event::SourceLost, error.to_string())
+    let state = voice.state();
+    let failure = progress.problems.first().map(|problem| Failure::new(state, &Incomplete::from(problem)));
+    match (state, failure) {
+        (State::Serving, Some(failure)) => {
+            voice.warn(&failure);
+            voice.apply(Event::SourceLost, failure.to_string())
         }
-        (State::Degraded, Some(problem)) => {
-            voice.show_problem(Failure::new(State::Degraded, &Incomplete::from(problem)).shown());
+        (State::Degraded, Some(failure)) => {
+            voice.warn_if_new(&failure);
             Ok(())
         }
         (State::Degraded, None) => voice.apply(Event::SourceBack, "all sources are back"),

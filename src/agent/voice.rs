@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::state::{Event, Illegal, State};
-use super::status::{Failure, LastError, Status};
+use super::status::{Failure, Status};
 use crate::error::{ErrorClass, Fault};
 use crate::host::Notifier;
 
@@ -82,17 +82,19 @@ impl Voice {
     }
 
     /// A failure that is not the end: shown, and logged as a warning.
-    pub(super) fn warn(&self, error: LastError) {
+    pub(super) fn warn(&self, failure: &Failure) {
+        let error = failure.shown().clone();
         tracing::warn!(event = error.code, stage = error.stage.name(), hint = error.hint, "{}", error.detail);
         self.update(|status| status.last_error = Some(error));
     }
 
-    /// Another failure than the one shown has come up in the same state.
-    pub(super) fn show_problem(&self, error: &LastError) {
-        let detail = |status: &Status| status.last_error.as_ref().map(|shown| shown.detail.clone());
-        let known = detail(&self.status.borrow()).is_some_and(|shown| shown == error.detail);
-        if !known {
-            self.warn(error.clone());
+    /// The same, unless it is the one that is shown already.
+    pub(super) fn warn_if_new(&self, failure: &Failure) {
+        let shown = |status: &Status| {
+            status.last_error.as_ref().is_some_and(|error| error.detail == failure.shown().detail)
+        };
+        if !shown(&self.status.borrow()) {
+            self.warn(failure);
         }
     }
 

@@ -83,7 +83,7 @@ fn summary(settings: &Settings) -> Vec<(&'static str, String)> {
         ("trustee", trustee.url.to_string()),
         ("", authentication),
         ("key", trustee.key_id.clone()),
-        ("model", format!("{}:/{} at {}", oss.bucket, oss.prefix, oss.endpoint)),
+        ("model", format!("{} at {}", oss.location(), oss.endpoint)),
         ("", format!("region {region}, access {access}")),
         ("mount", format!("{}, owner {uid}, group {gid}, mode {mode:04o}", mount.point.display())),
         ("cache", format!("{}, {} bytes left free", cache.dir.display(), cache.reserve_bytes)),

@@ -21,22 +21,18 @@ pub struct Args {
 /// [`PassphraseError`](crate::gocryptfs::PassphraseError) for a secret that is no password,
 /// [`FormatError`](crate::gocryptfs::FormatError) for a conf that cannot be used or that it does not open.
 pub fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
-    let secret = read_passfile(&args.passfile).map_err(boxed)?;
-    let passphrase = Passphrase::from_secret(&secret).map_err(boxed)?;
+    let secret = read_passfile(&args.passfile)?;
+    let passphrase = Passphrase::from_secret(&secret)?;
     if secret.with(|bytes| bytes.ends_with(b"\n")) {
         println!("the secret ends in a newline, which is not part of the password");
     }
     for warning in passphrase.warnings() {
         eprintln!("warning: {warning}");
     }
-    let conf = Conf::read_file(&args.dir).map_err(boxed)?;
-    unlock(&conf, &passphrase).map_err(boxed)?;
+    let conf = Conf::read_file(&args.dir)?;
+    unlock(&conf, &passphrase)?;
     println!("the secret opens {} (written by {:?})", args.dir.display(), conf.creator);
     Ok(())
-}
-
-fn boxed(error: impl Fault) -> Box<dyn Fault> {
-    Box::new(error)
 }
 
 #[cfg(test)]

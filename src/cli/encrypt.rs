@@ -30,8 +30,7 @@ pub struct Args {
 /// # Errors
 /// [`PassphraseError`](crate::gocryptfs::PassphraseError) or [`EncryptError`](crate::gocryptfs::EncryptError).
 pub fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
-    let passphrase =
-        read_passfile(&args.passfile).and_then(|secret| Passphrase::from_secret(&secret)).map_err(boxed)?;
+    let passphrase = read_passfile(&args.passfile).and_then(|secret| Passphrase::from_secret(&secret))?;
     for warning in passphrase.warnings() {
         eprintln!("warning: {warning}");
     }
@@ -58,7 +57,7 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     };
     let result = encrypt_tree(&args.src, &args.dst, &passphrase, &options);
     bar.finish_and_clear();
-    let encrypted = result.map_err(boxed)?;
+    let encrypted = result?;
     report(args, &encrypted);
     Ok(())
 }
@@ -94,8 +93,4 @@ fn report(args: &Args, encrypted: &Encrypted) {
         encrypted.symlinks,
         encrypted.bytes
     );
-}
-
-fn boxed(error: impl Fault) -> Box<dyn Fault> {
-    Box::new(error)
 }

@@ -59,8 +59,8 @@ pub(super) fn run(root: &Path) -> Result<(), Box<dyn Fault>> {
 
 /// Offer the status on the bus, and run the agent behind it.
 async fn serve(settings: Settings, notices: Vec<String>, helper: Helper) -> Result<(), Box<dyn Fault>> {
-    let model = format!("{}:/{}", settings.oss.bucket, settings.oss.prefix);
-    let (sender, receiver) = watch::channel(Status::new(model, settings.mount.point.clone(), notices));
+    let status = Status::new(settings.oss.location(), settings.mount.point.clone(), notices);
+    let (sender, receiver) = watch::channel(status);
     let bus = Bus::serve(receiver).await?;
     let mut tasks = Tasks::new();
     tasks.supervise("bus", bus.announce());

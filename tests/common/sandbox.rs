@@ -7,7 +7,10 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
+use cai::config::{Oss, OssCredentials};
+use cai::keyring::Secret;
 use serde_json::Value;
 
 pub const ACCESS_KEY_ID: &str = "LTAI-sandbox";
@@ -120,6 +123,24 @@ impl Sandbox {
         }
     }
 
+    /// Settings of its owner, for the model below `model/`.
+    pub fn oss_config(&self) -> Oss {
+        Oss {
+            endpoint: self.oss.parse().unwrap(),
+            bucket: BUCKET.to_owned(),
+            prefix: "model/".to_owned(),
+            region: Some(REGION.to_owned()),
+            credentials: Some(OssCredentials {
+                access_key_id: ACCESS_KEY_ID.to_owned(),
+                secret_access_key: Secret::copy_of(ACCESS_KEY_SECRET.as_bytes()).unwrap(),
+                session_token: None,
+            }),
+            ca_file: None,
+            concurrency: 8,
+            timeout: Duration::from_secs(10),
+        }
+    }
+
     /// Process id, for tests that signal it.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -192,19 +213,4 @@ impl Drop for Sandbox {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// True when the optional `name` is missing here and the test is to be skipped.
-///
-/// # Panics
-/// When `CAI_TEST_REQUIRE` names it: then missing is a failure.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "the environment says what a test machine must have, and nothing else"
-)]
-pub fn skip(name: &str, reason: &str) -> bool {
-    let required = std::env::var("CAI_TEST_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|r| r.trim() == name), "{name} is required: {reason}");
-    println!("skip: {reason}");
-    true
 }

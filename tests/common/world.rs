@@ -11,10 +11,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
-use cai::config::{Oss, OssCredentials};
 use cai::gocryptfs::{EncryptOptions, Passphrase, encrypt_tree};
 use cai::keyring::Secret;
 use cai::oss;
@@ -23,7 +21,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::common::{available, mounts_below, wait_until, write_config};
-use crate::sandbox::{ACCESS_KEY_ID, ACCESS_KEY_SECRET, BUCKET, Builder, REGION, RESOURCE, Sandbox};
+use crate::sandbox::{ACCESS_KEY_ID, ACCESS_KEY_SECRET, Builder, RESOURCE, Sandbox};
 
 /// The model's password, as the Trustee delivers it: with the newline that `echo` leaves.
 pub const SECRET: &[u8] = b"Tr0ub4dor-planted-secret\n";
@@ -97,23 +95,6 @@ impl World {
         self.root().join("tmp/model")
     }
 
-    pub fn oss_config(&self) -> Oss {
-        Oss {
-            endpoint: self.sandbox.oss.parse().unwrap(),
-            bucket: BUCKET.to_owned(),
-            prefix: "model/".to_owned(),
-            region: Some(REGION.to_owned()),
-            credentials: Some(OssCredentials {
-                access_key_id: ACCESS_KEY_ID.to_owned(),
-                secret_access_key: Secret::copy_of(ACCESS_KEY_SECRET.as_bytes()).unwrap(),
-                session_token: None,
-            }),
-            ca_file: None,
-            concurrency: 8,
-            timeout: Duration::from_secs(10),
-        }
-    }
-
     /// Encrypt `model` with [`SECRET`] and put it into the bucket; gives the ciphertext directory.
     pub async fn upload(&mut self, model: BTreeMap<String, Vec<u8>>) -> PathBuf {
         let (plain, cipher) = (self.path("plain"), self.path("cipher"));
@@ -126,7 +107,7 @@ impl World {
         let options = EncryptOptions { scrypt_log_n: 10, ..EncryptOptions::default() };
         encrypt_tree(&plain, &cipher, &passphrase, &options).unwrap();
         fs::remove_dir_all(&plain).unwrap();
-        let client = oss::Client::new(&self.oss_config()).unwrap();
+        let client = oss::Client::new(&self.sandbox.oss_config()).unwrap();
         for path in files_below(&cipher) {
             let key = format!("model/{}", path.strip_prefix(&cipher).unwrap().display());
             client.put(&key, Bytes::from(fs::read(&path).unwrap())).await.unwrap();
