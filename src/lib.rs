@@ -23,14 +23,14 @@
 //! ciphertext: (none)
 //! keyring:    error
 //! config:     error, keyring
-//! attest:     error, config, keyring
+//! helper:     error
+//! attest:     error, config, helper
 //! kbs:        error, config, attest, keyring, task
 //! store:      error, ciphertext, task
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring
 //! mount:      error, ciphertext, gocryptfs
 //! host:       error
-//! helper:     error
 //! agent:      everything but cli, bus
 //! bus:        error, agent
 //! cli:        everything

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use cai::attest::{Attester, detect};
-use cai::config::{Protocol, TeeChoice, Trustee};
+use cai::attest::{Attester, sample_attester};
+use cai::config::{Protocol, Trustee};
 use cai::error::{ErrorClass, Fault, chain};
 use cai::kbs::{Client, KbsError, ResourceUri, Step};
 use kbs_scenes::*;
@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 fn sample() -> Arc<dyn Attester> {
-    detect(TeeChoice::Sample).unwrap()
+    sample_attester().unwrap()
 }
 
 fn uri() -> ResourceUri {

@@ -14,14 +14,13 @@ mod scripted;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cai::attest::{AttestError, Attester, Digest, Tee, detect};
-use cai::config::{Protocol, TeeChoice};
+use cai::attest::{AttestError, Attester, Claims, Digest, Evidence, Tee, Verifier, sample_attester};
+use cai::config::Protocol;
 use cai::error::{ErrorClass, Fault};
 use cai::kbs::wire::Dialect;
 use cai::kbs::{Client, KbsError, ResourceUri};
 use kbs_scenes::*;
 use scripted::{Answer, Request, Scene, Server, answer};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 const OLD_MISMATCH: &str =
@@ -29,7 +28,7 @@ const OLD_MISMATCH: &str =
 const NEW_MISMATCH: &str = "RCAR handshake Auth failed: KBS Client Protocol Version Mismatch: expect =0.1.0 while the request is 0.4.0";
 
 fn sample() -> Arc<dyn Attester> {
-    detect(TeeChoice::Sample).unwrap()
+    sample_attester().unwrap()
 }
 
 fn uri() -> ResourceUri {
@@ -56,7 +55,7 @@ async fn handshake_of_0_4_0_sends_what_the_broker_verifies_and_opens_its_secret(
     let (attested, secret) = client.release(sample(), &uri(), |_| {}).await.unwrap();
     assert!(secret.with(|bytes| bytes == SECRET), "the trailing newline stays");
     let facts = attested.facts();
-    assert_eq!((facts.dialect, facts.tee, facts.provider), (Dialect::V0_4_0, Tee::Sample, "sample"));
+    assert_eq!((facts.dialect, facts.tee, facts.claims.provider), (Dialect::V0_4_0, Tee::Sample, "sample"));
     assert_eq!((facts.server_authenticated, facts.token_id.as_deref()), (false, Some("token-1")));
     assert!(facts.attested_at >= before && facts.attested_at <= SystemTime::now());
     let left = facts.expires.unwrap().duration_since(before).unwrap();
@@ -384,11 +383,11 @@ impl Attester for Broken {
         Tee::Tdx
     }
 
-    fn provider(&self) -> &'static str {
-        "broken"
+    fn device_evidence(&self, _: &Digest) -> Result<String, AttestError> {
+        Ok(String::new())
     }
 
-    fn evidence(&self, _: &Digest) -> Result<Box<RawValue>, AttestError> {
+    fn evidence(&self, _: &Digest, _: Verifier) -> Result<Evidence, AttestError> {
         Err(AttestError::NoTee { looked_for: "a quote" })
     }
 }
@@ -400,11 +399,11 @@ impl Attester for Panicking {
         Tee::Tdx
     }
 
-    fn provider(&self) -> &'static str {
-        "panicking"
+    fn device_evidence(&self, _: &Digest) -> Result<String, AttestError> {
+        Ok(String::new())
     }
 
-    fn evidence(&self, _: &Digest) -> Result<Box<RawValue>, AttestError> {
+    fn evidence(&self, _: &Digest, _: Verifier) -> Result<Evidence, AttestError> {
         panic!("a defect in an attester")
     }
 }
@@ -416,12 +415,13 @@ impl Attester for Enormous {
         Tee::Tdx
     }
 
-    fn provider(&self) -> &'static str {
-        "enormous"
+    fn device_evidence(&self, _: &Digest) -> Result<String, AttestError> {
+        Ok(String::new())
     }
 
-    fn evidence(&self, _: &Digest) -> Result<Box<RawValue>, AttestError> {
-        Ok(serde_json::value::to_raw_value(&"x".repeat(2 << 20))?)
+    fn evidence(&self, _: &Digest, _: Verifier) -> Result<Evidence, AttestError> {
+        let object = serde_json::value::to_raw_value(&"x".repeat(2 << 20))?;
+        Ok(Evidence { object, claims: Claims::default() })
     }
 }
 

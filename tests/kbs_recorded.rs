@@ -9,8 +9,8 @@ mod kbs_scenes;
 #[path = "common/scripted.rs"]
 mod scripted;
 
-use cai::attest::detect;
-use cai::config::{Protocol, TeeChoice};
+use cai::attest::sample_attester;
+use cai::config::Protocol;
 use cai::error::{ErrorClass, Fault};
 use cai::kbs::{Client, KbsError, ResourceUri};
 use kbs_scenes::*;
@@ -20,7 +20,7 @@ use serde_json::Value;
 async fn failed_release(server: &Server) -> KbsError {
     let client = Client::new(&trustee_of(server, Protocol::V0_4_0, None)).unwrap();
     let uri = ResourceUri::parse(RESOURCE).unwrap();
-    client.release(detect(TeeChoice::Sample).unwrap(), &uri, |_| {}).await.err().unwrap()
+    client.release(sample_attester().unwrap(), &uri, |_| {}).await.err().unwrap()
 }
 
 /// Names of all members, as paths.

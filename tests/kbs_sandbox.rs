@@ -9,8 +9,8 @@ mod sandbox;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cai::attest::{Attester, detect};
-use cai::config::{Protocol, TeeChoice, Trustee};
+use cai::attest::{Attester, sample_attester};
+use cai::config::{GpuForm, KeyAlgorithm, Protocol, Trustee};
 use cai::error::{ErrorClass, Fault};
 use cai::kbs::wire::Dialect;
 use cai::kbs::{Client, KbsError, ResourceUri};
@@ -21,7 +21,7 @@ use serde_json::json;
 const SECRET: &[u8] = b"correct horse battery staple\n";
 
 fn sample() -> Arc<dyn Attester> {
-    detect(TeeChoice::Sample).unwrap()
+    sample_attester().unwrap()
 }
 
 fn uri() -> ResourceUri {
@@ -36,6 +36,9 @@ fn client(url: &str, protocol: Protocol) -> Client {
         require_https: false,
         ca_file: None,
         protocol,
+        key_algorithm: KeyAlgorithm::Auto,
+        token_cert: None,
+        gpu_evidence: GpuForm::Auto,
         timeout: Duration::from_secs(20),
         retry_limit: Duration::ZERO,
     })

@@ -7,8 +7,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use cai::attest::{Attester, Digest, detect};
-use cai::config::TeeChoice;
+use cai::attest::{Attester, Digest, Verifier, sample_attester};
 use cai::kbs::jwe::{Jwe, JweError};
 use cai::kbs::wire::{Dialect, attest_body, primary_digest, runtime_digest};
 use cai::kbs::{RsaAlg, TeeKey};
@@ -47,7 +46,7 @@ fn envelope(jwe: &Value) -> Jwe {
 }
 
 fn sample() -> std::sync::Arc<dyn Attester> {
-    detect(TeeChoice::Sample).unwrap()
+    sample_attester().unwrap()
 }
 
 #[test]
@@ -55,7 +54,7 @@ fn digests_of_dialect_0_1_0_are_those_of_the_vectors() {
     let key = rsa_key(RsaAlg::Pkcs1);
     let digest = runtime_digest(None, NONCE, key.jwk()).unwrap();
     assert_eq!(hex(&digest.0), text("v010_sha384"));
-    assert_eq!(primary_digest(Dialect::V0_1_0, NONCE, key.jwk()).unwrap(), digest);
+    assert_eq!(primary_digest(Dialect::V0_1_0, "", NONCE, key.jwk()).unwrap(), digest);
     let hashed: Value = serde_json::from_str(&text("v010_runtime")).unwrap();
     assert_eq!(serde_json::to_value(key.jwk()).unwrap(), hashed["tee-pubkey"]);
 }
@@ -69,7 +68,7 @@ fn digests_of_dialect_0_4_0_are_those_of_the_vectors_with_and_without_devices() 
     assert_eq!(digest(None)[..64], text("gpu_nonce_hex"));
     assert_eq!(digest(Some("")), text("v040_primary_noadd_sha384"));
     assert_eq!(digest(Some(&text("v040_add_string"))), text("v040_primary_add_sha384"));
-    let Digest(primary) = primary_digest(Dialect::V0_4_0, NONCE, key.jwk()).unwrap();
+    let Digest(primary) = primary_digest(Dialect::V0_4_0, "", NONCE, key.jwk()).unwrap();
     assert_eq!(hex(&primary), text("v040_primary_noadd_sha384"));
 }
 
@@ -81,8 +80,9 @@ fn evidence_text(report_data: &str) -> String {
 #[test]
 fn attest_body_of_dialect_0_1_0_is_byte_for_byte_the_vectors() {
     let key = rsa_key(RsaAlg::Pkcs1);
-    let evidence = sample().evidence(&runtime_digest(None, NONCE, key.jwk()).unwrap()).unwrap();
-    let body = attest_body(Dialect::V0_1_0, NONCE, key.jwk(), &evidence).unwrap();
+    let digest = runtime_digest(None, NONCE, key.jwk()).unwrap();
+    let evidence = sample().evidence(&digest, Verifier::Legacy).unwrap();
+    let body = attest_body(Dialect::V0_1_0, NONCE, key.jwk(), &evidence.object, "").unwrap();
     let jwk = &text("v010_runtime")[text("v010_runtime").find(r#"{"alg""#).unwrap()..];
     let jwk = jwk.strip_suffix('}').unwrap();
     let evidence = evidence_text("a/c78YUyVmGyDh6Lz4snyCCG+htjes0YeU++bqReEMW+0AwXMz7UL8GYAws/d3OX");
@@ -93,8 +93,9 @@ fn attest_body_of_dialect_0_1_0_is_byte_for_byte_the_vectors() {
 #[test]
 fn attest_body_of_dialect_0_4_0_is_byte_for_byte_the_vectors() {
     let key = ec_key();
-    let evidence = sample().evidence(&primary_digest(Dialect::V0_4_0, NONCE, key.jwk()).unwrap()).unwrap();
-    let body = attest_body(Dialect::V0_4_0, NONCE, key.jwk(), &evidence).unwrap();
+    let digest = primary_digest(Dialect::V0_4_0, "", NONCE, key.jwk()).unwrap();
+    let evidence = sample().evidence(&digest, Verifier::Current).unwrap();
+    let body = attest_body(Dialect::V0_4_0, NONCE, key.jwk(), &evidence.object, "").unwrap();
     // The device form of the runtime data is what the body carries: `additional-evidence` is hashed, not repeated.
     let expected = format!(
         r#"{{"init-data":null,"runtime-data":{},"tee-evidence":{{"primary_evidence":{},"additional_evidence":""}}}}"#,

@@ -124,7 +124,7 @@ async fn start_and_serve(
     helper: &Arc<Helper>,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
-    let secret = stages::release_key(settings, voice).await?;
+    let secret = stages::release_key(settings, voice, helper).await?;
     let store = stages::open_store(settings, voice).await?;
     in_place.store = Some(store.clone());
     let model = stages::open_model(voice, &store, secret).await?;

@@ -128,9 +128,13 @@ impl Patience {
 }
 
 /// Attest this machine and receive the model's secret, retrying what may pass until the operator's limit.
-pub(super) async fn release_key(settings: &Settings, voice: &Voice) -> Result<Secret, Failure> {
+pub(super) async fn release_key(
+    settings: &Settings,
+    voice: &Voice,
+    helper: &Arc<Helper>,
+) -> Result<Secret, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
-    let attester = attest::detect(settings.attest.tee).map_err(|error| fail(&error))?;
+    let attester = attest::detect(settings, helper).map_err(|error| fail(&error))?;
     let uri = kbs::ResourceUri::parse(&settings.trustee.key_id).map_err(|error| fail(&error))?;
     let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
     voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
@@ -165,7 +169,7 @@ fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), 
         status.attested_at = Some(facts.attested_at);
         status.attestation_expires = facts.expires;
         status.attestation.insert("tee", facts.tee.name().to_owned());
-        status.attestation.insert("provider", facts.provider.to_owned());
+        status.attestation.insert("provider", facts.claims.provider.to_owned());
         status.attestation.insert("protocol", facts.dialect.version().to_owned());
         status.attestation.insert("server", server.to_owned());
     });

@@ -1,21 +1,28 @@
-//! Prove who we are: evidence from the TEE, bound to one challenge.
+//! Prove who we are: evidence from the TEE and the GPUs, bound to one challenge.
 //!
 //! Owns: detection of the platform and collection of evidence. Must not know: the key broker's wire format beyond the
-//! evidence object itself, any socket to a network. No threads and no locks of its own; collection blocks its caller.
-//! Tested beside the code and, with a broker at the other end, in `tests/kbs_protocol.rs`.
+//! evidence object itself, any socket to a network but the host's quoting service. What needs root is asked of the helper.
+//! No threads and no locks of its own; collection blocks its caller. Tested beside the code and, with a broker at the other
+//! end, in `tests/kbs_protocol.rs`.
 
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use crate::config::TeeChoice;
-use crate::error::{ErrorClass, Fault};
+use crate::config::{Settings, TeeChoice};
+use crate::helper::Helper;
 
+mod claims;
+mod error;
 #[cfg(feature = "sandbox")]
 mod sample;
 #[cfg(not(feature = "sandbox"))]
 #[path = "no_sample.rs"]
 mod sample;
+
+pub use claims::{Claims, GpuClaims, TdxClaims};
+pub use error::AttestError;
+pub use sample::attester as sample_attester;
 
 /// Trusted execution environment, by the name Trustee uses for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +47,24 @@ impl Tee {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digest(pub [u8; 48]);
 
+/// Which generation of verifier reads the evidence: they differ in the form of event logs (kbs.md section 7.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verifier {
+    /// Protocol 0.1.x: replays RTMR0 to RTMR2, takes the agents' event log as text of its own.
+    Legacy,
+    /// Protocol 0.2.0 and later: replays all four registers from one binary log.
+    Current,
+}
+
+/// Evidence, and what it says.
+#[derive(Debug)]
+pub struct Evidence {
+    /// Primary evidence as the JSON object Trustee's verifier reads (kbs.md 7.1, 8).
+    pub object: Box<RawValue>,
+    /// The same, for people.
+    pub claims: Claims,
+}
+
 /// Something that can produce evidence about this machine.
 ///
 /// Blocking: quote generation is system calls and a slow quoting enclave. Call from `spawn_blocking`.
@@ -47,14 +72,18 @@ pub trait Attester: Send + Sync + 'static {
     /// Which TEE this is.
     fn tee(&self) -> Tee;
 
-    /// Where the evidence comes from, for the status: `configfs-tsm`, `sample`.
-    fn provider(&self) -> &'static str;
+    /// Evidence of the devices beside the TEE, bound to `digest`, as the text of `additional_evidence` (kbs.md 2.3, 7.2.2);
+    /// empty where no device is attested that way. Asked for before [`Attester::evidence`], whose digest covers it.
+    ///
+    /// # Errors
+    /// [`AttestError`] with the device that failed.
+    fn device_evidence(&self, digest: &Digest) -> Result<String, AttestError>;
 
-    /// Primary evidence object bound to `digest`, as the JSON object Trustee's verifier reads (kbs.md 7.1, 8).
+    /// Primary evidence bound to `digest`, for a verifier of that generation.
     ///
     /// # Errors
     /// [`AttestError`] with the path or call that failed.
-    fn evidence(&self, digest: &Digest) -> Result<Box<RawValue>, AttestError>;
+    fn evidence(&self, digest: &Digest, verifier: Verifier) -> Result<Evidence, AttestError>;
 }
 
 /// The attester of this machine, as the operator chose it.
@@ -64,76 +93,13 @@ pub trait Attester: Send + Sync + 'static {
 ///
 /// # Errors
 /// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build.
-pub fn detect(choice: TeeChoice) -> Result<Arc<dyn Attester>, AttestError> {
-    match choice {
+pub fn detect(settings: &Settings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
+    let _ = helper;
+    match settings.attest.tee {
         TeeChoice::Auto => {
             Err(AttestError::NoTee { looked_for: "nothing: this build has no hardware attester" })
         }
         TeeChoice::Tdx => Err(AttestError::NotBuilt { tee: Tee::Tdx.name() }),
         TeeChoice::Sample => sample::attester(),
-    }
-}
-
-/// Evidence could not be produced.
-#[derive(Debug, thiserror::Error)]
-pub enum AttestError {
-    /// No supported TEE here. Never answered by falling back to the sample attester.
-    #[error("no trusted execution environment found (looked for {looked_for})")]
-    NoTee {
-        /// What was looked for.
-        looked_for: &'static str,
-    },
-    /// The chosen attester is not part of this build.
-    #[error("this build of cai has no attester for {tee}")]
-    NotBuilt {
-        /// Name of the TEE.
-        tee: &'static str,
-    },
-    /// The evidence object could not be serialised.
-    #[error("building the evidence object")]
-    Encode(#[from] serde_json::Error),
-}
-
-impl Fault for AttestError {
-    fn class(&self) -> ErrorClass {
-        match self {
-            AttestError::NoTee { .. } | AttestError::NotBuilt { .. } => ErrorClass::Config,
-            AttestError::Encode(_) => ErrorClass::Internal,
-        }
-    }
-
-    fn code(&self) -> &'static str {
-        match self {
-            AttestError::NoTee { .. } => "attest.no-tee",
-            AttestError::NotBuilt { .. } => "attest.not-built",
-            AttestError::Encode(_) => "attest.encode",
-        }
-    }
-
-    fn hint(&self) -> String {
-        match self {
-            AttestError::NoTee { .. } => {
-                "run cai in a confidential VM of a kind this build supports; it never attests without one"
-                    .to_owned()
-            }
-            AttestError::NotBuilt { tee } => {
-                format!("set attest.tee to an attester this build has, or install a build with {tee}")
-            }
-            AttestError::Encode(_) => "report this as a defect of cai".to_owned(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn detect_without_a_tee_is_an_error_and_never_the_sample_attester() {
-        let auto = detect(TeeChoice::Auto).err().unwrap();
-        assert_eq!((auto.code(), auto.class()), ("attest.no-tee", ErrorClass::Config));
-        let tdx = detect(TeeChoice::Tdx).err().unwrap();
-        assert_eq!((tdx.code(), tdx.class()), ("attest.not-built", ErrorClass::Config));
-        assert_eq!(tdx.to_string(), "this build of cai has no attester for tdx");
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::to_raw_value;
 
-use super::{AttestError, Attester, Digest, Tee};
+use super::{AttestError, Attester, Claims, Digest, Evidence, Tee, Verifier};
 
 /// State of a SHA-256 measurement register that nothing has extended. Trustee v1.7.5 and later requires the member,
 /// older ones ignore it.
@@ -18,7 +18,7 @@ const NOTHING_MEASURED: &str = "000000000000000000000000000000000000000000000000
 struct Sample;
 
 #[derive(Serialize)]
-struct Evidence<'a> {
+struct Object<'a> {
     svn: &'a str,
     report_data: String,
     measure_register: &'a str,
@@ -35,33 +35,39 @@ impl Attester for Sample {
         Tee::Sample
     }
 
-    fn provider(&self) -> &'static str {
-        "sample"
+    fn device_evidence(&self, _digest: &Digest) -> Result<String, AttestError> {
+        Ok(String::new())
     }
 
-    fn evidence(&self, digest: &Digest) -> Result<Box<RawValue>, AttestError> {
+    fn evidence(&self, digest: &Digest, _verifier: Verifier) -> Result<Evidence, AttestError> {
         let Digest(report_data) = digest;
-        let report_data = STANDARD.encode(report_data);
-        Ok(to_raw_value(&Evidence { svn: "1", report_data, measure_register: NOTHING_MEASURED })?)
+        let object = Object {
+            svn: "1",
+            report_data: STANDARD.encode(report_data),
+            measure_register: NOTHING_MEASURED,
+        };
+        let claims =
+            Claims { provider: "sample", report_data: hex::encode(report_data), ..Claims::default() };
+        Ok(Evidence { object: to_raw_value(&object)?, claims })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attest::detect;
-    use crate::config::TeeChoice;
 
     #[test]
     fn sample_evidence_carries_the_unpadded_digest_and_an_empty_register() {
-        let sample = detect(TeeChoice::Sample).unwrap();
-        assert_eq!((sample.tee(), sample.provider()), (Tee::Sample, "sample"));
-        let evidence = sample.evidence(&Digest([0xa5; 48])).unwrap();
+        let sample = attester().unwrap();
+        assert_eq!(sample.tee(), Tee::Sample);
+        assert_eq!(sample.device_evidence(&Digest([0xa5; 48])).unwrap(), "");
+        let Evidence { object, claims } = sample.evidence(&Digest([0xa5; 48]), Verifier::Current).unwrap();
         let expected = format!(
             r#"{{"svn":"1","report_data":"{}","measure_register":"{}"}}"#,
             "paWl".repeat(16),
             "0".repeat(64)
         );
-        assert_eq!(evidence.get(), expected);
+        assert_eq!(object.get(), expected);
+        assert_eq!((claims.provider, claims.report_data), ("sample", "a5".repeat(48)));
     }
 }

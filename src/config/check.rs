@@ -110,6 +110,9 @@ fn trustee(
         require_https: tuning.require_https,
         ca_file: tuning.ca_file.as_deref().map(|path| under(root, path)),
         protocol: tuning.protocol,
+        key_algorithm: tuning.key_algorithm,
+        token_cert: tuning.token_cert.as_deref().map(|path| under(root, path)),
+        gpu_evidence: tuning.gpu_evidence,
         timeout: Duration::from_secs(tuning.timeout_secs),
         retry_limit: Duration::from_secs(tuning.retry_limit_secs),
     })
@@ -296,7 +299,8 @@ fn attest(all: &Tuning, facts: &Facts, findings: &mut Findings) -> Result<Attest
             return Err(findings.problem(tuning_problem("attest.tee", all, flaw)));
         }
     }
-    Ok(Attest { tee })
+    let super::tuning::Attest { tee: _, quote, event_log, require_gpu } = all.attest;
+    Ok(Attest { tee, quote, event_log, require_gpu })
 }
 
 /// The mount must not hide the cache it is fed from, nor the cache lie in what the mount shows.

@@ -299,8 +299,20 @@ pub static TOML: &[Key] = &[
     tuning("trustee.ca_file", Form::Path, Default::Derived("the public certificate authorities"), None,
         "PEM file with the certificate authorities trusted for the Trustee, instead of the public ones.",
         "\"/etc/cai/trustee-ca.pem\""),
-    tuning("trustee.protocol", Form::Word(&["auto", "0.1.0", "0.4.0"]), Default::Is("\"auto\""), None,
-        "Protocol of the key broker. auto starts at 0.4.0 and follows what the server answers.", "\"0.1.0\""),
+    tuning("trustee.protocol", Form::Word(&["auto", "0.1.0", "0.1.1", "0.2.0", "0.4.0"]),
+        Default::Is("\"auto\""), None,
+        "Protocol of the key broker. auto starts at 0.4.0 and follows what the server answers; a fixed one keeps \
+         whoever can answer in the server's place from choosing an older one.", "\"0.4.0\""),
+    tuning("trustee.key_algorithm", Form::Word(&["auto", "ECDH-ES+A256KW", "RSA-OAEP-256", "RSA1_5"]),
+        Default::Is("\"auto\""), None,
+        "How the model key is encrypted to this machine. auto is ECDH-ES+A256KW where the protocol has it, RSA1_5 \
+         where it has nothing else.", "\"RSA-OAEP-256\""),
+    tuning("trustee.token_cert", Form::Path, Default::Derived("the token's signature is not checked"), None,
+        "PEM file with the certificates that sign attestation tokens, or with the authorities that issued them. A \
+         token signed by anybody else is refused.", "\"/etc/cai/trustee-token.pem\""),
+    tuning("trustee.gpu_evidence", Form::Word(&["auto", "alibaba", "upstream", "none"]), Default::Is("\"auto\""), None,
+        "How GPU evidence is sent: as Alibaba's Trustee reads it, as upstream's does, or not at all. auto is alibaba, \
+         which other servers ignore. Alibaba's refuses the form of upstream.", "\"upstream\""),
     tuning("trustee.timeout_secs", Form::Whole(1, 3600), Default::Is("60"), Some("seconds"),
         "How long one request to the Trustee may take, connecting included.", "30"),
     tuning("trustee.retry_limit_secs", Form::Whole(0, 86_400), Default::Is("600"), Some("seconds"),
@@ -309,6 +321,15 @@ pub static TOML: &[Key] = &[
     tuning("attest.tee", Form::Word(&["auto", "tdx", "sample"]), Default::Is("\"auto\""), None,
         "Which trusted execution environment attests this machine. sample proves nothing and exists in sandbox \
          builds only.", "\"tdx\""),
+    tuning("attest.quote", Form::Word(&["auto", "configfs-tsm", "qgs", "libtdx-attest"]), Default::Is("\"auto\""), None,
+        "Where TDX quotes come from: the kernel's configfs-tsm, the host's Quote Generation Service over vsock, or \
+         Intel's library. auto takes the first that works, in this order.", "\"qgs\""),
+    tuning("attest.event_log", Form::Word(&["auto", "always", "never"]), Default::Is("\"auto\""), None,
+        "Whether the boot event log goes with the quote. auto leaves it out when it does not replay to the quote's \
+         registers, which a verifier would refuse; policies then miss the boot measurements.", "\"always\""),
+    tuning("attest.require_gpu", Form::Flag, Default::Derived("true where the machine has an NVIDIA GPU"), None,
+        "Whether attestation fails without sound evidence of every GPU: confidential mode on, report signed by \
+         NVIDIA's chain, bound to the challenge.", "true"),
     tuning("oss.ca_file", Form::Path, Default::Derived("the public certificate authorities"), None,
         "PEM file with the certificate authorities trusted for OSS, instead of the public ones.",
         "\"/etc/cai/oss-ca.pem\""),

@@ -48,6 +48,12 @@ pub struct Trustee {
     pub ca_file: Option<PathBuf>,
     /// `trustee.protocol`.
     pub protocol: Protocol,
+    /// `trustee.key_algorithm`.
+    pub key_algorithm: KeyAlgorithm,
+    /// `trustee.token_cert`: PEM file with the signers of attestation tokens, or their issuers.
+    pub token_cert: Option<PathBuf>,
+    /// `trustee.gpu_evidence`.
+    pub gpu_evidence: GpuForm,
     /// `trustee.timeout_secs`: one request, connect included.
     pub timeout: Duration,
     /// `trustee.retry_limit_secs`: how long transient failures are retried before the agent gives up (exit 69).
@@ -63,9 +69,46 @@ pub enum Protocol {
     /// Only 0.1.0.
     #[serde(rename = "0.1.0")]
     V0_1_0,
+    /// Only 0.1.1.
+    #[serde(rename = "0.1.1")]
+    V0_1_1,
+    /// Only 0.2.0.
+    #[serde(rename = "0.2.0")]
+    V0_2_0,
     /// Only 0.4.0.
     #[serde(rename = "0.4.0")]
     V0_4_0,
+}
+
+/// `trustee.key_algorithm`: how a secret is encrypted to the key pair of a handshake, by its JWE name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+pub enum KeyAlgorithm {
+    /// The best that the protocol version has.
+    #[serde(rename = "auto")]
+    Auto,
+    /// P-256 key agreement with AES key wrap (RFC 7518 section 4.6).
+    #[serde(rename = "ECDH-ES+A256KW")]
+    EcdhEsA256Kw,
+    /// RSAES-OAEP with SHA-256.
+    #[serde(rename = "RSA-OAEP-256")]
+    RsaOaep256,
+    /// RSAES-PKCS1-v1_5; protocols before 0.4.0 have nothing else.
+    #[serde(rename = "RSA1_5")]
+    Rsa1_5,
+}
+
+/// `trustee.gpu_evidence`: the form in which GPU evidence is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GpuForm {
+    /// As [`GpuForm::Alibaba`], which every known server takes or ignores.
+    Auto,
+    /// Inside the TDX evidence object.
+    Alibaba,
+    /// As additional evidence of its own.
+    Upstream,
+    /// Not sent; checked on this machine all the same.
+    None,
 }
 
 /// Object store.
@@ -86,6 +129,13 @@ pub struct Oss {
     pub concurrency: usize,
     /// `oss.timeout_secs`: one request without a byte of progress.
     pub timeout: Duration,
+}
+
+impl Oss {
+    /// Bucket and prefix in the form of `MODEL_OSS_BUCKET_PATH`: `conf-ai:/qwen3-32b/`.
+    pub fn location(&self) -> String {
+        format!("{}:/{}", self.bucket, self.prefix)
+    }
 }
 
 /// Access key of the object store.
@@ -158,6 +208,38 @@ pub struct Cache {
 pub struct Attest {
     /// `attest.tee`.
     pub tee: TeeChoice,
+    /// `attest.quote`.
+    pub quote: QuoteChoice,
+    /// `attest.event_log`.
+    pub event_log: EventLog,
+    /// `attest.require_gpu`; `None` means where the machine has an NVIDIA GPU.
+    pub require_gpu: Option<bool>,
+}
+
+/// `attest.quote`: where TDX quotes come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuoteChoice {
+    /// The first that works, in the order below.
+    Auto,
+    /// `/sys/kernel/config/tsm/report` (Linux 6.7 and back-ports).
+    ConfigfsTsm,
+    /// `/dev/tdx_guest` and the host's Quote Generation Service over vsock.
+    Qgs,
+    /// Intel's `libtdx_attest.so.1`.
+    LibtdxAttest,
+}
+
+/// `attest.event_log`: whether the boot event log goes with the quote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventLog {
+    /// When it replays to the registers of the quote.
+    Auto,
+    /// Also when it does not.
+    Always,
+    /// Not at all.
+    Never,
 }
 
 /// `attest.tee`: which attester to use.

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::settings::{Encryption, Protocol, Settings, TeeChoice, Wait};
+use super::settings::{
+    Encryption, EventLog, GpuForm, KeyAlgorithm, Protocol, QuoteChoice, Settings, TeeChoice, Wait,
+};
 
 impl Settings {
     /// Every key with the value that is in effect, defaults included, in the order of the shipped files. Secrets are
@@ -30,7 +32,7 @@ impl Settings {
         vec![
             ("TRUSTEE_URL", trustee.url.to_string()),
             ("MODEL_KEY_ID", trustee.key_id.clone()),
-            ("MODEL_OSS_BUCKET_PATH", format!("{}:/{}", oss.bucket, oss.prefix)),
+            ("MODEL_OSS_BUCKET_PATH", oss.location()),
             ("MODEL_OSS_ENDPOINT", oss.endpoint.to_string()),
             ("MODEL_OSS_REGION", oss.region.clone().unwrap_or_default()),
             ("MODEL_OSS_ACCESS_KEY_ID", key.map(|key| key.access_key_id.clone()).unwrap_or_default()),
@@ -45,9 +47,15 @@ impl Settings {
             ("trustee.require_https", trustee.require_https.to_string()),
             ("trustee.ca_file", file(&trustee.ca_file)),
             ("trustee.protocol", protocol(trustee.protocol).to_owned()),
+            ("trustee.key_algorithm", key_algorithm(trustee.key_algorithm).to_owned()),
+            ("trustee.token_cert", file(&trustee.token_cert)),
+            ("trustee.gpu_evidence", gpu_form(trustee.gpu_evidence).to_owned()),
             ("trustee.timeout_secs", trustee.timeout.as_secs().to_string()),
             ("trustee.retry_limit_secs", trustee.retry_limit.as_secs().to_string()),
             ("attest.tee", tee(attest.tee).to_owned()),
+            ("attest.quote", quote(attest.quote).to_owned()),
+            ("attest.event_log", event_log(attest.event_log).to_owned()),
+            ("attest.require_gpu", attest.require_gpu.map(|flag| flag.to_string()).unwrap_or_default()),
             ("oss.ca_file", file(&oss.ca_file)),
             ("oss.concurrency", oss.concurrency.to_string()),
             ("oss.timeout_secs", oss.timeout.as_secs().to_string()),
@@ -95,7 +103,44 @@ const fn protocol(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Auto => "auto",
         Protocol::V0_1_0 => "0.1.0",
+        Protocol::V0_1_1 => "0.1.1",
+        Protocol::V0_2_0 => "0.2.0",
         Protocol::V0_4_0 => "0.4.0",
+    }
+}
+
+const fn key_algorithm(algorithm: KeyAlgorithm) -> &'static str {
+    match algorithm {
+        KeyAlgorithm::Auto => "auto",
+        KeyAlgorithm::EcdhEsA256Kw => "ECDH-ES+A256KW",
+        KeyAlgorithm::RsaOaep256 => "RSA-OAEP-256",
+        KeyAlgorithm::Rsa1_5 => "RSA1_5",
+    }
+}
+
+const fn gpu_form(form: GpuForm) -> &'static str {
+    match form {
+        GpuForm::Auto => "auto",
+        GpuForm::Alibaba => "alibaba",
+        GpuForm::Upstream => "upstream",
+        GpuForm::None => "none",
+    }
+}
+
+const fn quote(choice: QuoteChoice) -> &'static str {
+    match choice {
+        QuoteChoice::Auto => "auto",
+        QuoteChoice::ConfigfsTsm => "configfs-tsm",
+        QuoteChoice::Qgs => "qgs",
+        QuoteChoice::LibtdxAttest => "libtdx-attest",
+    }
+}
+
+const fn event_log(choice: EventLog) -> &'static str {
+    match choice {
+        EventLog::Auto => "auto",
+        EventLog::Always => "always",
+        EventLog::Never => "never",
     }
 }
 

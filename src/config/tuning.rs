@@ -13,7 +13,7 @@ use toml_edit::{Document, Item, TableLike};
 
 use super::keys::{self, Default, Key};
 use super::report::{Findings, Place, Problem, Reported};
-use super::settings::{Protocol, TeeChoice};
+use super::settings::{EventLog, GpuForm, KeyAlgorithm, Protocol, QuoteChoice, TeeChoice};
 use super::{FileKind, SourceFile};
 
 /// The merged values of `cai.toml`, as far as types go; the table's ranges and grammars hold for each.
@@ -36,14 +36,20 @@ pub(super) struct Trustee {
     pub(super) require_https: bool,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) protocol: Protocol,
+    pub(super) key_algorithm: KeyAlgorithm,
+    pub(super) token_cert: Option<PathBuf>,
+    pub(super) gpu_evidence: GpuForm,
     pub(super) timeout_secs: u64,
     pub(super) retry_limit_secs: u64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Attest {
     pub(super) tee: TeeChoice,
+    pub(super) quote: QuoteChoice,
+    pub(super) event_log: EventLog,
+    pub(super) require_gpu: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,9 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Seek as _, Write as _};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
@@ -71,9 +72,20 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Option<Own
     Ok(Some((buffer, descriptors.into_iter().next())))
 }
 
+/// A memory file that holds `data`, to be sent beside a reply that is too long for a packet.
+///
+/// # Errors
+/// What the system says.
+pub fn memory_file(data: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = std::fs::File::from(memfd_create(c"cai", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(data)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::Read as _;
     use std::os::fd::AsFd;
 
     use super::*;
@@ -90,6 +102,17 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn memory_file_sent_beside_a_packet_is_read_whole() {
+        let (left, right) = pair().unwrap();
+        let data: Vec<u8> = (0..MESSAGE_LIMIT * 5).map(|at| (at % 251) as u8).collect();
+        send(left.as_fd(), b"data", Some(memory_file(&data).unwrap().as_fd())).unwrap();
+        let (_, descriptor) = receive(right.as_fd()).unwrap().unwrap();
+        let mut read = Vec::new();
+        std::fs::File::from(descriptor.unwrap()).read_to_end(&mut read).unwrap();
+        assert_eq!(read, data);
     }
 
     #[test]

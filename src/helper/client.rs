@@ -1,6 +1,6 @@
 //! The daemon's side: get a line to the helper, ask, wait for the answer.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use super::channel;
 use super::protocol::{Reply, Request};
 use crate::error::{ErrorClass, Fault};
+
+/// Longest data a verb can give, in bytes: a boot event log has a few hundred KiB at most, in base64.
+const DATA_LIMIT: u64 = 4 << 20;
 
 /// Where `cai-helper.socket` listens, below the root.
 pub const SOCKET: &str = "run/cai/helper.sock";
@@ -90,7 +93,7 @@ impl Fault for HelperError {
 }
 
 /// Codes the helper may answer with; anything else is reported as `helper.refused`.
-const CODES: [&str; 10] = [
+const CODES: [&str; 11] = [
     "mount-point.symlink",
     "mount-point.not-a-directory",
     "mount-point.owner",
@@ -101,6 +104,7 @@ const CODES: [&str; 10] = [
     "fuse.device",
     "fuse.mount",
     "readahead.failed",
+    "vendor.child",
 ];
 
 /// A line to the helper. Dropping it makes the helper detach what it mounted on this line.
@@ -168,6 +172,27 @@ impl Helper {
             }
         }
     }
+
+    /// Ask for a verb that gives data: the helper's text, and the data.
+    ///
+    /// # Errors
+    /// As [`Helper::ask`]; [`HelperError::Line`] also when the data is missing or longer than [`DATA_LIMIT`].
+    pub fn fetch(&self, verb: Request) -> Result<(String, Vec<u8>), HelperError> {
+        let fail = |source: io::Error| HelperError::Line { verb, source };
+        let (text, descriptor) = self.ask(verb)?;
+        let descriptor = descriptor.ok_or_else(|| fail(io::ErrorKind::NotFound.into()))?;
+        Ok((text, read_bounded(descriptor).map_err(fail)?))
+    }
+}
+
+/// All of a memory file, which starts at its beginning.
+fn read_bounded(descriptor: OwnedFd) -> io::Result<Vec<u8>> {
+    let mut data = Vec::new();
+    std::fs::File::from(descriptor).take(DATA_LIMIT + 1).read_to_end(&mut data)?;
+    if data.len() as u64 > DATA_LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the helper's data is over its limit"));
+    }
+    Ok(data)
 }
 
 /// `cai-helper` beside this program, else where the package puts it.

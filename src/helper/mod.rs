@@ -1,9 +1,9 @@
 //! The daemon's line to `cai-helper`, the small root process that does what the unprivileged daemon cannot.
 //!
 //! Owns: the protocol (one JSON message per packet, [`protocol`]), the packet channel with descriptor passing
-//! ([`channel`]) and the daemon's side ([`Helper`]). The verbs themselves live in `bin/cai-helper.rs`. Must not know: keys,
-//! formats, the network. No path or number of a request decides anything: the helper reads the root-owned configuration
-//! itself. One request at a time per connection; calls block. Tested in `tests/helper.rs`.
+//! ([`channel`]) and the daemon's side ([`Helper`]). The verbs themselves live in `bin/cai-helper/`. Must not know: keys,
+//! formats, the network. No path of a request decides anything: the helper reads the root-owned configuration itself; it
+//! takes only what evidence is to be bound to. One request at a time per connection; calls block. Tested in `tests/helper.rs`.
 
 pub mod channel;
 mod client;

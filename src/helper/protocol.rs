@@ -1,14 +1,14 @@
 //! What is said on the line: one JSON object per packet, both ways.
 
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 
 /// Longest message either side accepts, in bytes. The longest real one is an error text with two paths.
 pub const MESSAGE_LIMIT: usize = 16 * 1024;
 
-/// Something only root can do, asked for by the daemon. No argument is taken from the daemon: the root-owned
-/// configuration says where and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// Something only root can do, asked for by the daemon. Where and how is said by the root-owned configuration; the only
+/// bytes taken from the daemon are what evidence is to be bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// Open `/dev/fuse`, mount it at the configured point, hand the descriptor over.
     Mount,
@@ -16,13 +16,57 @@ pub enum Request {
     Readahead,
     /// Detach the mount this connection made.
     Unmount,
+    /// Read the boot event log and the agents' event log: [`EventLogs`] in the descriptor.
+    EventLogs,
+    /// A TDX quote from configfs-tsm: the quote in the descriptor.
+    TsmQuote {
+        /// What the quote is to be bound to.
+        report_data: [u8; 64],
+    },
+    /// A TDREPORT (1024 bytes) from `/dev/tdx_guest` in the descriptor.
+    TdxReport {
+        /// What the report is to be bound to.
+        report_data: [u8; 64],
+    },
+    /// A TDX quote from `libtdx_attest.so.1`: the quote in the descriptor.
+    LibraryQuote {
+        /// What the quote is to be bound to.
+        report_data: [u8; 64],
+    },
+    /// Report and certificates of every NVIDIA GPU: [`GpuReports`] in the descriptor.
+    GpuEvidence {
+        /// What the reports are to be bound to.
+        nonce: [u8; 32],
+    },
+    /// Let the GPUs accept work. Taken back when the line closes.
+    GpuReady,
+    /// Let the GPUs refuse work.
+    GpuNotReady,
 }
 
-/// A [`Request`] on the wire: `{"verb":"mount"}`. A struct, so that an unknown field is refused.
+/// A [`Request`] on the wire: `{"verb":"mount"}`, `{"verb":"gpu-evidence","data":"<hex>"}`. A struct, so that an unknown
+/// field is refused.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Message {
-    verb: Request,
+    verb: Verb,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Verb {
+    Mount,
+    Readahead,
+    Unmount,
+    EventLogs,
+    TsmQuote,
+    TdxReport,
+    LibraryQuote,
+    GpuEvidence,
+    GpuReady,
+    GpuNotReady,
 }
 
 impl Request {
@@ -31,19 +75,102 @@ impl Request {
     /// # Errors
     /// None in practice: what serialisation says.
     pub fn to_packet(self) -> serde_json::Result<Vec<u8>> {
-        serde_json::to_vec(&Message { verb: self })
+        let (verb, data) = match self {
+            Request::Mount => (Verb::Mount, None),
+            Request::Readahead => (Verb::Readahead, None),
+            Request::Unmount => (Verb::Unmount, None),
+            Request::EventLogs => (Verb::EventLogs, None),
+            Request::TsmQuote { report_data } => (Verb::TsmQuote, Some(hex::encode(report_data))),
+            Request::TdxReport { report_data } => (Verb::TdxReport, Some(hex::encode(report_data))),
+            Request::LibraryQuote { report_data } => (Verb::LibraryQuote, Some(hex::encode(report_data))),
+            Request::GpuEvidence { nonce } => (Verb::GpuEvidence, Some(hex::encode(nonce))),
+            Request::GpuReady => (Verb::GpuReady, None),
+            Request::GpuNotReady => (Verb::GpuNotReady, None),
+        };
+        serde_json::to_vec(&Message { verb, data })
     }
 
     /// The request in a packet.
     ///
     /// # Errors
-    /// Anything but exactly one known verb.
+    /// Anything but exactly one known verb, with exactly the data it takes.
     pub fn from_packet(packet: &[u8]) -> serde_json::Result<Self> {
-        serde_json::from_slice(packet).map(|Message { verb }| verb)
+        let Message { verb, data } = serde_json::from_slice(packet)?;
+        match verb {
+            Verb::Mount => nothing(data, Request::Mount),
+            Verb::Readahead => nothing(data, Request::Readahead),
+            Verb::Unmount => nothing(data, Request::Unmount),
+            Verb::EventLogs => nothing(data, Request::EventLogs),
+            Verb::TsmQuote => exactly(data).map(|report_data| Request::TsmQuote { report_data }),
+            Verb::TdxReport => exactly(data).map(|report_data| Request::TdxReport { report_data }),
+            Verb::LibraryQuote => exactly(data).map(|report_data| Request::LibraryQuote { report_data }),
+            Verb::GpuEvidence => exactly(data).map(|nonce| Request::GpuEvidence { nonce }),
+            Verb::GpuReady => nothing(data, Request::GpuReady),
+            Verb::GpuNotReady => nothing(data, Request::GpuNotReady),
+        }
     }
 }
 
-/// The helper's answer. A descriptor travels beside `Done` to `Mount` only.
+fn nothing(data: Option<String>, request: Request) -> serde_json::Result<Request> {
+    match data {
+        None => Ok(request),
+        Some(_) => Err(serde_json::Error::custom("this verb takes no data")),
+    }
+}
+
+fn exactly<const LEN: usize>(data: Option<String>) -> serde_json::Result<[u8; LEN]> {
+    let mut bytes = [0; LEN];
+    match data.map(|data| hex::decode_to_slice(data, &mut bytes)) {
+        Some(Ok(())) => Ok(bytes),
+        _ => Err(serde_json::Error::custom(format!("this verb takes {LEN} bytes in hexadecimal"))),
+    }
+}
+
+/// What [`Request::EventLogs`] gives; each is `None` where the file does not exist.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventLogs {
+    /// The ACPI table `CCEL`'s data, base64.
+    pub ccel: Option<String>,
+    /// `/run/attestation-agent/eventlog`, base64.
+    pub aael: Option<String>,
+}
+
+/// What [`Request::GpuEvidence`] gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuReports {
+    /// Version of the driver.
+    pub driver_version: String,
+    /// Confidential-computing feature of the system is on.
+    pub cc_enabled: bool,
+    /// Developer tools can look into the GPUs.
+    pub dev_tools: bool,
+    /// Production environment, not a simulation.
+    pub production: bool,
+    /// Every GPU, in the driver's order.
+    pub gpus: Vec<GpuReport>,
+}
+
+/// One GPU of [`GpuReports`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuReport {
+    /// `GPU-…`.
+    pub uuid: String,
+    /// Product name.
+    pub name: String,
+    /// Architecture as Trustee spells it: `HOPPER`, `BLACKWELL`.
+    pub arch: String,
+    /// Version of the VBIOS.
+    pub vbios_version: String,
+    /// The SPDM report, base64.
+    pub report: String,
+    /// Certificate chain of the report's signer, leaf first, PEM.
+    pub attestation_chain: String,
+    /// Certificate chain of the device, leaf first, PEM.
+    pub device_chain: String,
+}
+
+/// The helper's answer. Beside `Done` travels the FUSE device for `Mount`, and for the verbs that give data a memory file
+/// that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Reply {
@@ -67,18 +194,39 @@ pub enum Reply {
 mod tests {
     use super::*;
 
+    /// One of each.
+    const REQUESTS: [Request; 10] = [
+        Request::Mount,
+        Request::Readahead,
+        Request::Unmount,
+        Request::EventLogs,
+        Request::TsmQuote { report_data: [1; 64] },
+        Request::TdxReport { report_data: [2; 64] },
+        Request::LibraryQuote { report_data: [3; 64] },
+        Request::GpuEvidence { nonce: [4; 32] },
+        Request::GpuReady,
+        Request::GpuNotReady,
+    ];
+
     #[test]
     fn request_on_the_wire_is_the_documented_object() {
         assert_eq!(Request::Readahead.to_packet().unwrap(), br#"{"verb":"readahead"}"#);
-        for verb in [Request::Mount, Request::Readahead, Request::Unmount] {
-            assert_eq!(Request::from_packet(&verb.to_packet().unwrap()).unwrap(), verb);
+        let evidence = format!(r#"{{"verb":"gpu-evidence","data":"{}"}}"#, "04".repeat(32));
+        assert_eq!(Request::GpuEvidence { nonce: [4; 32] }.to_packet().unwrap(), evidence.as_bytes());
+        for request in REQUESTS {
+            assert_eq!(Request::from_packet(&request.to_packet().unwrap()).unwrap(), request);
         }
     }
 
     #[test]
-    fn request_with_an_argument_is_refused() {
-        let parsed = Request::from_packet(br#"{"verb":"mount","point":"/etc"}"#);
-        assert!(parsed.is_err(), "an argument from the daemon must not even parse");
+    fn request_with_an_argument_it_does_not_take_is_refused() {
+        let refused = |packet: &str| Request::from_packet(packet.as_bytes()).is_err();
+        assert!(refused(r#"{"verb":"mount","point":"/etc"}"#), "must not even parse");
+        assert!(refused(r#"{"verb":"mount","data":"00"}"#));
+        assert!(refused(r#"{"verb":"gpu-evidence"}"#));
+        for data in ["04".repeat(31), "04".repeat(33), "0x".repeat(32)] {
+            assert!(refused(&format!(r#"{{"verb":"gpu-evidence","data":"{data}"}}"#)), "{data}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::transport::Transport;
 use super::uri::ResourceUri;
 use super::verdict::{Verdict, expected_version, judge};
 use super::wire::{self, Challenge, Dialect};
-use crate::attest::{Attester, Tee};
+use crate::attest::{Attester, Claims, Evidence, Tee};
 use crate::config::{Protocol, Trustee};
 use crate::keyring::Secret;
 
@@ -52,8 +52,8 @@ pub struct Facts {
     pub dialect: Dialect,
     /// TEE attested.
     pub tee: Tee,
-    /// Where the evidence came from.
-    pub provider: &'static str,
+    /// What the evidence says.
+    pub claims: Claims,
     /// When the broker accepted the evidence.
     pub attested_at: SystemTime,
     /// When the token expires, and with it the session in practice.
@@ -110,7 +110,7 @@ impl Client {
     /// # Errors
     /// [`KbsError`]; a refusal of the evidence is not retried here but in [`Client::release`].
     pub async fn attest(&self, attester: Arc<dyn Attester>) -> Result<Attested, KbsError> {
-        let (tee, provider) = (attester.tee(), attester.provider());
+        let tee = attester.tee();
         let jar = Jar::new(self.transport.base());
         let (dialect, challenge) = self.challenge(tee, &jar).await?;
         let nonce = challenge.nonce.clone();
@@ -130,13 +130,13 @@ impl Client {
             event = "kbs.attested",
             dialect = dialect.version(),
             tee = tee.name(),
-            provider,
+            provider = proof.claims.provider,
             "attested"
         );
         let facts = Facts {
             dialect,
             tee,
-            provider,
+            claims: proof.claims,
             attested_at: at,
             expires: token.expires,
             server_authenticated: self.server_authenticated(),
@@ -229,6 +229,8 @@ impl Client {
     fn first_offer(&self) -> Dialect {
         match self.protocol {
             Protocol::V0_1_0 => Dialect::V0_1_0,
+            Protocol::V0_1_1 => Dialect::V0_1_1,
+            Protocol::V0_2_0 => Dialect::V0_2_0,
             Protocol::V0_4_0 => Dialect::V0_4_0,
             // The better one first: its envelope authenticates its header.
             Protocol::Auto => {
@@ -254,11 +256,11 @@ impl Client {
 
     fn remember(&self, dialect: Dialect) -> Dialect {
         let known = self.found.lock().unwrap_or_else(PoisonError::into_inner).replace(dialect);
-        if known != Some(dialect) && dialect == Dialect::V0_1_0 && self.protocol == Protocol::Auto {
+        if known != Some(dialect) && dialect != Dialect::V0_4_0 && self.protocol == Protocol::Auto {
             tracing::warn!(
                 event = "kbs.old-protocol",
                 dialect = dialect.version(),
-                "the key broker speaks only the old protocol; pin trustee.protocol once it has been upgraded"
+                "the key broker speaks only an old protocol; pin trustee.protocol once it has been upgraded"
             );
         }
         dialect
@@ -268,20 +270,27 @@ impl Client {
 /// What one handshake sends as proof, and the key pair it is bound to.
 struct Proof {
     key: TeeKey,
+    claims: Claims,
     body: Vec<u8>,
 }
 
 /// A fresh key pair, and evidence bound to it and to the challenge. Blocking.
 fn prove(dialect: Dialect, challenge: &Challenge, attester: &dyn Attester) -> Result<Proof, KbsError> {
     let key = TeeKey::generate(dialect)?;
-    let digest = wire::primary_digest(dialect, &challenge.nonce, key.jwk())?;
-    let evidence =
-        attester.evidence(&digest).map_err(|source| KbsError::Evidence { at: SystemTime::now(), source })?;
-    let body = wire::attest_body(dialect, &challenge.nonce, key.jwk(), &evidence)?;
+    let failed = |source| KbsError::Evidence { at: SystemTime::now(), source };
+    let additional = if dialect.has_devices() {
+        let digest = wire::runtime_digest(None, &challenge.nonce, key.jwk())?;
+        attester.device_evidence(&digest).map_err(failed)?
+    } else {
+        String::new()
+    };
+    let digest = wire::primary_digest(dialect, &additional, &challenge.nonce, key.jwk())?;
+    let Evidence { object, claims } = attester.evidence(&digest, dialect.verifier()).map_err(failed)?;
+    let body = wire::attest_body(dialect, &challenge.nonce, key.jwk(), &object, &additional)?;
     if body.len() > REQUEST_LIMIT {
         return Err(KbsError::EvidenceTooLarge { len: body.len(), limit: REQUEST_LIMIT });
     }
-    Ok(Proof { key, body })
+    Ok(Proof { key, claims, body })
 }
 
 /// The error that a refusal means. `resource` is what was asked for, where something was.

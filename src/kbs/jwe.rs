@@ -59,7 +59,7 @@ impl Jwe {
     /// [`JweError`]; damage of whatever kind below the header is one and the same [`JweError::Open`].
     pub fn open(&self, key: &TeeKey, dialect: Dialect) -> Result<Secret, JweError> {
         let legacy = self.protected.trim_start().starts_with('{');
-        if legacy && dialect != Dialect::V0_1_0 {
+        if legacy && !dialect.has_legacy_envelope() {
             return Err(JweError::Legacy);
         }
         let header = self.header(legacy)?;

@@ -70,7 +70,7 @@ impl TeeKey {
             Dialect::V0_4_0 => {
                 TeeKey::of_p256(p256::SecretKey::try_generate().map_err(|_| KeyError::Generate)?)
             }
-            Dialect::V0_1_0 => {
+            Dialect::V0_1_0 | Dialect::V0_1_1 | Dialect::V0_2_0 => {
                 let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).map_err(|_| KeyError::Generate)?;
                 TeeKey::of_rsa(key, RsaAlg::Pkcs1)
             }

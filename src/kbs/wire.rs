@@ -13,10 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha384};
 
-use crate::attest::{Digest, Tee};
-
-/// `additional_evidence` of a machine that attests no device besides its CPU.
-pub const NO_DEVICES: &str = "";
+use crate::attest::{Digest, Tee, Verifier};
 
 /// Challenge nonces have at least this many bytes (kbs.md section 13, item 4).
 const MIN_NONCE_BYTES: usize = 32;
@@ -27,24 +24,51 @@ const MAX_NONCE_TEXT: usize = 1024;
 /// Versions of the protocol that cai speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    /// RSA1_5, JWE without associated data. Alibaba Trustee up to v1.5.2.
+    /// RSA1_5, JWE without associated data. Alibaba Trustee up to v1.5.2, upstream up to v0.9.
     V0_1_0,
-    /// ECDH-ES+A256KW, RFC 7516 JWE. Alibaba Trustee from v1.6.0, upstream from v0.14.
+    /// As 0.1.0, with evidence as an object. Upstream v0.10 and v0.11.
+    V0_1_1,
+    /// As 0.1.1, with an RFC 7516 JWE. Upstream v0.12 and v0.13.
+    V0_2_0,
+    /// ECDH-ES+A256KW, RFC 7516 JWE, evidence of devices. Alibaba Trustee from v1.6.0, upstream from v0.14.
     V0_4_0,
 }
 
 impl Dialect {
+    /// Every dialect, oldest first.
+    pub const ALL: [Dialect; 4] = [Dialect::V0_1_0, Dialect::V0_1_1, Dialect::V0_2_0, Dialect::V0_4_0];
+
     /// Version string on the wire.
     pub const fn version(self) -> &'static str {
         match self {
             Dialect::V0_1_0 => "0.1.0",
+            Dialect::V0_1_1 => "0.1.1",
+            Dialect::V0_2_0 => "0.2.0",
             Dialect::V0_4_0 => "0.4.0",
         }
     }
 
     /// The dialect of a version string, if it is one of ours.
     pub fn of_version(version: &str) -> Option<Self> {
-        [Dialect::V0_1_0, Dialect::V0_4_0].into_iter().find(|dialect| dialect.version() == version)
+        Dialect::ALL.into_iter().find(|dialect| dialect.version() == version)
+    }
+
+    /// Generation of the verifier behind a server of this dialect.
+    pub const fn verifier(self) -> Verifier {
+        match self {
+            Dialect::V0_1_0 | Dialect::V0_1_1 => Verifier::Legacy,
+            Dialect::V0_2_0 | Dialect::V0_4_0 => Verifier::Current,
+        }
+    }
+
+    /// Whether evidence of devices travels beside the primary evidence.
+    pub const fn has_devices(self) -> bool {
+        matches!(self, Dialect::V0_4_0)
+    }
+
+    /// Whether a secret arrives in the legacy envelope, without associated data (kbs.md section 5.1).
+    pub const fn has_legacy_envelope(self) -> bool {
+        matches!(self, Dialect::V0_1_0 | Dialect::V0_1_1)
     }
 }
 
@@ -163,23 +187,26 @@ pub fn runtime_digest(
     Ok(Digest(Sha384::digest(text).into()))
 }
 
-/// What the evidence of a handshake must be bound to in `dialect`, without devices.
+/// What the primary evidence of a handshake must be bound to in `dialect`. `additional` is the text of
+/// `additional_evidence`, empty without devices.
 ///
 /// # Errors
 /// As [`runtime_digest`].
-pub fn primary_digest(dialect: Dialect, nonce: &str, tee_pubkey: &Jwk) -> Result<Digest, serde_json::Error> {
-    match dialect {
-        Dialect::V0_1_0 => runtime_digest(None, nonce, tee_pubkey),
-        Dialect::V0_4_0 => runtime_digest(Some(NO_DEVICES), nonce, tee_pubkey),
-    }
+pub fn primary_digest(
+    dialect: Dialect,
+    additional: &str,
+    nonce: &str,
+    tee_pubkey: &Jwk,
+) -> Result<Digest, serde_json::Error> {
+    runtime_digest(dialect.has_devices().then_some(additional), nonce, tee_pubkey)
 }
 
 #[derive(Serialize)]
-struct AttestRequest010<'a> {
+struct AttestRequest<'a, E: Serialize> {
     #[serde(rename = "tee-pubkey")]
     tee_pubkey: &'a Jwk,
     #[serde(rename = "tee-evidence")]
-    tee_evidence: &'a str,
+    tee_evidence: E,
 }
 
 #[derive(Serialize)]
@@ -199,7 +226,7 @@ struct CompositeEvidence<'a> {
     additional_evidence: &'a str,
 }
 
-/// Body of `POST attest`, without devices.
+/// Body of `POST attest`. `additional` is the text of `additional_evidence`, empty without devices.
 ///
 /// # Errors
 /// Never with these types; `serde_json` cannot say so.
@@ -208,13 +235,17 @@ pub fn attest_body(
     nonce: &str,
     tee_pubkey: &Jwk,
     evidence: &RawValue,
+    additional: &str,
 ) -> Result<Vec<u8>, serde_json::Error> {
     match dialect {
-        Dialect::V0_1_0 => serde_json::to_vec(&AttestRequest010 { tee_pubkey, tee_evidence: evidence.get() }),
+        Dialect::V0_1_0 => serde_json::to_vec(&AttestRequest { tee_pubkey, tee_evidence: evidence.get() }),
+        Dialect::V0_1_1 | Dialect::V0_2_0 => {
+            serde_json::to_vec(&AttestRequest { tee_pubkey, tee_evidence: evidence })
+        }
         Dialect::V0_4_0 => serde_json::to_vec(&AttestRequest040 {
             init_data: (),
             runtime_data: RuntimeData { additional_evidence: None, nonce, tee_pubkey },
-            tee_evidence: CompositeEvidence { primary_evidence: evidence, additional_evidence: NO_DEVICES },
+            tee_evidence: CompositeEvidence { primary_evidence: evidence, additional_evidence: additional },
         }),
     }
 }

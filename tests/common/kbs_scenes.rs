@@ -14,7 +14,7 @@ use aes_kw::KwAes256;
 use aws_lc_rs::rsa::{Pkcs1PublicEncryptingKey, PublicEncryptingKey, PublicKeyComponents};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use cai::config::{Protocol, Trustee};
+use cai::config::{GpuForm, KeyAlgorithm, Protocol, Trustee};
 use p256::elliptic_curve::Generate as _;
 use p256::elliptic_curve::sec1::ToSec1Point as _;
 use serde_json::{Value, json};
@@ -40,6 +40,9 @@ pub fn trustee(url: &str, protocol: Protocol) -> Trustee {
         require_https: false,
         ca_file: None,
         protocol,
+        key_algorithm: KeyAlgorithm::Auto,
+        token_cert: None,
+        gpu_evidence: GpuForm::Auto,
         timeout: Duration::from_secs(20),
         retry_limit: Duration::ZERO,
     }

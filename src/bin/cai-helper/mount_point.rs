@@ -1,162 +1,48 @@
-//! `cai-helper`: the few acts that need root, for a daemon that has no privilege.
+//! The mount: made at the configured point, read-ahead set, detached. Nothing else of the machine is touched.
 //!
-//! Its line to the daemon is standard input, a `SOCK_SEQPACKET` socket: `cai run` started as root passes one end of a
-//! socketpair, `cai-helper.socket` (`Accept=yes`, `StandardInput=socket`) passes the connection. Nothing in a request
-//! decides where or how: that comes from the root-owned configuration, read here. When the line closes, for whatever
-//! reason, what was mounted through it is detached, so that a crashed daemon leaves no dead mount.
-#![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+//! `/tmp/model` has a world-writable parent, so the point is opened without following links, its owner checked, and it is
+//! mounted over by descriptor.
 
 use std::fmt::Write as _;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
-use anyhow::Context;
-use cai::config::{self, Settings};
+use cai::config;
 use cai::error::chain;
-use cai::helper::channel;
-use cai::helper::protocol::{Reply, Request};
 use cai::host;
 use cai::host::directory::{DirectoryError, open_or_create};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::Mode;
 use nix::unistd::Uid;
+
+use crate::session::Refusal;
 
 /// Source and subtype of our mounts, as `/proc/self/mountinfo` shows them.
 const FS_SOURCE: &str = "cai";
 const FS_TYPE: &str = "fuse.cai";
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cai-helper: {error:#}");
-            ExitCode::from(78)
-        }
-    }
-}
-
-fn run() -> anyhow::Result<()> {
-    anyhow::ensure!(Uid::effective().is_root(), "must run as root");
-    let root = root_argument(std::env::args_os().skip(1).collect())?;
-    // The end of the line is the only stop signal: the daemon's terminal and cgroup send us theirs too, and a helper that
-    // died first could not detach the mount.
-    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).thread_block()?;
-    let stdin = std::io::stdin();
-    let line = stdin.as_fd();
-    let daemon = check_peer(line)?;
-    check_configuration_is_roots(&root)?;
-    let (settings, _) = config::load(&root)?;
-    let mut session = Session { settings, daemon, mounted: None };
-    let served = session.serve(line);
-    if let Err(refusal) = session.detach() {
-        eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
-    }
-    served
-}
-
-/// `--root DIR`, the only argument.
-fn root_argument(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<PathBuf> {
-    match arguments.as_slice() {
-        [] => Ok(PathBuf::from("/")),
-        [flag, directory] if flag == "--root" && Path::new(directory).is_absolute() => {
-            Ok(PathBuf::from(directory))
-        }
-        _ => anyhow::bail!("usage: cai-helper [--root ABSOLUTE-DIR], with its socket as standard input"),
-    }
-}
-
-/// The daemon's user, who must be the one at the other end (root is `cai run` before it drops its privileges).
-fn check_peer(line: BorrowedFd<'_>) -> anyhow::Result<host::User> {
-    let peer = getsockopt(&line, PeerCredentials).context("standard input is not a socket")?;
-    let daemon = host::User::find(host::DAEMON_USER)?
-        .with_context(|| format!("user {} does not exist", host::DAEMON_USER))?;
-    let allowed = peer.uid() == 0 || peer.uid() == daemon.uid.as_raw();
-    anyhow::ensure!(allowed, "peer has uid {}, expected {} or root", peer.uid(), daemon.uid);
-    Ok(daemon)
-}
-
-/// What decides where root mounts must be root's alone to write.
-fn check_configuration_is_roots(root: &Path) -> anyhow::Result<()> {
-    let mut paths: Vec<PathBuf> =
-        ["", "etc", "etc/cai", "etc/cai/cai.env", "etc/cai/cai.toml", "etc/cai/cai.toml.d"]
-            .iter()
-            .map(|path| root.join(path))
-            .collect();
-    if let Ok(entries) = std::fs::read_dir(root.join("etc/cai/cai.toml.d")) {
-        paths.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
-    }
-    for path in paths {
-        let metadata = match std::fs::metadata(&path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
-        };
-        let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-        anyhow::ensure!(
-            uid == 0 && mode & 0o022 == 0,
-            "{} has uid {uid} and mode {mode:04o}; the configuration must belong to root and be writable by root alone",
-            path.display()
-        );
-    }
-    Ok(())
-}
-
-/// A request that was not carried out.
-struct Refusal {
-    code: &'static str,
-    text: String,
-    hint: String,
-}
-
-impl Refusal {
-    fn new(code: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
-        Refusal { code, text: text.into(), hint: hint.into() }
-    }
-}
-
-/// One connection of the daemon.
-struct Session {
-    settings: Settings,
-    daemon: host::User,
+/// The mount of one connection.
+#[derive(Default)]
+pub(crate) struct MountPoint {
     mounted: Option<OurMount>,
 }
 
-impl Session {
-    fn serve(&mut self, line: BorrowedFd<'_>) -> anyhow::Result<()> {
-        while let Some((message, _)) = channel::receive(line).context("receiving a request")? {
-            let request = Request::from_packet(&message).context("a request that is none")?;
-            let (reply, descriptor) = match self.act(request) {
-                Ok((text, descriptor)) => (Reply::Done { text }, descriptor),
-                Err(Refusal { code, text, hint }) => (Reply::Refused { code: code.into(), text, hint }, None),
-            };
-            let message = serde_json::to_vec(&reply)?;
-            channel::send(line, &message, descriptor.as_ref().map(AsFd::as_fd)).context("answering")?;
-        }
-        Ok(())
-    }
-
-    fn act(&mut self, request: Request) -> Result<(String, Option<OwnedFd>), Refusal> {
-        match request {
-            Request::Mount => self.mount().map(|(text, device)| (text, Some(device))),
-            Request::Readahead => self.readahead().map(|text| (text, None)),
-            Request::Unmount => self.detach().map(|text| (text, None)),
-        }
-    }
-
-    fn mount(&mut self) -> Result<(String, OwnedFd), Refusal> {
-        let point = self.settings.mount.point.clone();
+impl MountPoint {
+    /// Open `/dev/fuse`, mount it at the configured point, and give the descriptor.
+    pub(crate) fn mount(
+        &mut self,
+        settings: &config::Mount,
+        daemon: &host::User,
+    ) -> Result<(String, OwnedFd), Refusal> {
+        let point = settings.point.clone();
         let mut text = String::new();
         if detach_stale(&point)? {
             let _ = write!(text, "detached a dead mount left by a crash; ");
         }
-        let directory = open_mount_point(&point, self.daemon.uid)?;
+        let directory = open_mount_point(&point, daemon.uid)?;
         let device = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|error| {
             Refusal::new(
                 "fuse.device",
@@ -167,8 +53,8 @@ impl Session {
         let options = format!(
             "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
             device.as_raw_fd(),
-            self.daemon.uid,
-            self.daemon.gid
+            daemon.uid,
+            daemon.gid
         );
         let target = format!("/proc/self/fd/{}", directory.as_raw_fd());
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -189,12 +75,11 @@ impl Session {
     }
 
     /// The kernel caps what FUSE itself may ask for at 128 KiB; only the backing device's setting goes beyond.
-    fn readahead(&self) -> Result<String, Refusal> {
+    pub(crate) fn readahead(&self, kib: u32) -> Result<String, Refusal> {
         let device = self.mounted.as_ref().map(|mounted| &mounted.device).ok_or_else(|| {
             Refusal::new("readahead.failed", "nothing is mounted on this connection", "mount first")
         })?;
         let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
-        let kib = self.settings.mount.readahead_kib;
         std::fs::write(&file, kib.to_string()).map_err(|error| {
             Refusal::new(
                 "readahead.failed",
@@ -206,7 +91,7 @@ impl Session {
     }
 
     /// Detach what this connection mounted, and only that. It stays ours until it is gone.
-    fn detach(&mut self) -> Result<String, Refusal> {
+    pub(crate) fn detach(&mut self) -> Result<String, Refusal> {
         let Some(mounted) = &self.mounted else { return Ok("nothing was mounted".into()) };
         let point = mounted.point.clone();
         let entries = mounts_at(&point);
@@ -381,7 +266,6 @@ fn check_empty(point: &Path, directory: &OwnedFd) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::unistd::Gid;
 
     const LINE: &str =
         "36 35 0:57 / /tmp/a\\040model rw,nosuid shared:1 master:2 - fuse.cai cai rw,user_id=0";
@@ -409,19 +293,5 @@ mod tests {
     fn unescape_keeps_a_backslash_that_starts_no_octal() {
         assert_eq!(unescape("a\\9b\\"), b"a\\9b\\");
         assert_eq!(unescape("\\134"), b"\\");
-    }
-
-    #[test]
-    fn arguments_other_than_root_are_refused() {
-        assert_eq!(root_argument(vec![]).unwrap(), Path::new("/"));
-        assert_eq!(root_argument(vec!["--root".into(), "/x".into()]).unwrap(), Path::new("/x"));
-        assert!(root_argument(vec!["--point".into(), "/x".into()]).is_err());
-        assert!(root_argument(vec!["--root".into(), "x".into()]).is_err());
-    }
-
-    #[test]
-    fn a_group_id_is_part_of_the_user() {
-        let root = host::User::find("root").unwrap().unwrap();
-        assert_eq!((root.uid, root.gid), (Uid::from_raw(0), Gid::from_raw(0)));
     }
 }

@@ -1,0 +1,159 @@
+//! `cai-helper`: the few acts that need root, for a daemon that has no privilege.
+//!
+//! Its line to the daemon is standard input, a `SOCK_SEQPACKET` socket: `cai run` started as root passes one end of a
+//! socketpair, `cai-helper.socket` (`Accept=yes`, `StandardInput=socket`) passes the connection. Nothing in a request
+//! decides where or how: that comes from the root-owned configuration, read here; the only bytes taken from the daemon are
+//! what a quote or a report is to be bound to. When the line closes, for whatever reason, what was done through it is
+//! undone (`session.rs`).
+//!
+//! Vendors' libraries are opened only in a short-lived child, this program with other arguments (`vendor.rs`).
+#![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod mount_point;
+mod session;
+mod vendor;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use cai::config;
+use cai::host;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Uid;
+
+use session::Session;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cai-helper: {error:#}");
+            ExitCode::from(78)
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    anyhow::ensure!(Uid::effective().is_root(), "must run as root");
+    match Arguments::parse(std::env::args_os().skip(1).collect())? {
+        Arguments::Serve { root } => serve(&root),
+        Arguments::Vendor { root, act, data } => vendor::child(&root, act, &data),
+    }
+}
+
+/// Answer the daemon until its line closes.
+fn serve(root: &Path) -> anyhow::Result<()> {
+    // The end of the line is the only stop signal: the daemon's terminal and cgroup send us theirs too, and a helper that
+    // died first could not detach the mount.
+    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).thread_block()?;
+    let stdin = std::io::stdin();
+    let line = stdin.as_fd();
+    let daemon = check_peer(line)?;
+    check_configuration_is_roots(root)?;
+    let (settings, _) = config::load(root)?;
+    let mut session = Session::new(settings, daemon);
+    let served = session.serve(line);
+    session.undo();
+    served
+}
+
+/// How the program was called.
+#[derive(Debug, PartialEq, Eq)]
+enum Arguments {
+    /// With its socket as standard input.
+    Serve { root: PathBuf },
+    /// By itself, to open a vendor's library.
+    Vendor { root: PathBuf, act: vendor::Act, data: Vec<u8> },
+}
+
+impl Arguments {
+    fn parse(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Self> {
+        let absolute = |directory: &std::ffi::OsString| Path::new(directory).is_absolute();
+        match arguments.as_slice() {
+            [] => Ok(Arguments::Serve { root: PathBuf::from("/") }),
+            [flag, root] if flag == "--root" && absolute(root) => {
+                Ok(Arguments::Serve { root: PathBuf::from(root) })
+            }
+            [flag, root, vendor, act, data] if flag == "--root" && absolute(root) && vendor == "vendor" => {
+                let (act, data) = act.to_str().zip(data.to_str()).context("arguments are not text")?;
+                let act = vendor::Act::named(act).with_context(|| format!("no such act: {act}"))?;
+                let data = hex::decode(data).context("data is not hexadecimal")?;
+                Ok(Arguments::Vendor { root: PathBuf::from(root), act, data })
+            }
+            _ => anyhow::bail!("usage: cai-helper [--root ABSOLUTE-DIR], with its socket as standard input"),
+        }
+    }
+}
+
+/// The daemon's user, who must be the one at the other end (root is `cai run` before it drops its privileges).
+fn check_peer(line: BorrowedFd<'_>) -> anyhow::Result<host::User> {
+    let peer = getsockopt(&line, PeerCredentials).context("standard input is not a socket")?;
+    let daemon = host::User::find(host::DAEMON_USER)?
+        .with_context(|| format!("user {} does not exist", host::DAEMON_USER))?;
+    let allowed = peer.uid() == 0 || peer.uid() == daemon.uid.as_raw();
+    anyhow::ensure!(allowed, "peer has uid {}, expected {} or root", peer.uid(), daemon.uid);
+    Ok(daemon)
+}
+
+/// What decides where root mounts must be root's alone to write.
+fn check_configuration_is_roots(root: &Path) -> anyhow::Result<()> {
+    let mut paths: Vec<PathBuf> =
+        ["", "etc", "etc/cai", "etc/cai/cai.env", "etc/cai/cai.toml", "etc/cai/cai.toml.d"]
+            .iter()
+            .map(|path| root.join(path))
+            .collect();
+    if let Ok(entries) = std::fs::read_dir(root.join("etc/cai/cai.toml.d")) {
+        paths.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+    }
+    for path in paths {
+        let metadata = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
+        };
+        let (uid, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+        anyhow::ensure!(
+            uid == 0 && mode & 0o022 == 0,
+            "{} has uid {uid} and mode {mode:04o}; the configuration must belong to root and be writable by root alone",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::Gid;
+
+    #[test]
+    fn arguments_other_than_root_and_the_childs_are_refused() {
+        let serve = |root: &str| Arguments::Serve { root: root.into() };
+        assert_eq!(Arguments::parse(vec![]).unwrap(), serve("/"));
+        assert_eq!(Arguments::parse(vec!["--root".into(), "/x".into()]).unwrap(), serve("/x"));
+        let child = ["--root", "/x", "vendor", "gpu-evidence", "00ff"].map(Into::into).to_vec();
+        let expected =
+            Arguments::Vendor { root: "/x".into(), act: vendor::Act::GpuEvidence, data: vec![0, 0xff] };
+        assert_eq!(Arguments::parse(child).unwrap(), expected);
+        for refused in [
+            &["--point", "/x"][..],
+            &["--root", "x"],
+            &["--root", "/x", "vendor", "rm", ""],
+            &["--root", "/x", "vendor", "gpu-evidence", "0"],
+            &["--root", "/x", "vendor", "gpu-evidence"],
+        ] {
+            let arguments = refused.iter().map(Into::into).collect();
+            assert!(Arguments::parse(arguments).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_id_is_part_of_the_user() {
+        let root = host::User::find("root").unwrap().unwrap();
+        assert_eq!((root.uid, root.gid), (Uid::from_raw(0), Gid::from_raw(0)));
+    }
+}

@@ -1,0 +1,81 @@
+//! One connection of the daemon: its requests carried out one after the other, and undone when it ends.
+
+use std::borrow::Cow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::Context;
+use cai::config::Settings;
+use cai::helper::channel;
+use cai::helper::protocol::{Reply, Request};
+use cai::host;
+
+use crate::mount_point::MountPoint;
+
+/// A request that was not carried out.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) code: Cow<'static, str>,
+    pub(crate) text: String,
+    pub(crate) hint: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
+        Refusal { code: code.into(), text: text.into(), hint: hint.into() }
+    }
+}
+
+/// What an act gives: words for the journal, and a descriptor for some.
+pub(crate) type Done = (String, Option<OwnedFd>);
+
+/// One connection of the daemon.
+pub(crate) struct Session {
+    settings: Settings,
+    daemon: host::User,
+    mount_point: MountPoint,
+}
+
+impl Session {
+    pub(crate) fn new(settings: Settings, daemon: host::User) -> Self {
+        Session { settings, daemon, mount_point: MountPoint::default() }
+    }
+
+    /// Answer requests until the line closes.
+    pub(crate) fn serve(&mut self, line: BorrowedFd<'_>) -> anyhow::Result<()> {
+        while let Some((message, _)) = channel::receive(line).context("receiving a request")? {
+            let request = Request::from_packet(&message).context("a request that is none")?;
+            let (reply, descriptor) = match self.act(request) {
+                Ok((text, descriptor)) => (Reply::Done { text }, descriptor),
+                Err(Refusal { code, text, hint }) => (Reply::Refused { code: code.into(), text, hint }, None),
+            };
+            let message = serde_json::to_vec(&reply)?;
+            channel::send(line, &message, descriptor.as_ref().map(AsFd::as_fd)).context("answering")?;
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, request: Request) -> Result<Done, Refusal> {
+        let Settings { mount, .. } = &self.settings;
+        match request {
+            Request::Mount => {
+                self.mount_point.mount(mount, &self.daemon).map(|(text, device)| (text, Some(device)))
+            }
+            Request::Readahead => self.mount_point.readahead(mount.readahead_kib).map(|text| (text, None)),
+            Request::Unmount => self.mount_point.detach().map(|text| (text, None)),
+            Request::EventLogs
+            | Request::TsmQuote { .. }
+            | Request::TdxReport { .. }
+            | Request::LibraryQuote { .. }
+            | Request::GpuEvidence { .. }
+            | Request::GpuReady
+            | Request::GpuNotReady => Err(Refusal::new("helper.refused", "not built yet", "wait for it")),
+        }
+    }
+
+    /// Undo what was done through this connection: no dead mount stays behind a daemon that crashed.
+    pub(crate) fn undo(&mut self) {
+        if let Err(refusal) = self.mount_point.detach() {
+            eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
+        }
+    }
+}

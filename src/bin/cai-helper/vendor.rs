@@ -1,0 +1,102 @@
+//! Vendors' libraries, opened as root only in a short-lived child of the helper: what they do to their process (threads,
+//! signal handlers, leaks, crashes) ends with it.
+//!
+//! The child is this program itself with `vendor ACT HEX`; it prints its result to standard output and exits. Its
+//! environment is empty, its output bounded, its time limited.
+
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use cai::helper::protocol::Reply;
+
+use crate::session::Refusal;
+
+/// How long a child lives at most, in seconds: eight GPUs sign a report each, one after the other, in about a second
+/// apiece; a slow quoting service takes some thirty.
+const LIFE_SECS: u32 = 120;
+
+/// Longest result, in bytes: sixteen GPUs with report and chains of 8 and 9 KiB each, in base64, take half of it.
+const RESULT_LIMIT: u64 = 1 << 20;
+
+/// What a child can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// `libtdx_attest.so.1`: a quote over 64 bytes of report data.
+    TdxQuote,
+    /// `libnvidia-ml.so.1`: report and certificates of every GPU over a nonce of 32 bytes.
+    GpuEvidence,
+    /// `libnvidia-ml.so.1`: let the GPUs accept work.
+    GpuReady,
+    /// `libnvidia-ml.so.1`: let them refuse it.
+    GpuNotReady,
+}
+
+impl Act {
+    const ALL: [Act; 4] = [Act::TdxQuote, Act::GpuEvidence, Act::GpuReady, Act::GpuNotReady];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Act::TdxQuote => "tdx-quote",
+            Act::GpuEvidence => "gpu-evidence",
+            Act::GpuReady => "gpu-ready",
+            Act::GpuNotReady => "gpu-not-ready",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Act::ALL.into_iter().find(|act| act.name() == name)
+    }
+}
+
+/// The child process: does `act` and prints the [`Reply`] to standard output, a result as the reply's text.
+pub(crate) fn child(root: &Path, act: Act, data: &[u8]) -> anyhow::Result<()> {
+    // Unhandled, the alarm ends the process, whatever the library is waiting for.
+    nix::unistd::alarm::set(LIFE_SECS);
+    let reply = match perform(root, act, data) {
+        Ok(text) => Reply::Done { text },
+        Err(Refusal { code, text, hint }) => Reply::Refused { code: code.into_owned(), text, hint },
+    };
+    std::io::stdout().write_all(&serde_json::to_vec(&reply)?)?;
+    Ok(())
+}
+
+fn perform(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal> {
+    let _ = (root, data);
+    Err(Refusal::new("vendor.child", format!("{} is not built yet", act.name()), "wait for it"))
+}
+
+/// Run a child for `act`: the text it answers with.
+///
+/// # Errors
+/// The child's own refusal; `vendor.child` when it died, was too slow or said too much.
+pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal> {
+    let failed = |what: String| {
+        let text = format!("cai-helper vendor {}: {what}", act.name());
+        Refusal::new("vendor.child", text, "the vendor's library misbehaved: see the journal for cai-helper")
+    };
+    let io = |error: std::io::Error| failed(error.to_string());
+    let mut child = Command::new("/proc/self/exe")
+        .arg("--root")
+        .arg(root)
+        .args(["vendor", act.name(), &hex::encode(data)])
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(io)?;
+    let mut output = Vec::new();
+    let read = child.stdout.take().map(|stdout| stdout.take(RESULT_LIMIT + 1).read_to_end(&mut output));
+    if output.len() as u64 > RESULT_LIMIT {
+        child.kill().map_err(io)?;
+    }
+    let status = child.wait().map_err(io)?;
+    read.transpose().map_err(io)?;
+    if !status.success() {
+        return Err(failed(format!("ended with {status}")));
+    }
+    match serde_json::from_slice(&output).map_err(|error| failed(error.to_string()))? {
+        Reply::Done { text } => Ok(text),
+        Reply::Refused { code, text, hint } => Err(Refusal { code: code.into(), text, hint }),
+    }
+}
