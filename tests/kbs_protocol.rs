@@ -167,13 +167,13 @@ async fn pinned_protocol_is_never_left() {
 
 #[tokio::test]
 async fn version_that_cai_does_not_speak_is_an_error_that_names_both() {
-    let detail = NEW_MISMATCH.replace("=0.1.0", "=0.2.0");
+    let detail = NEW_MISMATCH.replace("=0.1.0", "=0.3.0");
     let (error, requests) =
         failed_release(Protocol::Auto, vec![refusal(401, "AttestationError", &detail)]).await;
     assert_eq!(lines(&requests), [AUTH]);
     assert_eq!(
         error.hint(),
-        "cai speaks 0.4.0 and 0.1.0, the key broker 0.2.0: use Alibaba Trustee v1.6 or later, or v1.0 to v1.5"
+        "cai speaks 0.4.0 and 0.1.0, the key broker 0.3.0: use Alibaba Trustee v1.6 or later, or v1.0 to v1.5"
     );
 }
 
