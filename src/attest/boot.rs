@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn components_are_named_as_policies_name_them() {
-        let (shim, grub) = (application("\\EFI\\alinux\\SHIMX64.EFI"), application("\\EFI\\alinux\\grubx64.efi"));
+        let (shim, grub) =
+            (application("\\EFI\\alinux\\SHIMX64.EFI"), application("\\EFI\\alinux\\grubx64.efi"));
         let events = [
             measured(APPLICATION, &shim, 1),
             measured(APPLICATION, &grub, 2),

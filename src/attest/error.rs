@@ -33,7 +33,9 @@ pub enum AttestError {
         attempts: Vec<Attempt>,
     },
     /// The host can read this TD's memory.
-    #[error("this TD was started in debug mode (attributes {td_attributes}): its host can read all of its memory")]
+    #[error(
+        "this TD was started in debug mode (attributes {td_attributes}): its host can read all of its memory"
+    )]
     DebugTd {
         /// As the quote has them, hex.
         td_attributes: String,
@@ -137,10 +139,8 @@ impl Attempt {
 }
 
 fn listed(attempts: &[Attempt]) -> String {
-    let each: Vec<String> = attempts
-        .iter()
-        .map(|Attempt { provider, error }| format!("{provider}: {}", chain(error)))
-        .collect();
+    let each: Vec<String> =
+        attempts.iter().map(|Attempt { provider, error }| format!("{provider}: {}", chain(error))).collect();
     each.join("; ")
 }
 

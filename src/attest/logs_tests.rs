@@ -46,10 +46,9 @@ fn marked(log: &[u8]) -> Vec<u8> {
 #[test]
 fn boot_log_that_replays_goes_out_trimmed_without_a_notice() {
     let filled = [ccel(), vec![0xff; 4096]].concat();
-    for (verifier, name) in [
-        (Verifier::Legacy, "measurement.kernel.SHA384"),
-        (Verifier::Current, "measurement.kernel.SHA-384"),
-    ] {
+    for (verifier, name) in
+        [(Verifier::Legacy, "measurement.kernel.SHA384"), (Verifier::Current, "measurement.kernel.SHA-384")]
+    {
         let selected = select(&logs(&filled, None), &quote_of(&ccel()), verifier, Choice::Auto);
         let boot = BTreeMap::from([(name.to_owned(), vec!["02".repeat(48)])]);
         assert_eq!(selected, Selected { cc: Some(marked(&ccel())), boot, ..Selected::default() });
@@ -64,9 +63,8 @@ fn boot_log_that_does_not_replay_is_left_out_naming_the_register_and_sent_on_dem
         let logs = logs(&ccel(), None);
         let auto = select(&logs, &quote, verifier, Choice::Auto);
         let trouble = format!("RTMR1 replays to {}, the quote has {}", "00".repeat(48), "09".repeat(48));
-        let notice = format!(
-            "the boot event log is left out (attest.event_log = \"always\" sends it): {trouble}"
-        );
+        let notice =
+            format!("the boot event log is left out (attest.event_log = \"always\" sends it): {trouble}");
         assert_eq!(auto, Selected { notices: vec![notice], ..Selected::default() });
         let always = select(&logs, &quote, verifier, Choice::Always);
         let notice = format!("the boot event log is sent, as attest.event_log demands, but {trouble}");
@@ -97,7 +95,8 @@ fn agents_binary_log_goes_behind_the_boot_log_of_the_current_generation_alone() 
     assert_eq!((current.cc, current.aa, current.notices), (Some(marked(&both)), None, vec![]));
     let legacy = select(&logs, &quote, Verifier::Legacy, Choice::Auto);
     assert_eq!((legacy.cc, legacy.aa), (Some(marked(&ccel())), None));
-    let notice = "the agents' event log is left out: it is binary, which this generation of verifiers does not read";
+    let notice =
+        "the agents' event log is left out: it is binary, which this generation of verifiers does not read";
     assert_eq!(legacy.notices, [notice]);
 }
 

@@ -30,7 +30,7 @@ mod sample;
 mod tdx;
 
 pub use claims::{Claims, GpuClaims, TdxClaims};
-pub use error::{AttestError, Attempt, SourceError};
+pub use error::{Attempt, AttestError, SourceError};
 pub use sample::attester as sample_attester;
 pub use tdx::Tdx;
 

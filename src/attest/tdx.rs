@@ -159,10 +159,8 @@ impl Tdx {
 
     fn read_logs(&self) -> Result<Logs, HelperError> {
         let (_, json) = self.helper.fetch(Request::EventLogs)?;
-        let broken =
-            |source: std::io::Error| HelperError::Line { verb: Request::EventLogs, source };
-        let EventLogs { ccel, aael } =
-            serde_json::from_slice(&json).map_err(|error| broken(error.into()))?;
+        let broken = |source: std::io::Error| HelperError::Line { verb: Request::EventLogs, source };
+        let EventLogs { ccel, aael } = serde_json::from_slice(&json).map_err(|error| broken(error.into()))?;
         let decode = |log: Option<String>| {
             log.map(|log| STANDARD.decode(log).map_err(std::io::Error::other)).transpose().map_err(broken)
         };
@@ -171,8 +169,7 @@ impl Tdx {
 
     /// The devices' evidence for the inside of the object, and everything they claim.
     fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, Vec<GpuClaims>), AttestError> {
-        let additional =
-            std::mem::take(&mut *self.additional.lock().unwrap_or_else(PoisonError::into_inner));
+        let additional = std::mem::take(&mut *self.additional.lock().unwrap_or_else(PoisonError::into_inner));
         let embedded = self.devices.as_ref().map(|devices| devices.embedded(digest)).transpose()?;
         Ok(match embedded.flatten() {
             Some((evidence, claims)) => (Some(evidence), claims),
