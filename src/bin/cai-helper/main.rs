@@ -9,8 +9,12 @@
 //! Vendors' libraries are opened only in a short-lived child, this program with other arguments (`vendor.rs`).
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod ioctl;
+mod libtdx;
 mod mount_point;
 mod session;
+mod tdx;
+mod tsm;
 mod vendor;
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -10,6 +10,8 @@ use cai::helper::protocol::{Reply, Request};
 use cai::host;
 
 use crate::mount_point::MountPoint;
+use crate::vendor::{self, Act};
+use crate::{tdx, tsm};
 
 /// A request that was not carried out.
 #[derive(Debug)]
@@ -27,6 +29,15 @@ impl Refusal {
 
 /// What an act gives: words for the journal, and a descriptor for some.
 pub(crate) type Done = (String, Option<OwnedFd>);
+
+/// Data that was asked for, in a memory file.
+fn give(what: &str, data: &[u8]) -> Result<Done, Refusal> {
+    let file = channel::memory_file(data).map_err(|error| {
+        let text = format!("handing over {what}: {error}");
+        Refusal::new("helper.refused", text, "see whether memory is exhausted")
+    })?;
+    Ok((format!("{what} of {} bytes", data.len()), Some(file)))
+}
 
 /// One connection of the daemon.
 pub(crate) struct Session {
@@ -55,20 +66,26 @@ impl Session {
     }
 
     fn act(&mut self, request: Request) -> Result<Done, Refusal> {
-        let Settings { mount, .. } = &self.settings;
+        let Settings { mount, root, .. } = &self.settings;
         match request {
             Request::Mount => {
                 self.mount_point.mount(mount, &self.daemon).map(|(text, device)| (text, Some(device)))
             }
             Request::Readahead => self.mount_point.readahead(mount.readahead_kib).map(|text| (text, None)),
             Request::Unmount => self.mount_point.detach().map(|text| (text, None)),
-            Request::EventLogs
-            | Request::TsmQuote { .. }
-            | Request::TdxReport { .. }
-            | Request::LibraryQuote { .. }
-            | Request::GpuEvidence { .. }
-            | Request::GpuReady
-            | Request::GpuNotReady => Err(Refusal::new("helper.refused", "not built yet", "wait for it")),
+            Request::EventLogs => give("event logs", &tdx::event_logs(root)?),
+            Request::TsmQuote { report_data } => give("a TDX quote", &tsm::quote(root, &report_data)?),
+            Request::TdxReport { report_data } => give("a TDREPORT", &tdx::report(root, &report_data)?),
+            Request::LibraryQuote { report_data } => {
+                let quote = vendor::run(root, Act::TdxQuote, &report_data)?;
+                give(
+                    "a TDX quote",
+                    &hex::decode(quote).map_err(|error| vendor::failed(Act::TdxQuote, error))?,
+                )
+            }
+            Request::GpuEvidence { .. } | Request::GpuReady | Request::GpuNotReady => {
+                Err(Refusal::new("helper.refused", "not built yet", "wait for it"))
+            }
         }
     }
 
