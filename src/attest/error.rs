@@ -3,6 +3,8 @@
 use crate::error::{ErrorClass, Fault};
 use crate::helper::HelperError;
 
+use super::gpu::GpuError;
+
 /// Evidence could not be produced.
 #[derive(Debug, thiserror::Error)]
 pub enum AttestError {
@@ -24,6 +26,9 @@ pub enum AttestError {
     /// The helper did not do what was asked.
     #[error("asking the helper")]
     Helper(#[from] HelperError),
+    /// GPU evidence is missing or not sound.
+    #[error("attesting the GPUs")]
+    Gpu(#[from] GpuError),
 }
 
 impl Fault for AttestError {
@@ -32,6 +37,7 @@ impl Fault for AttestError {
             AttestError::NoTee { .. } | AttestError::NotBuilt { .. } => ErrorClass::Config,
             AttestError::Encode(_) => ErrorClass::Internal,
             AttestError::Helper(source) => source.class(),
+            AttestError::Gpu(source) => source.class(),
         }
     }
 
@@ -41,6 +47,7 @@ impl Fault for AttestError {
             AttestError::NotBuilt { .. } => "attest.not-built",
             AttestError::Encode(_) => "attest.encode",
             AttestError::Helper(source) => source.code(),
+            AttestError::Gpu(source) => source.code(),
         }
     }
 
@@ -55,6 +62,7 @@ impl Fault for AttestError {
             }
             AttestError::Encode(_) => "report this as a defect of cai".to_owned(),
             AttestError::Helper(source) => source.hint(),
+            AttestError::Gpu(source) => source.hint(),
         }
     }
 }

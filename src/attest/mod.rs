@@ -14,11 +14,13 @@ use crate::helper::Helper;
 
 mod claims;
 mod error;
+pub mod gpu;
 #[cfg(feature = "sandbox")]
 mod sample;
 #[cfg(not(feature = "sandbox"))]
 #[path = "no_sample.rs"]
 mod sample;
+pub mod spdm;
 
 pub use claims::{Claims, GpuClaims, TdxClaims};
 pub use error::AttestError;

@@ -93,7 +93,7 @@ impl Fault for HelperError {
 }
 
 /// Codes the helper may answer with; anything else is reported as `helper.refused`.
-const CODES: [&str; 11] = [
+const CODES: [&str; 18] = [
     "mount-point.symlink",
     "mount-point.not-a-directory",
     "mount-point.owner",
@@ -105,6 +105,13 @@ const CODES: [&str; 11] = [
     "fuse.mount",
     "readahead.failed",
     "vendor.child",
+    "helper.memory",
+    "gpu.no-library",
+    "gpu.driver-old",
+    "gpu.driver",
+    "gpu.not-supported",
+    "gpu.device",
+    "gpu.data",
 ];
 
 /// A line to the helper. Dropping it makes the helper detach what it mounted on this line.

@@ -10,6 +10,7 @@ use cai::helper::protocol::{Reply, Request};
 use cai::host;
 
 use crate::mount_point::MountPoint;
+use crate::vendor::{self, Act};
 
 /// A request that was not carried out.
 #[derive(Debug)]
@@ -33,11 +34,13 @@ pub(crate) struct Session {
     settings: Settings,
     daemon: host::User,
     mount_point: MountPoint,
+    /// The GPUs may accept work since this connection asked for it.
+    gpus_ready: bool,
 }
 
 impl Session {
     pub(crate) fn new(settings: Settings, daemon: host::User) -> Self {
-        Session { settings, daemon, mount_point: MountPoint::default() }
+        Session { settings, daemon, mount_point: MountPoint::default(), gpus_ready: false }
     }
 
     /// Answer requests until the line closes.
@@ -55,7 +58,7 @@ impl Session {
     }
 
     fn act(&mut self, request: Request) -> Result<Done, Refusal> {
-        let Settings { mount, .. } = &self.settings;
+        let Settings { mount, root, .. } = &self.settings;
         match request {
             Request::Mount => {
                 self.mount_point.mount(mount, &self.daemon).map(|(text, device)| (text, Some(device)))
@@ -65,17 +68,48 @@ impl Session {
             Request::EventLogs
             | Request::TsmQuote { .. }
             | Request::TdxReport { .. }
-            | Request::LibraryQuote { .. }
-            | Request::GpuEvidence { .. }
-            | Request::GpuReady
-            | Request::GpuNotReady => Err(Refusal::new("helper.refused", "not built yet", "wait for it")),
+            | Request::LibraryQuote { .. } => {
+                Err(Refusal::new("helper.refused", "not built yet", "wait for it"))
+            }
+            Request::GpuEvidence { nonce } => {
+                handed_over(vendor::run(root, Act::GpuEvidence, &nonce)?, "read the evidence of the GPUs")
+            }
+            Request::GpuReady => {
+                // Noted before it is tried: a child that dies half way may have done it.
+                self.gpus_ready = true;
+                vendor::run(root, Act::GpuReady, &[]).map(|text| (text, None))
+            }
+            Request::GpuNotReady => self.gpus_not_ready().map(|text| (text, None)),
         }
     }
 
-    /// Undo what was done through this connection: no dead mount stays behind a daemon that crashed.
+    fn gpus_not_ready(&mut self) -> Result<String, Refusal> {
+        let text = vendor::run(&self.settings.root, Act::GpuNotReady, &[])?;
+        self.gpus_ready = false;
+        Ok(text)
+    }
+
+    /// Undo what was done through this connection: behind a daemon that crashed no dead mount stays, and no GPU goes on
+    /// working for whoever asks.
     pub(crate) fn undo(&mut self) {
-        if let Err(refusal) = self.mount_point.detach() {
-            eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
+        let detached = self.mount_point.detach().map(drop);
+        let not_ready = if self.gpus_ready { self.gpus_not_ready().map(drop) } else { Ok(()) };
+        for undone in [detached, not_ready] {
+            if let Err(refusal) = undone {
+                eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
+            }
         }
     }
+}
+
+/// `data` in a memory file, beside `text` for the journal.
+fn handed_over(data: String, text: &str) -> Result<Done, Refusal> {
+    let file = channel::memory_file(data.as_bytes()).map_err(|error| {
+        Refusal::new(
+            "helper.memory",
+            format!("a memory file for {} bytes: {error}", data.len()),
+            "free memory",
+        )
+    })?;
+    Ok((text.into(), Some(file)))
 }
