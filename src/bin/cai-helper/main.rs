@@ -10,8 +10,12 @@
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod gpu;
+mod ioctl;
+mod libtdx;
 mod mount_point;
 mod session;
+mod tdx;
+mod tsm;
 mod vendor;
 
 use std::os::fd::{AsFd, BorrowedFd};

@@ -11,6 +11,7 @@ use cai::host;
 
 use crate::mount_point::MountPoint;
 use crate::vendor::{self, Act};
+use crate::{tdx, tsm};
 
 /// A request that was not carried out.
 #[derive(Debug)]
@@ -28,6 +29,15 @@ impl Refusal {
 
 /// What an act gives: words for the journal, and a descriptor for some.
 pub(crate) type Done = (String, Option<OwnedFd>);
+
+/// Data that was asked for, in a memory file.
+fn give(what: &str, data: &[u8]) -> Result<Done, Refusal> {
+    let file = channel::memory_file(data).map_err(|error| {
+        let text = format!("handing over {what}: {error}");
+        Refusal::new("helper.refused", text, "see whether memory is exhausted")
+    })?;
+    Ok((format!("{what} of {} bytes", data.len()), Some(file)))
+}
 
 /// One connection of the daemon.
 pub(crate) struct Session {
@@ -65,14 +75,18 @@ impl Session {
             }
             Request::Readahead => self.mount_point.readahead(mount.readahead_kib).map(|text| (text, None)),
             Request::Unmount => self.mount_point.detach().map(|text| (text, None)),
-            Request::EventLogs
-            | Request::TsmQuote { .. }
-            | Request::TdxReport { .. }
-            | Request::LibraryQuote { .. } => {
-                Err(Refusal::new("helper.refused", "not built yet", "wait for it"))
+            Request::EventLogs => give("event logs", &tdx::event_logs(root)?),
+            Request::TsmQuote { report_data } => give("a TDX quote", &tsm::quote(root, &report_data)?),
+            Request::TdxReport { report_data } => give("a TDREPORT", &tdx::report(root, &report_data)?),
+            Request::LibraryQuote { report_data } => {
+                let quote = vendor::run(root, Act::TdxQuote, &report_data)?;
+                give(
+                    "a TDX quote",
+                    &hex::decode(quote).map_err(|error| vendor::failed(Act::TdxQuote, error))?,
+                )
             }
             Request::GpuEvidence { nonce } => {
-                handed_over(vendor::run(root, Act::GpuEvidence, &nonce)?, "read the evidence of the GPUs")
+                give("GPU evidence", vendor::run(root, Act::GpuEvidence, &nonce)?.as_bytes())
             }
             Request::GpuReady => {
                 // Noted before it is tried: a child that dies half way may have done it.
@@ -100,16 +114,4 @@ impl Session {
             }
         }
     }
-}
-
-/// `data` in a memory file, beside `text` for the journal.
-fn handed_over(data: String, text: &str) -> Result<Done, Refusal> {
-    let file = channel::memory_file(data.as_bytes()).map_err(|error| {
-        Refusal::new(
-            "helper.memory",
-            format!("a memory file for {} bytes: {error}", data.len()),
-            "free memory",
-        )
-    })?;
-    Ok((text.into(), Some(file)))
 }
