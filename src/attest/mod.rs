@@ -19,6 +19,7 @@ mod claims;
 mod cursor;
 mod error;
 pub mod eventlog;
+pub mod gpu;
 pub mod logs;
 pub mod qgs;
 pub mod quote;
@@ -27,6 +28,7 @@ mod sample;
 #[cfg(not(feature = "sandbox"))]
 #[path = "no_sample.rs"]
 mod sample;
+pub mod spdm;
 mod tdx;
 
 pub use claims::{Claims, GpuClaims, TdxClaims};
@@ -96,23 +98,33 @@ pub trait Attester: Send + Sync + 'static {
     fn evidence(&self, digest: &Digest, verifier: Verifier) -> Result<Evidence, AttestError>;
 }
 
+/// What the devices beside the TEE say, for people; beside their evidence, because it is not sent with every form.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceClaims {
+    /// Every GPU whose evidence was verified here.
+    pub gpus: Vec<GpuClaims>,
+    /// What an operator should know: a GPU that failed and was not required.
+    pub notices: Vec<String>,
+}
+
 /// The devices beside the TEE whose evidence goes out with the TEE's, in the form the operator's verifier takes.
 ///
-/// Blocking, as [`Attester`].
+/// Both are asked for once per handshake, in this order; the devices are read in the one whose form is configured, and in
+/// [`Devices::embedded`] where no form is. Blocking, as [`Attester`].
 pub trait Devices: Send + Sync {
     /// Evidence bound to `digest` as the text of `additional_evidence` (kbs.md 7.2.2), empty where this form is not
     /// asked for; and what it says.
     ///
     /// # Errors
     /// [`AttestError`] with the device that failed.
-    fn additional(&self, digest: &Digest) -> Result<(String, Vec<GpuClaims>), AttestError>;
+    fn additional(&self, digest: &Digest) -> Result<(String, DeviceClaims), AttestError>;
 
     /// Evidence bound to `digest` as the value of `gpu_evidence` inside the TEE's own object (kbs.md 7.2.3), `None` where
-    /// this form is not asked for; and what it says.
+    /// this form is not asked for or nothing verified; and what it says.
     ///
     /// # Errors
     /// [`AttestError`] with the device that failed.
-    fn embedded(&self, digest: &Digest) -> Result<Option<(Box<RawValue>, Vec<GpuClaims>)>, AttestError>;
+    fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, DeviceClaims), AttestError>;
 }
 
 /// The attester of this machine, as the operator chose it.
@@ -124,7 +136,10 @@ pub trait Devices: Send + Sync {
 /// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build. That
 /// TDX does not work shows when evidence is asked for.
 pub fn detect(settings: &Settings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
-    let tdx = || -> Arc<dyn Attester> { Arc::new(Tdx::new(settings, Arc::clone(helper), None)) };
+    let tdx = || -> Arc<dyn Attester> {
+        let gpus = gpu::Gpus::new(settings, helper, gpu::NVIDIA_ROOT);
+        Arc::new(Tdx::new(settings, Arc::clone(helper), Some(Arc::new(gpus))))
+    };
     match settings.attest.tee {
         TeeChoice::Auto if tdx::is_here(&settings.root) => Ok(tdx()),
         TeeChoice::Auto => Err(AttestError::NoTee { looked_for: tdx::LOOKED_FOR }),
