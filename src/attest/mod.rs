@@ -14,6 +14,7 @@ use crate::helper::Helper;
 
 mod claims;
 mod error;
+mod reference;
 #[cfg(feature = "sandbox")]
 mod sample;
 #[cfg(not(feature = "sandbox"))]
@@ -22,6 +23,7 @@ mod sample;
 
 pub use claims::{Claims, GpuClaims, TdxClaims};
 pub use error::AttestError;
+pub use reference::{ReferenceValues, reference_values};
 pub use sample::attester as sample_attester;
 
 /// Trusted execution environment, by the name Trustee uses for it.
