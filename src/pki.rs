@@ -120,6 +120,8 @@ pub enum Algorithm {
     Es384Asn1,
     /// ECDSA, P-256, SHA-256, in ASN.1 as X.509 has it.
     Es256Asn1,
+    /// ECDSA, P-521, SHA-512; `r` and `s` of 66 bytes each, one after the other.
+    Es512,
     /// RSASSA-PKCS1-v1_5, SHA-256, from 2048 bits.
     Rs256,
     /// RSASSA-PKCS1-v1_5, SHA-384.
@@ -141,6 +143,7 @@ impl Algorithm {
         Some(match name {
             "ES256" => Algorithm::Es256,
             "ES384" => Algorithm::Es384,
+            "ES512" => Algorithm::Es512,
             "RS256" => Algorithm::Rs256,
             "RS384" => Algorithm::Rs384,
             "RS512" => Algorithm::Rs512,
@@ -155,6 +158,7 @@ impl Algorithm {
         match self {
             Algorithm::Es256 => &alg::ECDSA_P256_SHA256_FIXED,
             Algorithm::Es384 => &alg::ECDSA_P384_SHA384_FIXED,
+            Algorithm::Es512 => &alg::ECDSA_P521_SHA512_FIXED,
             Algorithm::Es256Asn1 => &alg::ECDSA_P256_SHA256_ASN1,
             Algorithm::Es384Asn1 => &alg::ECDSA_P384_SHA384_ASN1,
             Algorithm::Rs256 => &alg::RSA_PKCS1_2048_8192_SHA256,
@@ -434,6 +438,7 @@ mod tests {
             (PublicKey::from_spki(rcgen::PublicKeyData::subject_public_key_info(&key)), signature)
         };
         let (p256, p384) = (&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384);
+        let p521 = &rcgen::PKCS_ECDSA_P521_SHA512;
         let ec = |algorithm, (key, signature)| (algorithm, key, signature);
         let rs = |algorithm, scheme| (algorithm, rsa_key.clone(), sign_rsa(scheme));
         let cases = [
@@ -441,6 +446,7 @@ mod tests {
             ec(Algorithm::Es256Asn1, ecdsa(p256, &alg::ECDSA_P256_SHA256_ASN1_SIGNING)),
             ec(Algorithm::Es384, ecdsa(p384, &alg::ECDSA_P384_SHA384_FIXED_SIGNING)),
             ec(Algorithm::Es384Asn1, ecdsa(p384, &alg::ECDSA_P384_SHA384_ASN1_SIGNING)),
+            ec(Algorithm::Es512, ecdsa(p521, &alg::ECDSA_P521_SHA512_FIXED_SIGNING)),
             rs(Algorithm::Rs256, &alg::RSA_PKCS1_SHA256),
             rs(Algorithm::Rs384, &alg::RSA_PKCS1_SHA384),
             rs(Algorithm::Rs512, &alg::RSA_PKCS1_SHA512),
@@ -458,7 +464,7 @@ mod tests {
 
     #[test]
     fn algorithm_of_a_jose_header_is_never_symmetric_or_none() {
-        for name in ["none", "HS256", "HS384", "ES512", "es384", "", "Es384Asn1"] {
+        for name in ["none", "HS256", "HS384", "ES256K", "es384", "", "Es384Asn1"] {
             assert_eq!(Algorithm::of_jose(name), None, "{name}");
         }
         assert_eq!(Algorithm::of_jose("ES256"), Some(Algorithm::Es256));

@@ -23,6 +23,7 @@ pub mod gpu;
 pub mod logs;
 pub mod qgs;
 pub mod quote;
+mod reference;
 #[cfg(feature = "sandbox")]
 mod sample;
 #[cfg(not(feature = "sandbox"))]
@@ -33,6 +34,7 @@ mod tdx;
 
 pub use claims::{Claims, GpuClaims, TdxClaims};
 pub use error::{Attempt, AttestError, SourceError};
+pub use reference::{ReferenceValues, reference_values};
 pub use sample::attester as sample_attester;
 pub use tdx::Tdx;
 
