@@ -88,6 +88,25 @@ pub trait Attester: Send + Sync + 'static {
     fn evidence(&self, digest: &Digest, verifier: Verifier) -> Result<Evidence, AttestError>;
 }
 
+/// The devices beside the TEE whose evidence goes out with the TEE's, in the form the operator's verifier takes.
+///
+/// Blocking, as [`Attester`].
+pub trait Devices: Send + Sync {
+    /// Evidence bound to `digest` as the text of `additional_evidence` (kbs.md 7.2.2), empty where this form is not
+    /// asked for; and what it says.
+    ///
+    /// # Errors
+    /// [`AttestError`] with the device that failed.
+    fn additional(&self, digest: &Digest) -> Result<(String, Vec<GpuClaims>), AttestError>;
+
+    /// Evidence bound to `digest` as the value of `gpu_evidence` inside the TEE's own object (kbs.md 7.2.3), `None` where
+    /// this form is not asked for; and what it says.
+    ///
+    /// # Errors
+    /// [`AttestError`] with the device that failed.
+    fn embedded(&self, digest: &Digest) -> Result<Option<(Box<RawValue>, Vec<GpuClaims>)>, AttestError>;
+}
+
 /// The attester of this machine, as the operator chose it.
 ///
 /// The sample attester is returned for [`TeeChoice::Sample`] only: a machine whose TEE is missing or broken is an
