@@ -134,7 +134,7 @@ pub(super) async fn release_key(
     helper: &Arc<Helper>,
 ) -> Result<Secret, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
-    let attester = attest::detect(settings, helper).map_err(|error| fail(&error))?;
+    let attester = attest::detect(&settings.attesting(), helper).map_err(|error| fail(&error))?;
     let uri = kbs::ResourceUri::parse(&settings.trustee.key_id).map_err(|error| fail(&error))?;
     let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
     voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;

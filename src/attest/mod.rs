@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use crate::config::{Settings, TeeChoice};
+use crate::config::{AttestSettings, TeeChoice};
 use crate::helper::Helper;
 
 mod claims;
@@ -114,7 +114,7 @@ pub trait Devices: Send + Sync {
 ///
 /// # Errors
 /// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build.
-pub fn detect(settings: &Settings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
+pub fn detect(settings: &AttestSettings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
     let _ = helper;
     match settings.attest.tee {
         TeeChoice::Auto => {

@@ -93,7 +93,8 @@ impl Fault for HelperError {
 }
 
 /// Codes the helper may answer with; anything else is reported as `helper.refused`.
-const CODES: [&str; 11] = [
+const CODES: [&str; 12] = [
+    "config.invalid",
     "mount-point.symlink",
     "mount-point.not-a-directory",
     "mount-point.owner",

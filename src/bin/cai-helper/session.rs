@@ -4,12 +4,16 @@ use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::Context;
-use cai::config::Settings;
+use cai::config::{Problems, Settings};
+use cai::error::Fault;
 use cai::helper::channel;
 use cai::helper::protocol::{Reply, Request};
 use cai::host;
 
 use crate::mount_point::MountPoint;
+
+/// Most that a refusal says about an invalid configuration: a packet is bounded, and `cai check-config` says it all.
+const PROBLEM_CHARS: usize = 2048;
 
 /// A request that was not carried out.
 #[derive(Debug)]
@@ -30,13 +34,14 @@ pub(crate) type Done = (String, Option<OwnedFd>);
 
 /// One connection of the daemon.
 pub(crate) struct Session {
-    settings: Settings,
+    /// Only what mounts needs it: attesting must work before a model is configured.
+    settings: Result<Settings, Problems>,
     daemon: host::User,
     mount_point: MountPoint,
 }
 
 impl Session {
-    pub(crate) fn new(settings: Settings, daemon: host::User) -> Self {
+    pub(crate) fn new(settings: Result<Settings, Problems>, daemon: host::User) -> Self {
         Session { settings, daemon, mount_point: MountPoint::default() }
     }
 
@@ -55,12 +60,15 @@ impl Session {
     }
 
     fn act(&mut self, request: Request) -> Result<Done, Refusal> {
-        let Settings { mount, .. } = &self.settings;
         match request {
             Request::Mount => {
+                let mount = &valid(&self.settings)?.mount;
                 self.mount_point.mount(mount, &self.daemon).map(|(text, device)| (text, Some(device)))
             }
-            Request::Readahead => self.mount_point.readahead(mount.readahead_kib).map(|text| (text, None)),
+            Request::Readahead => {
+                let kib = valid(&self.settings)?.mount.readahead_kib;
+                self.mount_point.readahead(kib).map(|text| (text, None))
+            }
             Request::Unmount => self.mount_point.detach().map(|text| (text, None)),
             Request::EventLogs
             | Request::TsmQuote { .. }
@@ -78,4 +86,12 @@ impl Session {
             eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
         }
     }
+}
+
+/// The settings, or the refusal of what needs them.
+fn valid(settings: &Result<Settings, Problems>) -> Result<&Settings, Refusal> {
+    settings.as_ref().map_err(|problems| {
+        let text: String = problems.to_string().chars().take(PROBLEM_CHARS).collect();
+        Refusal::new("config.invalid", text, problems.hint())
+    })
 }
