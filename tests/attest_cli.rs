@@ -53,7 +53,8 @@ fn stderr(output: &Output) -> String {
 fn failure(output: &Output) -> (Option<i32>, String) {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
     let said = stderr(output);
-    let code = said.lines().rev().find_map(|line| line.strip_suffix(']')?.rsplit_once('[')).map(|(_, code)| code);
+    let code =
+        said.lines().rev().find_map(|line| line.strip_suffix(']')?.rsplit_once('[')).map(|(_, code)| code);
     (output.status.code(), code.unwrap_or(&said).to_owned())
 }
 
@@ -100,7 +101,8 @@ fn attest_json_is_bound_to_the_nonce_given_or_to_a_fresh_one() {
     let nonce = format!("{NONCE}{}", "00".repeat(16));
     assert_eq!((&report["tee"], &report["nonce"]), (&"sample".into(), &nonce.as_str().into()));
     assert_eq!(report["claims"]["report_data"], nonce.as_str());
-    let fresh = || json(&attest(root.path(), &["--json"]))["claims"]["report_data"].as_str().unwrap().to_owned();
+    let fresh =
+        || json(&attest(root.path(), &["--json"]))["claims"]["report_data"].as_str().unwrap().to_owned();
     let (one, other) = (fresh(), fresh());
     assert_eq!((one.len(), other.len()), (96, 96));
     assert_ne!(one, other);
@@ -129,10 +131,8 @@ fn attest_save_keeps_the_evidence_and_never_overwrites() {
     let evidence: Value = serde_json::from_str(&read("evidence.json")).unwrap();
     let nonce = hex::decode(format!("{NONCE}{}", "00".repeat(16))).unwrap();
     assert_eq!(evidence["report_data"], STANDARD.encode(nonce));
-    let names: BTreeSet<String> = fs::read_dir(&kept)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let names: BTreeSet<String> =
+        fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(
         names,
         ["README", "claims.json", "evidence.json", "reference-values.json"].map(str::to_owned).into()
@@ -145,7 +145,11 @@ fn attest_save_keeps_the_evidence_and_never_overwrites() {
     let before = read("claims.json");
     let again = attest(root.path(), &["--save", kept.to_str().unwrap()]);
     assert_eq!(failure(&again), (Some(78), "attest.save".to_owned()));
-    assert!(stderr(&again).contains(&format!("saving {}: File exists", kept.display())), "{}", stderr(&again));
+    assert!(
+        stderr(&again).contains(&format!("saving {}: File exists", kept.display())),
+        "{}",
+        stderr(&again)
+    );
     assert_eq!(read("claims.json"), before);
 }
 

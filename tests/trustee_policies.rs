@@ -229,14 +229,18 @@ fn recorded_sample_token() -> Value {
 #[test]
 fn appraisal_of_the_registered_machine_is_affirming_and_of_any_other_is_not() {
     for name in [ALIBABA, UPSTREAM] {
-        let judge = |tdx: Value, reference: &Value| status(&appraise(name, &json!({ "tdx": tdx }), reference));
+        let judge =
+            |tdx: Value, reference: &Value| status(&appraise(name, &json!({ "tdx": tdx }), reference));
         assert_eq!(judge(evidence(), &reference()), "affirming", "{name}");
         assert_eq!(judge(evidence(), &json!({})), "contraindicated", "{name}: nothing is registered");
         assert_eq!(judge(debug(evidence()), &reference()), "warning", "{name}: DEBUG");
         for (what, pointer, value) in WRONG {
             assert_ne!(judge(with(evidence(), pointer, value), &reference()), "affirming", "{name}: {what}");
         }
-        assert_eq!(status(&appraise(name, &json!({"sample": {"svn": "1"}}), &reference())), "contraindicated");
+        assert_eq!(
+            status(&appraise(name, &json!({"sample": {"svn": "1"}}), &reference())),
+            "contraindicated"
+        );
     }
 }
 
@@ -278,7 +282,8 @@ fn alibaba_resource_policy_allows_an_affirmed_td_and_nothing_else() {
 #[test]
 fn alibaba_gpu_policy_wants_every_gpu_once_confidential_and_measured() {
     let policy = policy("resource-policy/alibaba-ear-gpu.rego");
-    let gpu = |uuid: &str| json!({"uuid": uuid, "name": "NVIDIA H20", "cc_enabled": true, "measurement": "00ff"});
+    let gpu =
+        |uuid: &str| json!({"uuid": uuid, "name": "NVIDIA H20", "cc_enabled": true, "measurement": "00ff"});
     let decide = |gpus: &[Value]| {
         let mut tdx = evidence();
         for (index, gpu) in gpus.iter().enumerate() {
@@ -339,7 +344,10 @@ fn upstream_resource_policy_allows_an_affirmed_td_however_the_path_is_given() {
     for data in upstream_requests("default/aliyun/another") {
         assert!(!allows(&policy, &token, &data), "{data}");
     }
-    assert!(!allows(&policy, &token, &json!({"plugin": "nebula-ca", "resource-path": KEY})), "another plugin");
+    assert!(
+        !allows(&policy, &token, &json!({"plugin": "nebula-ca", "resource-path": KEY})),
+        "another plugin"
+    );
 }
 
 #[test]
@@ -354,7 +362,11 @@ fn upstream_gpu_policy_wants_every_gpu_affirmed() {
     assert_eq!(decide(&[]), [false; 4], "no GPU");
     assert_eq!(decide(std::slice::from_ref(&good)), [false; 4], "a GPU is missing");
     assert_eq!(decide(&[good.clone(), ("warning", json!({"nvidia": {}}))]), [false; 4], "not affirming");
-    assert_eq!(decide(&[good, ("affirming", json!({"sampledevice": {"svn": "2"}}))]), [false; 4], "sample device");
+    assert_eq!(
+        decide(&[good, ("affirming", json!({"sampledevice": {"svn": "2"}}))]),
+        [false; 4],
+        "sample device"
+    );
 }
 
 #[test]

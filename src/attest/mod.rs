@@ -2,7 +2,9 @@
 //!
 //! Owns: detection of the platform and collection of evidence. Must not know: the key broker's wire format beyond the
 //! evidence object itself, any socket to a network but the host's quoting service. What needs root is asked of the helper.
-//! No threads and no locks of its own; collection blocks its caller. Tested beside the code and, with a broker at the other
+//! No threads; quotes are asked for one at a time under a lock of the attester's own, under which no other is taken.
+//! Collection blocks its caller. Every parser of bytes from outside (quote, event logs, QGS messages) is pure and public, to
+//! be fuzzed. Tested beside the code, in `tests/attest_tdx.rs` on stand-ins for the hardware and, with a broker at the other
 //! end, in `tests/kbs_protocol.rs`.
 
 use std::sync::Arc;
@@ -12,19 +14,27 @@ use serde_json::value::RawValue;
 use crate::config::{AttestSettings, TeeChoice};
 use crate::helper::Helper;
 
+mod boot;
 mod claims;
+mod cursor;
 mod error;
+pub mod eventlog;
+pub mod logs;
+pub mod qgs;
+pub mod quote;
 mod reference;
 #[cfg(feature = "sandbox")]
 mod sample;
 #[cfg(not(feature = "sandbox"))]
 #[path = "no_sample.rs"]
 mod sample;
+mod tdx;
 
 pub use claims::{Claims, GpuClaims, TdxClaims};
-pub use error::AttestError;
+pub use error::{Attempt, AttestError, SourceError};
 pub use reference::{ReferenceValues, reference_values};
 pub use sample::attester as sample_attester;
+pub use tdx::Tdx;
 
 /// Trusted execution environment, by the name Trustee uses for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,14 +123,14 @@ pub trait Devices: Send + Sync {
 /// error, never a machine with sample evidence.
 ///
 /// # Errors
-/// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build.
+/// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build. That
+/// TDX does not work shows when evidence is asked for.
 pub fn detect(settings: &AttestSettings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
-    let _ = helper;
+    let tdx = || -> Arc<dyn Attester> { Arc::new(Tdx::new(settings, Arc::clone(helper), None)) };
     match settings.attest.tee {
-        TeeChoice::Auto => {
-            Err(AttestError::NoTee { looked_for: "nothing: this build has no hardware attester" })
-        }
-        TeeChoice::Tdx => Err(AttestError::NotBuilt { tee: Tee::Tdx.name() }),
+        TeeChoice::Auto if tdx::is_here(&settings.root) => Ok(tdx()),
+        TeeChoice::Auto => Err(AttestError::NoTee { looked_for: tdx::LOOKED_FOR }),
+        TeeChoice::Tdx => Ok(tdx()),
         TeeChoice::Sample => sample::attester(),
     }
 }

@@ -102,8 +102,8 @@ impl Client {
 /// `Xml`, `BadAnswer` for what is no list; `Archived`, `Key` for what cannot be a model.
 pub fn read_page(url: &str, prefix: &str, body: &[u8]) -> Result<Listing, OssError> {
     let text = std::str::from_utf8(body).map_err(|_| bad_list(url, "encoding", "not UTF-8".into()))?;
-    let page: Page = quick_xml::de::from_str(text)
-        .map_err(|source| OssError::Xml { url: url.to_owned(), source })?;
+    let page: Page =
+        quick_xml::de::from_str(text).map_err(|source| OssError::Xml { url: url.to_owned(), source })?;
     let url_encoded = page.encoding_type.as_deref() == Some("url");
     let mut objects = Vec::new();
     for contents in page.contents {

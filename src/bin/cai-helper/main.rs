@@ -9,8 +9,12 @@
 //! Vendors' libraries are opened only in a short-lived child, this program with other arguments (`vendor.rs`).
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod ioctl;
+mod libtdx;
 mod mount_point;
 mod session;
+mod tdx;
+mod tsm;
 mod vendor;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -55,7 +59,7 @@ fn serve(root: &Path) -> anyhow::Result<()> {
     let daemon = check_peer(line)?;
     check_configuration_is_roots(root)?;
     let settings = config::load(root).map(|(settings, _)| settings);
-    let mut session = Session::new(settings, daemon);
+    let mut session = Session::new(root.to_owned(), settings, daemon);
     let served = session.serve(line);
     session.undo();
     served

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use cai::config::{Problems, Settings};
@@ -11,6 +12,8 @@ use cai::helper::protocol::{Reply, Request};
 use cai::host;
 
 use crate::mount_point::MountPoint;
+use crate::vendor::{self, Act};
+use crate::{tdx, tsm};
 
 /// Most that a refusal says about an invalid configuration: a packet is bounded, and `cai check-config` says it all.
 const PROBLEM_CHARS: usize = 2048;
@@ -32,8 +35,18 @@ impl Refusal {
 /// What an act gives: words for the journal, and a descriptor for some.
 pub(crate) type Done = (String, Option<OwnedFd>);
 
+/// Data that was asked for, in a memory file.
+fn give(what: &str, data: &[u8]) -> Result<Done, Refusal> {
+    let file = channel::memory_file(data).map_err(|error| {
+        let text = format!("handing over {what}: {error}");
+        Refusal::new("helper.refused", text, "see whether memory is exhausted")
+    })?;
+    Ok((format!("{what} of {} bytes", data.len()), Some(file)))
+}
+
 /// One connection of the daemon.
 pub(crate) struct Session {
+    root: PathBuf,
     /// Only what mounts needs it: attesting must work before a model is configured.
     settings: Result<Settings, Problems>,
     daemon: host::User,
@@ -41,8 +54,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(settings: Result<Settings, Problems>, daemon: host::User) -> Self {
-        Session { settings, daemon, mount_point: MountPoint::default() }
+    pub(crate) fn new(root: PathBuf, settings: Result<Settings, Problems>, daemon: host::User) -> Self {
+        Session { root, settings, daemon, mount_point: MountPoint::default() }
     }
 
     /// Answer requests until the line closes.
@@ -60,6 +73,7 @@ impl Session {
     }
 
     fn act(&mut self, request: Request) -> Result<Done, Refusal> {
+        let root = &self.root;
         match request {
             Request::Mount => {
                 let mount = &valid(&self.settings)?.mount;
@@ -70,13 +84,19 @@ impl Session {
                 self.mount_point.readahead(kib).map(|text| (text, None))
             }
             Request::Unmount => self.mount_point.detach().map(|text| (text, None)),
-            Request::EventLogs
-            | Request::TsmQuote { .. }
-            | Request::TdxReport { .. }
-            | Request::LibraryQuote { .. }
-            | Request::GpuEvidence { .. }
-            | Request::GpuReady
-            | Request::GpuNotReady => Err(Refusal::new("helper.refused", "not built yet", "wait for it")),
+            Request::EventLogs => give("event logs", &tdx::event_logs(root)?),
+            Request::TsmQuote { report_data } => give("a TDX quote", &tsm::quote(root, &report_data)?),
+            Request::TdxReport { report_data } => give("a TDREPORT", &tdx::report(root, &report_data)?),
+            Request::LibraryQuote { report_data } => {
+                let quote = vendor::run(root, Act::TdxQuote, &report_data)?;
+                give(
+                    "a TDX quote",
+                    &hex::decode(quote).map_err(|error| vendor::failed(Act::TdxQuote, error))?,
+                )
+            }
+            Request::GpuEvidence { .. } | Request::GpuReady | Request::GpuNotReady => {
+                Err(Refusal::new("helper.refused", "not built yet", "wait for it"))
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use cai::helper::protocol::Reply;
 
+use crate::libtdx;
 use crate::session::Refusal;
 
 /// How long a child lives at most, in seconds: eight GPUs sign a report each, one after the other, in about a second
@@ -62,8 +63,19 @@ pub(crate) fn child(root: &Path, act: Act, data: &[u8]) -> anyhow::Result<()> {
 }
 
 fn perform(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal> {
-    let _ = (root, data);
-    Err(Refusal::new("vendor.child", format!("{} is not built yet", act.name()), "wait for it"))
+    match act {
+        Act::TdxQuote => {
+            let report_data = data.try_into().map_err(|_| failed(act, "expected 64 bytes of report data"))?;
+            libtdx::quote(root, report_data).map(hex::encode)
+        }
+        Act::GpuEvidence | Act::GpuReady | Act::GpuNotReady => Err(failed(act, "not built yet")),
+    }
+}
+
+/// The child did not do what it is for.
+pub(crate) fn failed(act: Act, what: impl std::fmt::Display) -> Refusal {
+    let text = format!("cai-helper vendor {}: {what}", act.name());
+    Refusal::new("vendor.child", text, "the vendor's library misbehaved: see the journal for cai-helper")
 }
 
 /// Run a child for `act`: the text it answers with.
@@ -71,11 +83,7 @@ fn perform(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal> {
 /// # Errors
 /// The child's own refusal; `vendor.child` when it died, was too slow or said too much.
 pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal> {
-    let failed = |what: String| {
-        let text = format!("cai-helper vendor {}: {what}", act.name());
-        Refusal::new("vendor.child", text, "the vendor's library misbehaved: see the journal for cai-helper")
-    };
-    let io = |error: std::io::Error| failed(error.to_string());
+    let io = |error: std::io::Error| failed(act, error);
     let mut child = Command::new("/proc/self/exe")
         .arg("--root")
         .arg(root)
@@ -93,9 +101,9 @@ pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal>
     let status = child.wait().map_err(io)?;
     read.transpose().map_err(io)?;
     if !status.success() {
-        return Err(failed(format!("ended with {status}")));
+        return Err(failed(act, format_args!("ended with {status}")));
     }
-    match serde_json::from_slice(&output).map_err(|error| failed(error.to_string()))? {
+    match serde_json::from_slice(&output).map_err(|error| failed(act, error))? {
         Reply::Done { text } => Ok(text),
         Reply::Refused { code, text, hint } => Err(Refusal { code: code.into(), text, hint }),
     }
