@@ -56,6 +56,10 @@ def helper():
 def files():
     seed("gocryptfs_conf", "conf", (ROOT / "tests/vectors/gocryptfs.conf").read_bytes())
     env = (ROOT / "etc/cai/cai.env").read_text()
+    good = ("TRUSTEE_URL=https://trustee.example.com\nMODEL_KEY_ID=kbs:///default/aliyun/key\n"
+            "MODEL_OSS_BUCKET_PATH=conf-ai:/model/\nMODEL_OSS_ENDPOINT=https://oss-cn-beijing.aliyuncs.com\n"
+            "MODEL_OSS_ACCESS_KEY_ID=LTAI5tExample\nMODEL_MOUNT_POINT=/tmp/model\n")
+    seed("config_env", "good", good)
     seed("config_env", "set", "\n".join(line.lstrip("#") for line in env.splitlines() if "=" in line and " " not in line))
     toml = (ROOT / "etc/cai/cai.toml").read_text()
     seed("config_toml", "shipped", toml)
@@ -63,6 +67,60 @@ def files():
     seed("config_toml", "set", "\n".join(line for line in lines if line.startswith("[") or " = " in line))
 
 
+def quote(version):
+    body_len = {4: 584, 5: 648}[version]
+    head = struct.pack("<HHI", version, 2, 0x81) + bytes(40)
+    body = bytes(range(256)) * 3
+    five = struct.pack("<HI", 3, body_len) if version == 5 else b""
+    signature = b"s" * 64
+    return head + five + body[:body_len] + struct.pack("<I", len(signature)) + signature
+
+
+def event(register, kind, data, digest=b"\x11" * 48):
+    return struct.pack("<IIIH", register, kind, 1, 0x0C) + digest + struct.pack("<I", len(data)) + data
+
+
+def log_header():
+    spec = b"Spec ID Event03\0" + bytes(4) + bytes([0, 2, 0, 2]) + struct.pack("<IHH", 1, 0x0C, 48) + b"\0"
+    return struct.pack("<II", 0, 3) + bytes(20) + struct.pack("<I", len(spec)) + spec
+
+
+def tdx():
+    for version in [4, 5]:
+        seed("tdx_quote", f"made-{version}", quote(version))
+    events = event(1, 0x80000001, b"SecureBoot") + event(2, 13, b"Kernel\0") + event(3, 13, b"grub_cmd linux quiet\0")
+    seed("event_log", "made", log_header() + events + b"\xff" * 64)
+    content = b"cryptpilot.alibabacloud.com load_config {}"
+    agent = event(4, 6, struct.pack("<II", 0x4141454C, len(content)) + content)
+    seed("event_log", "made-with-agent", log_header() + events + agent + b"\0" * 16)
+    seed("agent_log", "binary", agent)
+    seed("agent_log", "text", "INIT sha384/" + "0" * 96 + "\ncryptpilot.alibabacloud.com load_config {}\n")
+    made = quote(4)
+    answer = struct.pack("<HHIIIII", 1, 1, 1, 24 + 4 + len(made), 0, 4, len(made)) + b"kkkk" + made
+    seed("qgs_answer", "message", answer)
+    seed("qgs_answer", "stream", struct.pack(">I", len(answer)) + answer)
+    seed("qgs_answer", "refusal", struct.pack("<HHIIIII", 1, 1, 1, 24, 0x12001, 0, 0))
+    seed("qgs_answer", "conf", "# Intel\nport = 4050\n")
+    if VECTORS and (VECTORS / "tdx").is_dir():
+        for name in ["tdx_quote_4.dat", "tdx_quote_5.dat"]:
+            seed("tdx_quote", name, (VECTORS / "tdx" / name).read_bytes())
+        # The table is mostly unused space.
+        seed("event_log", "recorded", (VECTORS / "tdx" / "CCEL_data").read_bytes().rstrip(b"\xff") + b"\xff" * 16)
+
+
+def oss():
+    page = """<?xml version="1.0"?><ListBucketResult><Name>conf-ai</Name><Prefix>m%2F</Prefix><MaxKeys>1000</MaxKeys>
+<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextContinuationToken>Cg%3D%3D</NextContinuationToken>
+<Contents><Key>m%2Fgocryptfs.conf</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>"5B3C"</ETag>
+<Type>Normal</Type><Size>385</Size><StorageClass>Standard</StorageClass></Contents>
+<Contents><Key>m%2F</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>"D41D"</ETag><Type>Normal</Type>
+<Size>0</Size><StorageClass>Standard</StorageClass></Contents></ListBucketResult>"""
+    seed("oss_list", "truncated", page)
+    seed("oss_list", "plain", page.replace("<EncodingType>url</EncodingType>", "").replace("true", "false").replace("%2F", "/"))
+
+
 kbs()
 helper()
 files()
+tdx()
+oss()

@@ -25,6 +25,8 @@ step "dependencies"
 scripts/deny.sh
 step "tests"
 cargo test "${features[@]}"
+step "fuzz targets, briefly"
+scripts/fuzz-smoke.sh 5
 step "the demo, small"
 scripts/demo.sh --bin target/debug --model-mib 24
 step "the demo, interrupted"

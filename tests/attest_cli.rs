@@ -70,7 +70,7 @@ fn attest_with_the_files_as_installed_shows_what_the_machine_proves() {
     let (first, second) = nonce.split_at(48);
     let expected = format!(
         "TEE           sample\n              \
-         THIS MACHINE PROVES NOTHING: the sample attester is for the sandbox\n              only\n\
+         THIS MACHINE PROVES NOTHING: sample evidence is for the sandbox\n\
          quote from    sample\n\
          for verifier  current generation\n\
          nonce         {first}\n              {second}\n\

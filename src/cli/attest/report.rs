@@ -81,7 +81,7 @@ impl<'a> Report<'a> {
         let mut page = Page::default();
         page.field("TEE", self.tee);
         if self.tee == Tee::Sample.name() {
-            page.field("", "THIS MACHINE PROVES NOTHING: the sample attester is for the sandbox only");
+            page.field("", "THIS MACHINE PROVES NOTHING: sample evidence is for the sandbox");
         }
         page.field("quote from", self.claims.provider);
         page.field("for verifier", &format!("{} generation", self.verifier));
