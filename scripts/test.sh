@@ -14,6 +14,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "format"
 cargo fmt --check
+cargo fmt --check --manifest-path fuzz/Cargo.toml
 step "lints"
 # The methods that clippy.toml forbids are forbidden in the library, which says so itself; tests may use them.
 cargo clippy --all-targets "${features[@]}" -- -D warnings -A clippy::disallowed_methods

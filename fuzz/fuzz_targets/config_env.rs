@@ -25,8 +25,12 @@ fuzz_target!(|rest: &[u8]| {
 
 /// Everything that is ever shown of a configuration.
 fn show(env: &str) -> String {
-    let file =
-        SourceFile { name: "cai.env".into(), kind: FileKind::Env, text: env.to_owned().into(), mode: Some(0o644) };
+    let file = SourceFile {
+        name: "cai.env".into(),
+        kind: FileKind::Env,
+        text: env.to_owned().into(),
+        mode: Some(0o644),
+    };
     let facts = Facts { model_gid: None, sandbox: false };
     match config::parse(&[file], Path::new("/"), &facts) {
         Ok((settings, notices)) => {

@@ -22,7 +22,8 @@ fuzz_target!(|toml: &[u8]| {
     assert_eq!(first, judge(toml));
     let Some(settings) = first else { return };
     for (name, value) in settings {
-        if let Some(Form::Whole(least, most)) = keys::TOML.iter().find(|key| key.name == name).map(|key| key.form)
+        if let Some(Form::Whole(least, most)) =
+            keys::TOML.iter().find(|key| key.name == name).map(|key| key.form)
             && !value.is_empty()
         {
             let number: i64 = value.parse().unwrap();

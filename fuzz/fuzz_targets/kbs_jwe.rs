@@ -47,7 +47,10 @@ fuzz_target!(|body: &[u8]| {
         if count == 1 {
             assert!(jwe.open(&KEYS.stranger, dialect).is_err(), "a stranger's key opens it");
         }
-        assert!(count == 0 || dialect.has_legacy_envelope() || !is_legacy(body), "legacy form after {dialect:?}");
+        assert!(
+            count == 0 || dialect.has_legacy_envelope() || !is_legacy(body),
+            "legacy form after {dialect:?}"
+        );
     }
 });
 
@@ -63,7 +66,8 @@ fuzz_target!(|body: &[u8]| {
         if count == 1 {
             assert!(jwe.open(&KEYS.stranger, dialect).is_err(), "a stranger's key opens it");
         }
-        if dialect == Dialect::V0_4_0 && !opened.iter().any(|result| matches!(result, Err(JweError::Legacy))) {
+        if dialect == Dialect::V0_4_0 && !opened.iter().any(|result| matches!(result, Err(JweError::Legacy)))
+        {
             // Told as legacy by every key or by none.
             assert!(!is_legacy(body) || count == 0);
         }
@@ -72,5 +76,7 @@ fuzz_target!(|body: &[u8]| {
 
 fn is_legacy(body: &[u8]) -> bool {
     let Ok(body) = serde_json::from_slice::<serde_json::Value>(body) else { return false };
-    body.get("protected").and_then(|header| header.as_str()).is_some_and(|header| header.trim_start().starts_with('{'))
+    body.get("protected")
+        .and_then(|header| header.as_str())
+        .is_some_and(|header| header.trim_start().starts_with('{'))
 }

@@ -17,9 +17,15 @@ fuzz_target!(|body: &[u8]| {
         let text = object.path.to_str().unwrap();
         assert!(!text.is_empty() && !text.contains('\0') && !text.ends_with('/'), "{text:?}");
         for component in text.split('/') {
-            assert!((1..=255).contains(&component.len()) && component != "." && component != "..", "{text:?}");
+            assert!(
+                (1..=255).contains(&component.len()) && component != "." && component != "..",
+                "{text:?}"
+            );
         }
-        assert!(object.path.components().all(|component| matches!(component, Component::Normal(_))), "{text:?}");
+        assert!(
+            object.path.components().all(|component| matches!(component, Component::Normal(_))),
+            "{text:?}"
+        );
         assert!(!object.etag.is_empty());
     }
     assert!(page.next.is_none_or(|token| !token.is_empty() && token.len() <= body.len()));
