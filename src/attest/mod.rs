@@ -98,23 +98,33 @@ pub trait Attester: Send + Sync + 'static {
     fn evidence(&self, digest: &Digest, verifier: Verifier) -> Result<Evidence, AttestError>;
 }
 
+/// What the devices beside the TEE say, for people; beside their evidence, because it is not sent with every form.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceClaims {
+    /// Every GPU whose evidence was verified here.
+    pub gpus: Vec<GpuClaims>,
+    /// What an operator should know: a GPU that failed and was not required.
+    pub notices: Vec<String>,
+}
+
 /// The devices beside the TEE whose evidence goes out with the TEE's, in the form the operator's verifier takes.
 ///
-/// Blocking, as [`Attester`].
+/// Both are asked for once per handshake, in this order; the devices are read in the one whose form is configured, and in
+/// [`Devices::embedded`] where no form is. Blocking, as [`Attester`].
 pub trait Devices: Send + Sync {
     /// Evidence bound to `digest` as the text of `additional_evidence` (kbs.md 7.2.2), empty where this form is not
     /// asked for; and what it says.
     ///
     /// # Errors
     /// [`AttestError`] with the device that failed.
-    fn additional(&self, digest: &Digest) -> Result<(String, Vec<GpuClaims>), AttestError>;
+    fn additional(&self, digest: &Digest) -> Result<(String, DeviceClaims), AttestError>;
 
     /// Evidence bound to `digest` as the value of `gpu_evidence` inside the TEE's own object (kbs.md 7.2.3), `None` where
-    /// this form is not asked for; and what it says.
+    /// this form is not asked for or nothing verified; and what it says.
     ///
     /// # Errors
     /// [`AttestError`] with the device that failed.
-    fn embedded(&self, digest: &Digest) -> Result<Option<(Box<RawValue>, Vec<GpuClaims>)>, AttestError>;
+    fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, DeviceClaims), AttestError>;
 }
 
 /// The attester of this machine, as the operator chose it.

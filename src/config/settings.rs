@@ -117,7 +117,7 @@ pub enum KeyAlgorithm {
     /// RSAES-OAEP with SHA-256.
     #[serde(rename = "RSA-OAEP-256")]
     RsaOaep256,
-    /// RSAES-PKCS1-v1_5; protocols before 0.4.0 have nothing else.
+    /// RSAES-PKCS1-v1_5; protocols 0.1.x have nothing else.
     #[serde(rename = "RSA1_5")]
     Rsa1_5,
 }

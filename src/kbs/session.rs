@@ -27,9 +27,14 @@ impl Jar {
         Jar { origin: base.origin(), cookies: Mutex::default() }
     }
 
+    /// Whether `url` is of the origin the handshake was with.
+    pub(super) fn is_of(&self, url: &Url) -> bool {
+        url.origin() == self.origin
+    }
+
     /// Keep what the answer from `url` sets.
     pub(super) fn store(&self, url: &Url, headers: &HeaderMap) {
-        if url.origin() != self.origin {
+        if !self.is_of(url) {
             return;
         }
         let mut cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +50,7 @@ impl Jar {
 
     /// `Cookie` header for a request to `url`: none for another origin.
     pub(super) fn apply(&self, url: &Url, headers: &mut HeaderMap) {
-        if url.origin() != self.origin {
+        if !self.is_of(url) {
             return;
         }
         let cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);
