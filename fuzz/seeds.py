@@ -4,6 +4,7 @@ Made here or taken from this project's own files. VECTORS is a directory of othe
 logs, GPU reports); where it exists they are used from there, and never copied into the tree.
 """
 
+import base64
 import json
 import pathlib
 import struct
@@ -32,6 +33,17 @@ def kbs():
     recorded = json.loads((ROOT / "tests/vectors/kbs-exchange-0.4.0.json").read_text())
     for index, step in enumerate(recorded):
         seed("kbs_messages", f"recorded-{index}", step["resp_body"])
+    for index in [0, 1, 2]:
+        seed("kbs_refusal", f"recorded-{index}", struct.pack("<H", 401) + recorded[index]["resp_body"].encode())
+    seed("kbs_refusal", "gateway", struct.pack("<H", 502) + b'{"error":"upstream"}')
+    seed("kbs_refusal", "html", struct.pack("<H", 404) + b"<html>404</html>")
+    token = json.loads(recorded[2]["resp_body"])["token"]
+    seed("kbs_token", "recorded", token)
+    seed("kbs_token", "unbound", ".".join([token.split(".")[0], "eyJleHAiOjE3OTUzNDEzODR9", "c2ln"]))
+    chain = json.dumps({"alg": "ES256", "jwk": {"x5c": ["MIIB", "MIIB"]}}).encode()
+    seed("kbs_token", "chain", base64.urlsafe_b64encode(chain).decode().rstrip("=") + ".e30.c2ln")
+    cookie = next(value for name, value in recorded[1]["resp_headers"] if name == "set-cookie")
+    seed("kbs_cookies", "recorded", cookie + "\nalb=a1b2; Path=/; HttpOnly")
     seed("kbs_messages", "hash", {"nonce": "A" * 44, "extra-params": {"selected-hash-algorithm": "sha384"}})
     seed("kbs_messages", "uri", "kbs:///default/aliyun/model-decryption-key")
     seed("kbs_messages", "old-mismatch", {
