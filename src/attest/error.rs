@@ -1,5 +1,6 @@
 //! What can go wrong while evidence is produced.
 
+use super::gpu::GpuError;
 use super::qgs::QgsError;
 use super::quote::QuoteError;
 use crate::error::{ErrorClass, Fault, chain};
@@ -26,6 +27,9 @@ pub enum AttestError {
     /// The helper did not do what was asked.
     #[error("asking the helper")]
     Helper(#[from] HelperError),
+    /// GPU evidence is missing or not sound.
+    #[error("attesting the GPUs")]
+    Gpu(#[from] GpuError),
     /// No source gave a quote.
     #[error("no TDX quote could be had: {}", listed(attempts))]
     NoQuote {
@@ -159,6 +163,7 @@ impl Fault for AttestError {
             AttestError::NoTee { .. } | AttestError::NotBuilt { .. } => ErrorClass::Config,
             AttestError::Encode(_) => ErrorClass::Internal,
             AttestError::Helper(source) => source.class(),
+            AttestError::Gpu(source) => source.class(),
             AttestError::NoQuote { attempts } => {
                 let transient = |attempt: &Attempt| attempt.error.class() == ErrorClass::Transient;
                 if attempts.iter().any(transient) { ErrorClass::Transient } else { ErrorClass::Config }
@@ -173,6 +178,7 @@ impl Fault for AttestError {
             AttestError::NotBuilt { .. } => "attest.not-built",
             AttestError::Encode(_) => "attest.encode",
             AttestError::Helper(source) => source.code(),
+            AttestError::Gpu(source) => source.code(),
             AttestError::NoQuote { .. } => "attest.no-quote",
             AttestError::DebugTd { .. } => "attest.debug-td",
         }
@@ -189,6 +195,7 @@ impl Fault for AttestError {
             }
             AttestError::Encode(_) => "report this as a defect of cai".to_owned(),
             AttestError::Helper(source) => source.hint(),
+            AttestError::Gpu(source) => source.hint(),
             AttestError::NoQuote { attempts } => advice(attempts),
             AttestError::DebugTd { .. } => {
                 "start the TD without the debug attribute; cai gives no key to a machine its host can look into"

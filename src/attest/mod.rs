@@ -19,6 +19,7 @@ mod claims;
 mod cursor;
 mod error;
 pub mod eventlog;
+pub mod gpu;
 pub mod logs;
 pub mod qgs;
 pub mod quote;
@@ -28,6 +29,7 @@ mod sample;
 #[cfg(not(feature = "sandbox"))]
 #[path = "no_sample.rs"]
 mod sample;
+pub mod spdm;
 mod tdx;
 
 pub use claims::{Claims, GpuClaims, TdxClaims};
@@ -136,7 +138,10 @@ pub trait Devices: Send + Sync {
 /// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build. That
 /// TDX does not work shows when evidence is asked for.
 pub fn detect(settings: &AttestSettings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
-    let tdx = || -> Arc<dyn Attester> { Arc::new(Tdx::new(settings, Arc::clone(helper), None)) };
+    let tdx = || -> Arc<dyn Attester> {
+        let gpus = gpu::Gpus::new(settings, helper, gpu::NVIDIA_ROOT);
+        Arc::new(Tdx::new(settings, Arc::clone(helper), Some(Arc::new(gpus))))
+    };
     match settings.attest.tee {
         TeeChoice::Auto if tdx::is_here(&settings.root) => Ok(tdx()),
         TeeChoice::Auto => Err(AttestError::NoTee { looked_for: tdx::LOOKED_FOR }),

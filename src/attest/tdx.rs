@@ -11,7 +11,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::error::{Attempt, SourceError};
 use super::logs::{Logs, Selected, select};
 use super::quote::{Quote, td_report_data};
-use super::{AttestError, Attester, Claims, Devices, Digest, Evidence, GpuClaims, Tee, Verifier, qgs};
+use super::{AttestError, Attester, Claims, DeviceClaims, Devices, Digest, Evidence, Tee, Verifier, qgs};
 use crate::config::{AttestSettings, EventLog, QuoteChoice};
 use crate::error::chain;
 use crate::helper::protocol::{EventLogs, Request};
@@ -44,7 +44,7 @@ pub struct Tdx {
     /// Quotes are made one at a time: the host has one line for them.
     quoting: Mutex<()>,
     /// What the devices said for the evidence that is asked for next.
-    additional: Mutex<Vec<GpuClaims>>,
+    additional: Mutex<DeviceClaims>,
 }
 
 /// Where quotes come from.
@@ -168,13 +168,13 @@ impl Tdx {
     }
 
     /// The devices' evidence for the inside of the object, and everything they claim.
-    fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, Vec<GpuClaims>), AttestError> {
-        let additional = std::mem::take(&mut *self.additional.lock().unwrap_or_else(PoisonError::into_inner));
-        let embedded = self.devices.as_ref().map(|devices| devices.embedded(digest)).transpose()?;
-        Ok(match embedded.flatten() {
-            Some((evidence, claims)) => (Some(evidence), claims),
-            None => (None, additional),
-        })
+    fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, DeviceClaims), AttestError> {
+        let mut claims = std::mem::take(&mut *self.additional.lock().unwrap_or_else(PoisonError::into_inner));
+        let Some(devices) = &self.devices else { return Ok((None, claims)) };
+        let (evidence, embedded) = devices.embedded(digest)?;
+        claims.gpus.extend(embedded.gpus);
+        claims.notices.extend(embedded.notices);
+        Ok((evidence, claims))
     }
 }
 
@@ -195,8 +195,9 @@ impl Attester for Tdx {
         if quote.debug() {
             return Err(AttestError::DebugTd { td_attributes: hex::encode(quote.td_attributes) });
         }
-        let Selected { cc, aa, boot, notices } = self.logs(&quote, verifier)?;
-        let (gpu_evidence, gpus) = self.embedded(digest)?;
+        let Selected { cc, aa, boot, mut notices } = self.logs(&quote, verifier)?;
+        let (gpu_evidence, devices) = self.embedded(digest)?;
+        notices.extend(devices.notices);
         let object = Object {
             quote: STANDARD.encode(bytes),
             cc_eventlog: cc.map(|log| STANDARD.encode(log)),
@@ -207,7 +208,7 @@ impl Attester for Tdx {
             provider: source.provider(),
             report_data: hex::encode(quote.report_data),
             tdx: Some(super::TdxClaims { boot, ..quote.claims() }),
-            gpus,
+            gpus: devices.gpus,
             notices,
         };
         Ok(Evidence { object: to_raw_value(&object)?, claims })

@@ -95,7 +95,7 @@ impl Fault for HelperError {
 }
 
 /// Codes the helper may answer with, and what they mean for a retry. Anything else is reported as `helper.refused`.
-const CODES: [(&str, ErrorClass); 27] = [
+const CODES: [(&str, ErrorClass); 33] = [
     ("config.invalid", ErrorClass::Config),
     ("mount-point.symlink", ErrorClass::Config),
     ("mount-point.not-a-directory", ErrorClass::Config),
@@ -123,6 +123,12 @@ const CODES: [(&str, ErrorClass); 27] = [
     ("tdx.library-vsock", ErrorClass::Config),
     ("tdx.library-device", ErrorClass::Config),
     ("tdx.library-quote", ErrorClass::Transient),
+    ("gpu.no-library", ErrorClass::Config),
+    ("gpu.driver-old", ErrorClass::Config),
+    ("gpu.driver", ErrorClass::Config),
+    ("gpu.not-supported", ErrorClass::Config),
+    ("gpu.device", ErrorClass::Config),
+    ("gpu.data", ErrorClass::Config),
 ];
 
 /// A line to the helper. Dropping it makes the helper detach what it mounted on this line.

@@ -51,11 +51,13 @@ pub(crate) struct Session {
     settings: Result<Settings, Problems>,
     daemon: host::User,
     mount_point: MountPoint,
+    /// The GPUs may accept work since this connection asked for it.
+    gpus_ready: bool,
 }
 
 impl Session {
     pub(crate) fn new(root: PathBuf, settings: Result<Settings, Problems>, daemon: host::User) -> Self {
-        Session { root, settings, daemon, mount_point: MountPoint::default() }
+        Session { root, settings, daemon, mount_point: MountPoint::default(), gpus_ready: false }
     }
 
     /// Answer requests until the line closes.
@@ -94,16 +96,33 @@ impl Session {
                     &hex::decode(quote).map_err(|error| vendor::failed(Act::TdxQuote, error))?,
                 )
             }
-            Request::GpuEvidence { .. } | Request::GpuReady | Request::GpuNotReady => {
-                Err(Refusal::new("helper.refused", "not built yet", "wait for it"))
+            Request::GpuEvidence { nonce } => {
+                give("GPU evidence", vendor::run(root, Act::GpuEvidence, &nonce)?.as_bytes())
             }
+            Request::GpuReady => {
+                // Noted before it is tried: a child that dies half way may have done it.
+                self.gpus_ready = true;
+                vendor::run(root, Act::GpuReady, &[]).map(|text| (text, None))
+            }
+            Request::GpuNotReady => self.gpus_not_ready().map(|text| (text, None)),
         }
     }
 
-    /// Undo what was done through this connection: no dead mount stays behind a daemon that crashed.
+    fn gpus_not_ready(&mut self) -> Result<String, Refusal> {
+        let text = vendor::run(&self.root, Act::GpuNotReady, &[])?;
+        self.gpus_ready = false;
+        Ok(text)
+    }
+
+    /// Undo what was done through this connection: behind a daemon that crashed no dead mount stays, and no GPU goes on
+    /// working for whoever asks.
     pub(crate) fn undo(&mut self) {
-        if let Err(refusal) = self.mount_point.detach() {
-            eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
+        let detached = self.mount_point.detach().map(drop);
+        let not_ready = if self.gpus_ready { self.gpus_not_ready().map(drop) } else { Ok(()) };
+        for undone in [detached, not_ready] {
+            if let Err(refusal) = undone {
+                eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Vendors' libraries, opened as root only in a short-lived child of the helper: what they do to their process (threads,
 //! signal handlers, leaks, crashes) ends with it.
 //!
-//! The child is this program itself with `vendor ACT HEX`; it prints its result to standard output and exits. Its
+//! The child is this program itself with `vendor ACT HEX SECONDS`; it prints its result to standard output and exits. Its
 //! environment is empty, its output bounded, its time limited.
 
 use std::io::{Read as _, Write as _};
@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 
 use cai::helper::protocol::Reply;
 
-use crate::libtdx;
 use crate::session::Refusal;
+use crate::{gpu, libtdx};
 
 /// How long a child lives at most, in seconds: eight GPUs sign a report each, one after the other, in about a second
 /// apiece; a slow quoting service takes some thirty.
@@ -50,10 +50,11 @@ impl Act {
     }
 }
 
-/// The child process: does `act` and prints the [`Reply`] to standard output, a result as the reply's text.
-pub(crate) fn child(root: &Path, act: Act, data: &[u8]) -> anyhow::Result<()> {
+/// The child process: does `act` within `life_secs` and prints the [`Reply`] to standard output, a result as the reply's
+/// text.
+pub(crate) fn child(root: &Path, act: Act, data: &[u8], life_secs: u32) -> anyhow::Result<()> {
     // Unhandled, the alarm ends the process, whatever the library is waiting for.
-    nix::unistd::alarm::set(LIFE_SECS);
+    nix::unistd::alarm::set(life_secs.max(1));
     let reply = match perform(root, act, data) {
         Ok(text) => Reply::Done { text },
         Err(Refusal { code, text, hint }) => Reply::Refused { code: code.into_owned(), text, hint },
@@ -68,7 +69,9 @@ fn perform(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal> {
             let report_data = data.try_into().map_err(|_| failed(act, "expected 64 bytes of report data"))?;
             libtdx::quote(root, report_data).map(hex::encode)
         }
-        Act::GpuEvidence | Act::GpuReady | Act::GpuNotReady => Err(failed(act, "not built yet")),
+        Act::GpuEvidence => gpu::evidence(root, data),
+        Act::GpuReady => gpu::set_ready(root, true),
+        Act::GpuNotReady => gpu::set_ready(root, false),
     }
 }
 
@@ -87,7 +90,7 @@ pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal>
     let mut child = Command::new("/proc/self/exe")
         .arg("--root")
         .arg(root)
-        .args(["vendor", act.name(), &hex::encode(data)])
+        .args(["vendor", act.name(), &hex::encode(data), &LIFE_SECS.to_string()])
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
