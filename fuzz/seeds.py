@@ -59,10 +59,36 @@ def helper():
     seed("helper_packet", "done", {"reply": "done", "text": "mounted"})
     seed("helper_packet", "refused", {"reply": "refused", "code": "fuse.device", "text": "no", "hint": "modprobe fuse"})
     seed("helper_packet", "logs", {"ccel": "AAEC", "aael": None})
-    gpu = {"uuid": "GPU-1", "name": "H20", "arch": "HOPPER", "vbios_version": "96", "report": "AAEC",
-           "attestation_chain": "", "device_chain": ""}
-    seed("helper_packet", "gpus", {"driver_version": "550", "cc_enabled": True, "dev_tools": False, "production": True,
-                                   "gpus": [gpu]})
+    seed("helper_packet", "gpus", gpu_reports(b"\0\1\2", ""))
+
+
+def gpu_reports(report, chain):
+    gpu = {"uuid": "GPU-1", "name": "NVIDIA H100", "arch": "HOPPER", "vbios_version": "96.00.74.00.1a",
+           "report": base64.b64encode(report).decode(), "attestation_chain": chain, "device_chain": chain}
+    return {"driver_version": "550.90.07", "cc_enabled": True, "dev_tools": False, "production": True,
+            "protected_pcie": False, "gpus": [gpu]}
+
+
+def gpu():
+    measurement = struct.pack("<BBHBH", 1, 1, 51, 0, 48) + b"\x22" * 48
+    opaque = b"".join(struct.pack("<HH", kind, len(value)) + value for kind, value in [
+        (3, b"550.90.07\0"), (6, bytes([0, 0x74, 0, 0x96, 0x1A, 0, 0, 0])), (20, b"\x33" * 48)])
+    made = (bytes([0x11, 0xE0, 1, 0xFF]) + bytes([7] * 32) + b"\0"
+            + bytes([0x11, 0x60, 0, 0, 1]) + struct.pack("<I", len(measurement))[:3] + measurement
+            + b"\x44" * 32 + struct.pack("<H", len(opaque)) + opaque + b"\x55" * 96)
+    seed("spdm_report", "made", made)
+    seed("spdm_report", "padded", made + bytes(4))
+    seed("gpu_evidence", "made", gpu_reports(made, ""))
+    if VECTORS and (VECTORS / "nvidia").is_dir():
+        root = (VECTORS / "nvidia/nvidia_device_root.pem").read_text()
+        seed("gpu_evidence", "root", root)
+        for report, chain in [("hopperAttestationReport.txt", "hopper_cert_chain_case1.txt"),
+                              ("hopper_coco_report1.txt", "hopper_coco_certs1.txt")]:
+            recorded = bytes.fromhex("".join((VECTORS / "nvidia" / report).read_text().split()))
+            pem = (VECTORS / "nvidia" / chain).read_text()
+            seed("spdm_report", report, recorded)
+            seed("gpu_evidence", chain, pem)
+            seed("gpu_evidence", report, gpu_reports(recorded, pem))
 
 
 def files():
@@ -134,5 +160,6 @@ def oss():
 kbs()
 helper()
 files()
+gpu()
 tdx()
 oss()
