@@ -62,7 +62,7 @@ impl Machine {
     fn gpus(&self, toml: &str) -> Gpus {
         write_config(self.root.path(), "http://127.0.0.1:9/", "http://127.0.0.1:9", "", toml);
         let (settings, _) = cai::config::load(self.root.path()).unwrap();
-        Gpus::new(&settings, &self.helper(), self.authority.anchor())
+        Gpus::new(&settings.attesting(), &self.helper(), self.authority.anchor())
     }
 
     fn refusal(&self) -> AttestError {

@@ -3,6 +3,7 @@
 //! GPUs accept work only between the release of the key and the end of the agent: never half attested, and not behind an
 //! agent that failed. The helper takes the state back by itself when the agent's line to it closes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::patience::Patience;
@@ -33,7 +34,7 @@ pub(super) async fn release_key(
     helper: &Arc<Helper>,
 ) -> Result<Released, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
-    let attester = attest::detect(settings, helper).map_err(|error| fail(&error))?;
+    let attester = attest::detect(&settings.attesting(), helper).map_err(|error| fail(&error))?;
     let uri = kbs::ResourceUri::parse(&settings.trustee.key_id).map_err(|error| fail(&error))?;
     let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
     voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
@@ -71,21 +72,37 @@ fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), 
     if voice.state() == State::ReleasingKey {
         voice.apply(Event::SessionLost, "a new handshake was needed")?;
     }
-    let server =
-        if facts.server_authenticated { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
     voice.update(|status| {
         status.attested_at = Some(facts.attested_at);
         status.attestation_expires = facts.expires;
-        status.attestation.insert("tee", facts.tee.name().to_owned());
-        status.attestation.insert("provider", facts.claims.provider.to_owned());
-        status.attestation.insert("gpus", gpus(&facts.claims.gpus));
-        status.attestation.insert("protocol", facts.dialect.version().to_owned());
-        status.attestation.insert("server", server.to_owned());
+        status.attestation = shown(facts);
     });
     for notice in &facts.claims.notices {
         voice.notice(notice);
     }
     voice.apply(Event::Attested, format!("asking for {uri}"))
+}
+
+/// The facts of an attestation as the status shows them.
+fn shown(facts: &Facts) -> BTreeMap<&'static str, String> {
+    let server =
+        if facts.server_authenticated { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
+    let token = if facts.token_verified { "signature verified" } else { "signature not checked" };
+    let version = facts.dialect.version();
+    let protocol = if facts.downgraded {
+        format!("{version} (older than cai offered: the answer asked for it)")
+    } else {
+        version.to_owned()
+    };
+    BTreeMap::from([
+        ("tee", facts.tee.name().to_owned()),
+        ("provider", facts.claims.provider.to_owned()),
+        ("gpus", gpus(&facts.claims.gpus)),
+        ("protocol", protocol),
+        ("key-algorithm", facts.algorithm.to_owned()),
+        ("server", server.to_owned()),
+        ("token", token.to_owned()),
+    ])
 }
 
 /// `2 x NVIDIA H20`; `none`.

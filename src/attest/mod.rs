@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use crate::config::{Settings, TeeChoice};
+use crate::config::{AttestSettings, TeeChoice};
 use crate::helper::Helper;
 
 mod boot;
@@ -137,7 +137,7 @@ pub trait Devices: Send + Sync {
 /// # Errors
 /// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build. That
 /// TDX does not work shows when evidence is asked for.
-pub fn detect(settings: &Settings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
+pub fn detect(settings: &AttestSettings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
     let tdx = || -> Arc<dyn Attester> {
         let gpus = gpu::Gpus::new(settings, helper, gpu::NVIDIA_ROOT);
         Arc::new(Tdx::new(settings, Arc::clone(helper), Some(Arc::new(gpus))))

@@ -12,7 +12,7 @@ use super::error::{Attempt, SourceError};
 use super::logs::{Logs, Selected, select};
 use super::quote::{Quote, td_report_data};
 use super::{AttestError, Attester, Claims, DeviceClaims, Devices, Digest, Evidence, Tee, Verifier, qgs};
-use crate::config::{EventLog, QuoteChoice, Settings};
+use crate::config::{AttestSettings, EventLog, QuoteChoice};
 use crate::error::chain;
 use crate::helper::protocol::{EventLogs, Request};
 use crate::helper::{Helper, HelperError};
@@ -90,7 +90,7 @@ struct Object {
 
 impl Tdx {
     /// The attester below `settings.root`, with `devices` beside the TD.
-    pub fn new(settings: &Settings, helper: Arc<Helper>, devices: Option<Arc<dyn Devices>>) -> Self {
+    pub fn new(settings: &AttestSettings, helper: Arc<Helper>, devices: Option<Arc<dyn Devices>>) -> Self {
         Tdx {
             root: settings.root.clone(),
             quote: settings.attest.quote,

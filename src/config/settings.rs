@@ -32,6 +32,31 @@ pub struct Settings {
     pub fingerprint: String,
 }
 
+impl Settings {
+    /// The part that attesting takes.
+    pub fn attesting(&self) -> AttestSettings {
+        AttestSettings {
+            root: self.root.clone(),
+            attest: self.attest.clone(),
+            gpu_evidence: self.trustee.gpu_evidence,
+            protocol: self.trustee.protocol,
+        }
+    }
+}
+
+/// What attesting takes from the configuration, all of it tuning.
+#[derive(Debug, Clone)]
+pub struct AttestSettings {
+    /// As in [`Settings`].
+    pub root: PathBuf,
+    /// How this machine attests itself.
+    pub attest: Attest,
+    /// `trustee.gpu_evidence`.
+    pub gpu_evidence: GpuForm,
+    /// `trustee.protocol`: tells the generation of the verifier, where it is pinned.
+    pub protocol: Protocol,
+}
+
 /// Key broker service.
 #[derive(Debug, Clone)]
 pub struct Trustee {

@@ -95,7 +95,8 @@ impl Fault for HelperError {
 }
 
 /// Codes the helper may answer with, and what they mean for a retry. Anything else is reported as `helper.refused`.
-const CODES: [(&str, ErrorClass); 32] = [
+const CODES: [(&str, ErrorClass); 33] = [
+    ("config.invalid", ErrorClass::Config),
     ("mount-point.symlink", ErrorClass::Config),
     ("mount-point.not-a-directory", ErrorClass::Config),
     ("mount-point.owner", ErrorClass::Config),

@@ -16,8 +16,9 @@
 //! Asynchronous; evidence, key generation and decryption run on blocking threads. Two locks, never held together nor
 //! across an await: the cookies of a session, and the dialect a client has found. Frozen bytes: `tests/kbs_vectors.rs`;
 //! behaviour against a scripted broker: `tests/kbs_protocol.rs` and `kbs_hostile.rs`, tokens in `kbs_token.rs`, refusals in
-//! `kbs_errors.rs`; against the stand-in Trustee: `kbs_sandbox.rs`. [`wire`], [`jwe`] and
-//! [`TeeKey`] are public and free of I/O so that vectors and fuzzers reach them from outside.
+//! `kbs_errors.rs`; against the stand-in Trustee: `kbs_sandbox.rs`. [`wire`], [`jwe`],
+//! [`token`], [`session`], [`Refusal::read`] and [`TeeKey`] are public and free of I/O so that vectors and fuzzers reach them
+//! from outside.
 //!
 //! Source: `kbs.md`, the wire specification of this project, and `kbs-observed.md`, what running brokers answered.
 
@@ -30,9 +31,9 @@ pub mod jwe;
 mod key;
 mod meaning;
 mod negotiate;
-mod session;
+pub mod session;
 mod signer;
-mod token;
+pub mod token;
 mod transport;
 mod uri;
 mod verdict;

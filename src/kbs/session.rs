@@ -16,24 +16,24 @@ const MAX_COOKIES: usize = 16;
 const MAX_COOKIE_LEN: usize = 4096;
 
 /// Cookies of one handshake, bound to the origin it is with. No `Debug`: the session cookie is a credential.
-pub(super) struct Jar {
+pub struct Jar {
     origin: Origin,
     cookies: Mutex<Vec<(String, String)>>,
 }
 
 impl Jar {
     /// No cookies yet.
-    pub(super) fn new(base: &Url) -> Self {
+    pub fn new(base: &Url) -> Self {
         Jar { origin: base.origin(), cookies: Mutex::default() }
     }
 
     /// Whether `url` is of the origin the handshake was with.
-    pub(super) fn is_of(&self, url: &Url) -> bool {
+    pub fn is_of(&self, url: &Url) -> bool {
         url.origin() == self.origin
     }
 
     /// Keep what the answer from `url` sets.
-    pub(super) fn store(&self, url: &Url, headers: &HeaderMap) {
+    pub fn store(&self, url: &Url, headers: &HeaderMap) {
         if !self.is_of(url) {
             return;
         }
@@ -49,7 +49,7 @@ impl Jar {
     }
 
     /// `Cookie` header for a request to `url`: none for another origin.
-    pub(super) fn apply(&self, url: &Url, headers: &mut HeaderMap) {
+    pub fn apply(&self, url: &Url, headers: &mut HeaderMap) {
         if !self.is_of(url) {
             return;
         }

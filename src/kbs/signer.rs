@@ -41,7 +41,7 @@ pub(super) struct Signed<'a> {
 }
 
 /// The certificates of `trustee.token_cert`.
-pub(super) struct Signers {
+pub struct Signers {
     certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -50,7 +50,7 @@ impl Signers {
     ///
     /// # Errors
     /// [`KbsError::SignerFile`], [`KbsError::SignerContent`].
-    pub(super) fn load(path: &Path) -> Result<Self, KbsError> {
+    pub fn load(path: &Path) -> Result<Self, KbsError> {
         let pem =
             std::fs::read(path).map_err(|source| KbsError::SignerFile { path: path.to_owned(), source })?;
         let certificates = pki::certificates(&pem).ok();

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::error::printable;
 use super::signer::Signed;
-pub(super) use super::signer::Signers;
+pub use super::signer::Signers;
 use super::wire::{Jwk, decode_base64};
 use crate::pki::PkiError;
 
@@ -28,20 +28,20 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// What the status shows of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TokenFacts {
+pub struct TokenFacts {
     /// `exp`.
-    pub(super) expires: Option<SystemTime>,
+    pub expires: Option<SystemTime>,
     /// `jti`.
-    pub(super) id: Option<String>,
+    pub id: Option<String>,
     /// Signed by one of the operator's signers.
-    pub(super) verified: bool,
+    pub verified: bool,
 }
 
 /// Check a token that arrived `now` against the handshake it came from, and its signature where there are `signers`.
 ///
 /// # Errors
 /// [`TokenError`]. A nonce or key that is *absent* is only a warning without signers: not every broker puts them in.
-pub(super) fn check(
+pub fn check(
     token: &str,
     nonce: &str,
     jwk: &Jwk,

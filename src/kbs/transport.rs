@@ -132,7 +132,7 @@ impl Transport {
         match (status.is_success(), whole) {
             (true, true) => Ok(Ok(body)),
             (true, false) => Err(KbsError::AnswerTooLarge { step, limit, at: SystemTime::now() }),
-            (false, _) => Ok(Err(Box::new(read_refusal(step, status.as_u16(), &body)))),
+            (false, _) => Ok(Err(Box::new(Refusal::read(step, status.as_u16(), &body)))),
         }
     }
 }
@@ -226,24 +226,26 @@ fn redirected(step: Step, response: &Response) -> KbsError {
     }
 }
 
-/// The broker's `type` and `detail`, else a gateway's `error`, else the text. The content type is never right.
-fn read_refusal(step: Step, status: u16, body: &[u8]) -> Refusal {
-    #[derive(Deserialize, Default)]
-    struct Body {
-        #[serde(rename = "type")]
-        kind: Option<String>,
-        detail: Option<String>,
-        error: Option<String>,
+impl Refusal {
+    /// The broker's `type` and `detail`, else a gateway's `error`, else the text. The content type is never right.
+    pub fn read(step: Step, status: u16, body: &[u8]) -> Self {
+        #[derive(Deserialize, Default)]
+        struct Body {
+            #[serde(rename = "type")]
+            kind: Option<String>,
+            detail: Option<String>,
+            error: Option<String>,
+        }
+        let at = SystemTime::now();
+        let parsed: Option<Body> = serde_json::from_slice(body).ok();
+        let Body { kind, detail, error } = parsed.unwrap_or_default();
+        let kind = kind.as_deref().and_then(|kind| kind.rsplit('/').next());
+        let kind = kind.map(|kind| printable(kind, 64)).unwrap_or_default();
+        let detail = match detail.or(error) {
+            Some(text) => printable(&text, DETAIL_LEN),
+            None if kind.is_empty() => printable(&String::from_utf8_lossy(body), FOREIGN_LEN),
+            None => String::new(),
+        };
+        Refusal { step, status, kind, detail, at }
     }
-    let at = SystemTime::now();
-    let parsed: Option<Body> = serde_json::from_slice(body).ok();
-    let Body { kind, detail, error } = parsed.unwrap_or_default();
-    let kind = kind.as_deref().and_then(|kind| kind.rsplit('/').next());
-    let kind = kind.map(|kind| printable(kind, 64)).unwrap_or_default();
-    let detail = match detail.or(error) {
-        Some(text) => printable(&text, DETAIL_LEN),
-        None if kind.is_empty() => printable(&String::from_utf8_lossy(body), FOREIGN_LEN),
-        None => String::new(),
-    };
-    Refusal { step, status, kind, detail, at }
 }

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use serde_json::value::RawValue;
 
 use super::{AttestError, DeviceClaims, Devices, Digest};
-use crate::config::{GpuForm, Settings};
+use crate::config::{AttestSettings, GpuForm};
 use crate::error::chain;
 use crate::helper::Helper;
 use crate::helper::protocol::Request;
@@ -43,11 +43,11 @@ pub struct Gpus {
 
 impl Gpus {
     /// The GPUs below `settings.root`, whose chains must end in `anchor`: [`NVIDIA_ROOT`], in tests another.
-    pub fn new(settings: &Settings, helper: &Arc<Helper>, anchor: Root) -> Self {
+    pub fn new(settings: &AttestSettings, helper: &Arc<Helper>, anchor: Root) -> Self {
         Gpus {
             root: settings.root.clone(),
             helper: Arc::clone(helper),
-            form: settings.trustee.gpu_evidence,
+            form: settings.gpu_evidence,
             required: settings.attest.require_gpu,
             anchor,
             asked: AtomicBool::new(false),

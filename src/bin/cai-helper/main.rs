@@ -59,8 +59,8 @@ fn serve(root: &Path) -> anyhow::Result<()> {
     let line = stdin.as_fd();
     let daemon = check_peer(line)?;
     check_configuration_is_roots(root)?;
-    let (settings, _) = config::load(root)?;
-    let mut session = Session::new(settings, daemon);
+    let settings = config::load(root).map(|(settings, _)| settings);
+    let mut session = Session::new(root.to_owned(), settings, daemon);
     let served = session.serve(line);
     session.undo();
     served

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use anyhow::Context;
-use cai::config::Settings;
+use cai::config::{Problems, Settings};
+use cai::error::Fault;
 use cai::helper::channel;
 use cai::helper::protocol::{Reply, Request};
 use cai::host;
@@ -12,6 +14,9 @@ use cai::host;
 use crate::mount_point::MountPoint;
 use crate::vendor::{self, Act};
 use crate::{tdx, tsm};
+
+/// Most that a refusal says about an invalid configuration: a packet is bounded, and `cai check-config` says it all.
+const PROBLEM_CHARS: usize = 2048;
 
 /// A request that was not carried out.
 #[derive(Debug)]
@@ -41,7 +46,9 @@ fn give(what: &str, data: &[u8]) -> Result<Done, Refusal> {
 
 /// One connection of the daemon.
 pub(crate) struct Session {
-    settings: Settings,
+    root: PathBuf,
+    /// Only what mounts needs it: attesting must work before a model is configured.
+    settings: Result<Settings, Problems>,
     daemon: host::User,
     mount_point: MountPoint,
     /// The GPUs may accept work since this connection asked for it.
@@ -49,8 +56,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(settings: Settings, daemon: host::User) -> Self {
-        Session { settings, daemon, mount_point: MountPoint::default(), gpus_ready: false }
+    pub(crate) fn new(root: PathBuf, settings: Result<Settings, Problems>, daemon: host::User) -> Self {
+        Session { root, settings, daemon, mount_point: MountPoint::default(), gpus_ready: false }
     }
 
     /// Answer requests until the line closes.
@@ -68,12 +75,16 @@ impl Session {
     }
 
     fn act(&mut self, request: Request) -> Result<Done, Refusal> {
-        let Settings { mount, root, .. } = &self.settings;
+        let root = &self.root;
         match request {
             Request::Mount => {
+                let mount = &valid(&self.settings)?.mount;
                 self.mount_point.mount(mount, &self.daemon).map(|(text, device)| (text, Some(device)))
             }
-            Request::Readahead => self.mount_point.readahead(mount.readahead_kib).map(|text| (text, None)),
+            Request::Readahead => {
+                let kib = valid(&self.settings)?.mount.readahead_kib;
+                self.mount_point.readahead(kib).map(|text| (text, None))
+            }
             Request::Unmount => self.mount_point.detach().map(|text| (text, None)),
             Request::EventLogs => give("event logs", &tdx::event_logs(root)?),
             Request::TsmQuote { report_data } => give("a TDX quote", &tsm::quote(root, &report_data)?),
@@ -98,7 +109,7 @@ impl Session {
     }
 
     fn gpus_not_ready(&mut self) -> Result<String, Refusal> {
-        let text = vendor::run(&self.settings.root, Act::GpuNotReady, &[])?;
+        let text = vendor::run(&self.root, Act::GpuNotReady, &[])?;
         self.gpus_ready = false;
         Ok(text)
     }
@@ -114,4 +125,12 @@ impl Session {
             }
         }
     }
+}
+
+/// The settings, or the refusal of what needs them.
+fn valid(settings: &Result<Settings, Problems>) -> Result<&Settings, Refusal> {
+    settings.as_ref().map_err(|problems| {
+        let text: String = problems.to_string().chars().take(PROBLEM_CHARS).collect();
+        Refusal::new("config.invalid", text, problems.hint())
+    })
 }
