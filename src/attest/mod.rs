@@ -96,6 +96,9 @@ pub trait Attester: Send + Sync + 'static {
     fn evidence(&self, digest: &Digest, verifier: Verifier) -> Result<Evidence, AttestError>;
 }
 
+/// Value of `gpu_evidence`, and what it says.
+pub type Embedded = (Box<RawValue>, Vec<GpuClaims>);
+
 /// The devices beside the TEE whose evidence goes out with the TEE's, in the form the operator's verifier takes.
 ///
 /// Blocking, as [`Attester`].
@@ -112,7 +115,7 @@ pub trait Devices: Send + Sync {
     ///
     /// # Errors
     /// [`AttestError`] with the device that failed.
-    fn embedded(&self, digest: &Digest) -> Result<Option<(Box<RawValue>, Vec<GpuClaims>)>, AttestError>;
+    fn embedded(&self, digest: &Digest) -> Result<Option<Embedded>, AttestError>;
 }
 
 /// The attester of this machine, as the operator chose it.
