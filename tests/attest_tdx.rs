@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cai::attest::{self, AttestError, Attester, Devices, Digest, Evidence, GpuClaims, Tee as Kind, Verifier};
+use cai::attest::{
+    self, AttestError, Attester, Devices, Digest, Embedded, Evidence, GpuClaims, Tee as Kind, Verifier,
+};
 use cai::config;
 use cai::error::{ErrorClass, Fault};
 use cai::helper::Helper;
@@ -436,7 +438,7 @@ impl Devices for Gpus {
         Ok(if self.embedded { (String::new(), vec![]) } else { ("text".into(), vec![gpu()]) })
     }
 
-    fn embedded(&self, digest: &Digest) -> Result<Option<(Box<RawValue>, Vec<GpuClaims>)>, AttestError> {
+    fn embedded(&self, digest: &Digest) -> Result<Option<Embedded>, AttestError> {
         assert_eq!(digest, &DIGEST);
         let value = RawValue::from_string("{\"evidence_list\":[]}".into()).unwrap();
         Ok(self.embedded.then(|| (value, vec![gpu()])))

@@ -15,10 +15,10 @@ use super::cursor::Cursor;
 use super::quote::TD_REPORT_LEN;
 
 #[cfg(not(feature = "sandbox"))]
-#[path = "qgs_vsock.rs"]
+#[path = "qgs/vsock.rs"]
 mod line;
 #[cfg(feature = "sandbox")]
-#[path = "qgs_unix.rs"]
+#[path = "qgs/unix.rs"]
 mod line;
 
 /// Where the service's port stands, below the root.
@@ -30,9 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Longest message that is taken from the service, in bytes. Intel's own buffer is 16 KiB.
 pub const MESSAGE_LIMIT: usize = 64 << 10;
-
-/// Length of a message's header, in bytes.
-const HEADER: usize = 16;
 
 /// Version of the messages that is spoken; the service looks at the first alone.
 const VERSION: (u16, u16) = (1, 1);
@@ -82,7 +79,7 @@ pub enum QgsError {
 /// A quote over `report` from the service that `<root>/etc/tdx-attest.conf` names.
 ///
 /// # Errors
-/// [`QgsError`] with the step that failed. At most [`PATIENCE`] passes.
+/// [`QgsError`] with the step that failed, after half a minute at the latest.
 pub fn quote(root: &Path, report: &[u8; TD_REPORT_LEN]) -> Result<Vec<u8>, QgsError> {
     let path = root.join(CONFIG);
     let port = match std::fs::read_to_string(&path) {
@@ -122,14 +119,15 @@ pub fn exchange(line: &mut (impl Read + Write), report: &[u8; TD_REPORT_LEN]) ->
 
 /// The request for a quote over `report`, with the length before it.
 pub fn request(report: &[u8; TD_REPORT_LEN]) -> Vec<u8> {
-    /// Header, the lengths of report and id list, report.
-    const LEN: u32 = (HEADER + 8 + TD_REPORT_LEN) as u32;
+    const REPORT: u32 = 1024;
+    /// Header, lengths of report and id list, report.
+    const LEN: u32 = 16 + 8 + REPORT;
     let mut message = LEN.to_be_bytes().to_vec();
     message.extend(VERSION.0.to_le_bytes());
     message.extend(VERSION.1.to_le_bytes());
     let no_error = 0;
     let no_ids = 0;
-    for field in [ASK, LEN, no_error, TD_REPORT_LEN as u32, no_ids] {
+    for field in [ASK, LEN, no_error, REPORT, no_ids] {
         message.extend(u32::to_le_bytes(field));
     }
     message.extend(report);
@@ -215,5 +213,4 @@ impl Write for Line {
 }
 
 #[cfg(test)]
-#[path = "qgs_tests.rs"]
 mod tests;

@@ -60,7 +60,7 @@ pub enum QuoteError {
         /// Its TEE.
         tee_type: u32,
     },
-    /// A version 5 quote whose body is none of [`BODIES`].
+    /// A version 5 quote whose body is no TD report, or not as long as its type.
     #[error("the quote has a body of type {body_type} and {len} bytes, which is no TD report")]
     Body {
         /// Its type.

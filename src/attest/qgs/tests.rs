@@ -69,7 +69,7 @@ fn exchange_asks_once_and_gives_the_quote() {
 
 #[test]
 fn exchange_does_not_make_room_for_what_a_length_claims() {
-    for len in [MESSAGE_LIMIT as u32 + 1, u32::MAX] {
+    for len in [u32::try_from(MESSAGE_LIMIT).unwrap() + 1, u32::MAX] {
         let error = exchange(&mut script(len, b""), &[0; TD_REPORT_LEN]).unwrap_err();
         assert!(matches!(error, QgsError::Answer { what: "it is too long" }), "{error:?}");
     }
