@@ -139,7 +139,7 @@ pub trait Devices: Send + Sync {
 /// TDX does not work shows when evidence is asked for.
 pub fn detect(settings: &AttestSettings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
     let tdx = || -> Arc<dyn Attester> {
-        let gpus = gpu::Gpus::new(settings, helper, gpu::NVIDIA_ROOT);
+        let gpus = gpu::Gpus::new(settings, helper, gpu::pin::root(&settings.root));
         Arc::new(Tdx::new(settings, Arc::clone(helper), Some(Arc::new(gpus))))
     };
     match settings.attest.tee {

@@ -231,8 +231,10 @@ fn reference(claims: &Claims) -> Option<String> {
     loop {
         let text = serde_json::to_string(&values).ok()?;
         if text.len() <= REFERENCE_LEN {
-            let rest = "(and {} more: cai attest --reference-values)".replace("{}", &left_out.to_string());
-            return Some(if left_out == 0 { text } else { format!("{text} {rest}") });
+            return Some(match left_out {
+                0 => text,
+                _ => format!("{text} (and {left_out} more: cai attest --reference-values)"),
+            });
         }
         // The boot measurements come first in the order of names, and are what there can be many of.
         values.pop_first()?;

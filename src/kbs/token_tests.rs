@@ -3,6 +3,7 @@
 use super::*;
 use crate::kbs::key::{KeyAlg, RsaAlg, TeeKey};
 use crate::kbs::wire::encode_base64url;
+use proptest::prelude::*;
 use serde_json::json;
 
 const NONCE: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -94,5 +95,18 @@ fn token_that_anybody_could_have_made_or_nobody_can_read_is_refused() {
         ["", "..", two, &format!("{good}.x"), "!!.e30.c2ln", "e30.e30.c2ln", "eyJhbGciOiJFUzI1NiJ9.W.x"]
     {
         assert_eq!(check(bad), refused(TokenError::Malformed), "{bad}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn token_of_any_text_or_any_json_is_never_verified_and_never_a_panic(text in ".{0,80}", header in any::<Vec<u8>>(), exp in any::<f64>()) {
+        let key = ec_key();
+        let claims = json!({ "exp": exp, "nbf": -exp, "submods": text.clone() });
+        for token in [text, format!("{}.e30.", encode_base64url(&header)), token("ES256", &claims)] {
+            if let Ok(facts) = check(&token, NONCE, key.jwk(), at(950)) {
+                prop_assert!(!facts.verified);
+            }
+        }
     }
 }

@@ -4,6 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
@@ -173,6 +176,24 @@ impl Driver {
         self.on_pci(101, "0x1af4", "0x030000");
     }
 
+    /// Sign reports over whatever nonce is asked for, from now on and until the signer is dropped.
+    pub fn sign(&self, gpus: Vec<Gpu>) -> Signer {
+        let wanted = self.scenario.join("wanted");
+        fs::create_dir(&wanted).unwrap();
+        self.say("signer", 1);
+        let (scenario, over) = (self.scenario.clone(), Arc::new(AtomicBool::new(false)));
+        let stop = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                for entry in fs::read_dir(&wanted).unwrap() {
+                    answer(&gpus, &scenario, &entry.unwrap().path());
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Signer { over, thread: Some(thread) }
+    }
+
     /// The report the driver gives of GPU `index` when it is asked for `nonce`.
     pub fn give_report(&self, index: usize, nonce: &[u8; 32], report: &[u8]) {
         self.give(&format!("gpu{index}-report-{}", hex::encode(nonce)), report);
@@ -190,4 +211,30 @@ impl Driver {
     pub fn ready_states(&self) -> String {
         fs::read_to_string(self.scenario.join("ready")).unwrap_or_default()
     }
+}
+
+/// Signs what the driver asks for; ends when dropped.
+pub struct Signer {
+    over: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Signer {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking(), "the signer panicked");
+    }
+}
+
+/// The report that `wanted`, a file named `gpu<index>-report-<nonce>`, asks for.
+fn answer(gpus: &[Gpu], scenario: &Path, wanted: &Path) {
+    let name = wanted.file_name().unwrap().to_str().unwrap();
+    let (gpu, nonce) = name.strip_prefix("gpu").unwrap().split_once("-report-").unwrap();
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(nonce, &mut bytes).unwrap();
+    let half = scenario.join("half-written");
+    fs::write(&half, gpus[gpu.parse::<usize>().unwrap()].report(&bytes)).unwrap();
+    fs::rename(half, scenario.join(name)).unwrap();
+    fs::remove_file(wanted).unwrap();
 }

@@ -1,6 +1,6 @@
 /* A stand-in for libnvidia-ml.so.1, for the tests: as strict about its arguments as NVML's reference says, so that the
  * program's own loading and calling is tested. What it answers lies in files below SCENARIO, a path given when it is
- * compiled; a report is given for exactly the nonces that have a file. Layouts and codes: nvml.h, API version 12. */
+ * compiled; a report is given for exactly the nonces that have a file, which a signer may write when it is wanted. Layouts and codes: nvml.h, API version 12. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +42,21 @@ static int text(const char *name, char *to, unsigned room) {
 static unsigned number(const char *name, unsigned otherwise) {
     char digits[32] = {0};
     return answer(name, digits, sizeof digits - 1) < 0 ? otherwise : (unsigned)strtoul(digits, 0, 10);
+}
+
+/* Contents of a file that a signer writes, once it is asked for by a file of that name in `wanted`. */
+static long wanted(const char *name, void *to, size_t room) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/wanted/%s", SCENARIO, name);
+    FILE *file = fopen(path, "wb");
+    if (!file) return -1;
+    fclose(file);
+    long len = -1;
+    for (int patience = 1000; len < 0 && patience; patience--) {
+        usleep(10000);
+        len = answer(name, to, room);
+    }
+    return len;
 }
 
 static int of(const void *device, const char *what, char *name, size_t room) {
@@ -117,6 +132,7 @@ int nvmlDeviceGetConfComputeGpuAttestationReport(void *device, struct report *re
     if (code) return code;
     if (!number("feature", 1)) return NOT_SUPPORTED;
     long len = answer(name, report->report, sizeof report->report);
+    if (len < 0 && number("signer", 0)) len = wanted(name, report->report, sizeof report->report);
     if (len < 0) return UNKNOWN;
     report->len = number("report-len", (unsigned)len);
     report->cec_present = report->cec_len = 0;

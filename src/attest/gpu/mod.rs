@@ -19,6 +19,11 @@ use crate::helper::protocol::Request;
 
 mod error;
 mod form;
+#[cfg(not(feature = "sandbox"))]
+pub(super) mod pin;
+#[cfg(feature = "sandbox")]
+#[path = "pin_sandbox.rs"]
+pub(super) mod pin;
 mod verify;
 
 pub use error::GpuError;
