@@ -313,9 +313,8 @@ fn child_that_dies_of_the_drivers_sizes_or_crash_is_an_ordinary_error() {
     ] {
         machine.driver.say(question, answer);
         let error = machine.refusal();
-        let AttestError::Gpu(GpuError::Helper(HelperError::Refused { code: "vendor.child", text, .. })) =
-            &error
-        else {
+        let AttestError::Gpu(error) = &error else { panic!("{question} {answer}: {error:?}") };
+        let GpuError::Helper(HelperError::Refused { code: "vendor.child", text, .. }) = error.as_ref() else {
             panic!("{question} {answer}: {error:?}")
         };
         assert!(text.contains(end), "{question} {answer}: {text}");

@@ -29,7 +29,7 @@ pub enum AttestError {
     Helper(#[from] HelperError),
     /// GPU evidence is missing or not sound.
     #[error("attesting the GPUs")]
-    Gpu(#[from] GpuError),
+    Gpu(#[source] Box<GpuError>),
     /// No source gave a quote.
     #[error("no TDX quote could be had: {}", listed(attempts))]
     NoQuote {
@@ -155,6 +155,12 @@ fn advice(attempts: &[Attempt]) -> String {
     let each: Vec<String> =
         told.iter().map(|attempt| format!("{}: {}", attempt.provider, attempt.error.hint())).collect();
     each.join("; ")
+}
+
+impl From<GpuError> for AttestError {
+    fn from(error: GpuError) -> Self {
+        AttestError::Gpu(Box::new(error))
+    }
 }
 
 impl Fault for AttestError {

@@ -1,5 +1,5 @@
-use super::super::eventlog::tests::{entry, header_384};
 use super::*;
+use crate::attest::eventlog::tests::{entry, header_384};
 use crate::attest::quote::Quote;
 use crate::config::EventLog as Choice;
 

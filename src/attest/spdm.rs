@@ -255,6 +255,10 @@ fn expect(field: &'static str, found: u8, expected: u8) -> Result<(), SpdmError>
 mod tests {
     use super::*;
 
+    fn length(bytes: &[u8]) -> u16 {
+        bytes.len().try_into().unwrap()
+    }
+
     /// A report with one measurement and every field that is read, signed by nobody.
     fn report() -> Vec<u8> {
         let mut bytes = vec![0x11, 0xe0, 1, 0xff];
@@ -268,11 +272,9 @@ mod tests {
             [(6, &[0, 0x74, 0, 0x96, 0x1a, 0, 0, 0]), (3, b"580.95.05\0"), (20, &[0xf1; 48])];
         let opaque: Vec<u8> = fields
             .iter()
-            .flat_map(|(kind, value)| {
-                [&kind.to_le_bytes()[..], &(value.len() as u16).to_le_bytes(), value].concat()
-            })
+            .flat_map(|(kind, value)| [&kind.to_le_bytes()[..], &length(value).to_le_bytes(), value].concat())
             .collect();
-        bytes.extend((opaque.len() as u16).to_le_bytes());
+        bytes.extend(length(&opaque).to_le_bytes());
         bytes.extend(opaque);
         bytes.extend([0x55; 96]);
         bytes
