@@ -181,5 +181,4 @@ pub fn replay_text(text: &str) -> Option<[u8; 48]> {
 }
 
 #[cfg(test)]
-#[path = "logs_tests.rs"]
 mod tests;

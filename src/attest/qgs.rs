@@ -15,10 +15,10 @@ use super::cursor::Cursor;
 use super::quote::TD_REPORT_LEN;
 
 #[cfg(not(feature = "sandbox"))]
-#[path = "qgs_vsock.rs"]
+#[path = "qgs/vsock.rs"]
 mod line;
 #[cfg(feature = "sandbox")]
-#[path = "qgs_unix.rs"]
+#[path = "qgs/unix.rs"]
 mod line;
 
 /// Where the service's port stands, below the root.
@@ -215,5 +215,4 @@ impl Write for Line {
 }
 
 #[cfg(test)]
-#[path = "qgs_tests.rs"]
 mod tests;
