@@ -3,6 +3,8 @@
 #![cfg(feature = "sandbox")]
 
 mod common;
+#[path = "common/tee.rs"]
+mod tee;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +17,9 @@ use std::process::{Command, Output};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::{available, write_config};
-use serde_json::Value;
+use serde_json::{Value, json};
+use tee::Tee;
+use tee::bytes::{MRTD, grub_log, replay, report_data_of};
 
 const NONCE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -58,7 +62,7 @@ fn failure(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), code.unwrap_or(&said).to_owned())
 }
 
-fn json(output: &Output) -> Value {
+fn report(output: &Output) -> Value {
     serde_json::from_str(&stdout(output)).unwrap()
 }
 
@@ -97,12 +101,12 @@ fn attest_asks_nobody_on_the_network() {
 #[test]
 fn attest_json_is_bound_to_the_nonce_given_or_to_a_fresh_one() {
     let Some(root) = installed(SAMPLE) else { return };
-    let report = json(&attest(root.path(), &["--json", "--nonce", NONCE]));
+    let shown = report(&attest(root.path(), &["--json", "--nonce", NONCE]));
     let nonce = format!("{NONCE}{}", "00".repeat(16));
-    assert_eq!((&report["tee"], &report["nonce"]), (&"sample".into(), &nonce.as_str().into()));
-    assert_eq!(report["claims"]["report_data"], nonce.as_str());
+    assert_eq!((&shown["tee"], &shown["nonce"]), (&"sample".into(), &nonce.as_str().into()));
+    assert_eq!(shown["claims"]["report_data"], nonce.as_str());
     let fresh =
-        || json(&attest(root.path(), &["--json"]))["claims"]["report_data"].as_str().unwrap().to_owned();
+        || report(&attest(root.path(), &["--json"]))["claims"]["report_data"].as_str().unwrap().to_owned();
     let (one, other) = (fresh(), fresh());
     assert_eq!((one.len(), other.len()), (96, 96));
     assert_ne!(one, other);
@@ -111,7 +115,7 @@ fn attest_json_is_bound_to_the_nonce_given_or_to_a_fresh_one() {
 #[test]
 fn attest_for_a_pinned_protocol_makes_evidence_for_its_verifier() {
     let Some(root) = installed(&format!("{SAMPLE}[trustee]\nprotocol = \"0.1.0\"\n")) else { return };
-    assert_eq!(json(&attest(root.path(), &["--json"]))["verifier"], "legacy");
+    assert_eq!(report(&attest(root.path(), &["--json"]))["verifier"], "legacy");
 }
 
 #[test]
@@ -179,4 +183,108 @@ fn attest_of_an_ordinary_user_names_the_way_to_do_it() {
     let output = command.uid(65534).arg("--root").arg(root.path()).arg("attest").output().unwrap();
     assert_eq!(failure(&output), (Some(78), "helper.none".to_owned()));
     assert!(stderr(&output).contains("hint: start cai through systemd (cai-helper.socket), or as root"));
+}
+
+/// A TDX guest below a root directory as the package leaves it. Fields are dropped in this order.
+struct Guest {
+    tee: Tee,
+    root: tempfile::TempDir,
+}
+
+impl Guest {
+    fn new(toml: &str) -> Option<Self> {
+        if !available("fuse", Path::new("/dev/fuse").exists(), "no /dev/fuse") {
+            return None;
+        }
+        let root = installed(toml)?;
+        Some(Guest { tee: Tee::start(root.path()), root })
+    }
+
+    fn attest(&self, arguments: &[&str]) -> Output {
+        attest(self.root.path(), arguments)
+    }
+}
+
+#[test]
+fn attest_of_a_td_shows_its_measurements_in_80_columns() {
+    let Some(guest) = Guest::new("") else { return };
+    let text = stdout(&guest.attest(&["--nonce", NONCE]));
+    let rtmrs = replay(&grub_log());
+    let halves = |label: &str, bytes: &[u8; 48]| {
+        let (first, second) = bytes.split_at(24);
+        format!("{label:<14}{}\n{:14}{}\n", hex::encode(first), "", hex::encode(second))
+    };
+    for expected in [
+        "TEE           tdx\nquote from    configfs-tsm\nfor verifier  current generation\n".to_owned(),
+        halves("MRTD", &MRTD),
+        halves("RTMR0", &rtmrs[0]),
+        halves("RTMR2", &rtmrs[2]),
+        "attributes    0000001000000000 not DEBUG\n".to_owned(),
+        format!("event log     sent, {} bytes\n", grub_log().len() + 8),
+        "measurement.kernel.".to_owned(),
+        "policy        can match tee tdx, and by reference value:\n".to_owned(),
+        "tdx.quote.body.mr_td".to_owned(),
+    ] {
+        assert!(text.contains(&expected), "{expected}\n---\n{text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+}
+
+#[test]
+fn attest_json_of_a_td_carries_quote_nonce_and_what_to_register() {
+    let Some(guest) = Guest::new("") else { return };
+    let shown = report(&guest.attest(&["--json", "--nonce", NONCE]));
+    assert_eq!(shown["claims"]["report_data"], format!("{NONCE}{}", "00".repeat(32)).as_str());
+    assert_eq!((&shown["tee"], &shown["debug"]), (&json!("tdx"), &json!(false)));
+    assert_eq!(shown["claims"]["tdx"]["mrtd"], hex::encode(MRTD));
+    assert_eq!(shown["claims"]["gpus"], json!([]));
+    let values = report(&guest.attest(&["--reference-values"]));
+    assert_eq!(values, shown["reference_values"]);
+    assert_eq!(values["tdx.mr_td"], json!([hex::encode(MRTD)]));
+    assert_eq!(values["rtmr_1"], json!([hex::encode(replay(&grub_log())[1])]));
+    assert!(guest.tee.reports().is_empty(), "a report directory is left behind");
+}
+
+#[test]
+fn attest_save_of_a_td_keeps_quote_and_logs_as_they_are() {
+    let Some(guest) = Guest::new("") else { return };
+    guest.tee.aael(b"INIT sha384/0\n");
+    let kept = guest.root.path().join("case");
+    stdout(&guest.attest(&["--nonce", NONCE, "--save", kept.to_str().unwrap()]));
+    let read = |name: &str| fs::read(kept.join(name)).unwrap();
+    let quote = read("quote.bin");
+    assert_eq!(hex::encode(report_data_of(&quote)), format!("{NONCE}{}", "00".repeat(32)));
+    let evidence: Value = serde_json::from_slice(&read("evidence.json")).unwrap();
+    assert_eq!(evidence["quote"], STANDARD.encode(&quote));
+    assert_eq!(read("ccel.bin"), [grub_log(), vec![0xff; 4096]].concat());
+    assert_eq!(read("aael.bin"), b"INIT sha384/0\n");
+    let readme = String::from_utf8(read("README")).unwrap();
+    for name in ["quote.bin", "ccel.bin", "aael.bin"] {
+        assert!(readme.lines().any(|line| line.starts_with(name)), "{readme}");
+    }
+}
+
+#[test]
+fn attest_of_a_td_whose_log_does_not_replay_says_so_and_keeps_the_log_for_support() {
+    let Some(guest) = Guest::new("") else { return };
+    guest.tee.machine().measured.rtmrs[1] = [0x5a; 48];
+    let kept = guest.root.path().join("case");
+    let shown = report(&guest.attest(&["--json", "--save", kept.to_str().unwrap()]));
+    assert_eq!(shown["event_log_bytes"], Value::Null);
+    let notices = shown["claims"]["notices"].to_string();
+    assert!(notices.contains("left out") && notices.contains("RTMR1 replays to"), "{notices}");
+    assert!(kept.join("ccel.bin").exists());
+    let text = stdout(&guest.attest(&[]));
+    assert!(
+        text.contains("event log     not sent\n") && text.contains("notice        the boot event log"),
+        "{text}"
+    );
+}
+
+#[test]
+fn attest_of_a_debug_td_is_refused() {
+    let Some(guest) = Guest::new("") else { return };
+    guest.tee.machine().measured.td_attributes[0] = 1;
+    let (status, code) = failure(&guest.attest(&["--json"]));
+    assert_eq!((status, code.as_str()), (Some(77), "attest.debug-td"));
 }

@@ -66,7 +66,7 @@ impl Fixture {
 
     fn attester(&self) -> Result<Arc<dyn Attester>, AttestError> {
         let (settings, _) = config::load(self.root()).unwrap();
-        attest::detect(&settings, &self.helper())
+        attest::detect(&settings.attesting(), &self.helper())
     }
 
     fn evidence(&self, verifier: Verifier) -> Result<Evidence, AttestError> {
