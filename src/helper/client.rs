@@ -201,7 +201,7 @@ impl Helper {
     /// Ask for a verb that gives data: the helper's text, and the data.
     ///
     /// # Errors
-    /// As [`Helper::ask`]; [`HelperError::Line`] also when the data is missing or longer than [`DATA_LIMIT`].
+    /// As [`Helper::ask`]; [`HelperError::Line`] also when the data is missing or over its limit.
     pub fn fetch(&self, verb: Request) -> Result<(String, Vec<u8>), HelperError> {
         let fail = |source: io::Error| HelperError::Line { verb, source };
         let (text, descriptor) = self.ask(verb)?;
