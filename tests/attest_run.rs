@@ -4,7 +4,6 @@
 
 mod common;
 #[path = "common/nvml.rs"]
-#[allow(dead_code)]
 mod nvml;
 #[path = "common/sandbox.rs"]
 mod sandbox;
@@ -14,7 +13,6 @@ mod tee;
 mod world;
 
 use std::fs;
-use std::path::Path;
 
 use common::{available, wait_until};
 use nix::sys::signal::Signal;
@@ -25,7 +23,7 @@ use world::{World, small_model};
 
 /// A world on a TDX guest with two GPUs, whose root is pinned unless `foreign`.
 struct Machine {
-    signer: Option<Signer>,
+    _signer: Signer,
     driver: Driver,
     tee: Tee,
     world: World,
@@ -47,13 +45,13 @@ impl Machine {
         let authority = Authority::new();
         let gpus: Vec<Gpu> = (0..2).map(|index| authority.gpu(index)).collect();
         driver.plug(&gpus, &[0; 32]);
-        let signer = Some(driver.sign(gpus));
+        let signer = driver.sign(gpus);
         if !foreign {
             let pin = authority.anchor();
             let text = format!("{}\n{}\n", hex::encode(pin.certificate), hex::encode(pin.key));
             fs::write(root.join("etc/cai/sandbox-gpu-root"), text).unwrap();
         }
-        Some(Machine { signer, driver, tee, world })
+        Some(Machine { _signer: signer, driver, tee, world })
     }
 
     /// As pristine hardware and an operator without wishes have it.
@@ -69,10 +67,6 @@ macro_rules! machine {
             None => return,
         }
     };
-}
-
-fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

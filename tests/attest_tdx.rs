@@ -13,7 +13,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cai::attest::{
-    self, AttestError, Attester, Devices, Digest, Embedded, Evidence, GpuClaims, Tee as Kind, Verifier,
+    self, AttestError, Attester, DeviceClaims, Devices, Digest, Evidence, GpuClaims, Tee as Kind, Verifier,
 };
 use cai::config;
 use cai::error::{ErrorClass, Fault};
@@ -428,20 +428,25 @@ struct Gpus {
     embedded: bool,
 }
 
-fn gpu() -> GpuClaims {
-    GpuClaims { uuid: "GPU-1".into(), ..GpuClaims::default() }
+/// The GPU, named after the call in which it was read.
+fn gpu(read_in: &str) -> GpuClaims {
+    GpuClaims { uuid: read_in.into(), ..GpuClaims::default() }
+}
+
+fn said(read_in: &str) -> DeviceClaims {
+    DeviceClaims { gpus: vec![gpu(read_in)], notices: vec!["a notice".into()] }
 }
 
 impl Devices for Gpus {
-    fn additional(&self, digest: &Digest) -> Result<(String, Vec<GpuClaims>), AttestError> {
+    fn additional(&self, digest: &Digest) -> Result<Option<(String, DeviceClaims)>, AttestError> {
         assert_eq!(digest, &Digest([1; 48]));
-        Ok(if self.embedded { (String::new(), vec![]) } else { ("text".into(), vec![gpu()]) })
+        Ok((!self.embedded).then(|| ("text".into(), said("additional"))))
     }
 
-    fn embedded(&self, digest: &Digest) -> Result<Option<Embedded>, AttestError> {
+    fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, DeviceClaims), AttestError> {
         assert_eq!(digest, &DIGEST);
         let value = RawValue::from_string("{\"evidence_list\":[]}".into()).unwrap();
-        Ok(self.embedded.then(|| (value, vec![gpu()])))
+        Ok((self.embedded.then_some(value), said("embedded")))
     }
 }
 
@@ -450,15 +455,31 @@ fn devices_evidence_goes_where_its_form_belongs_and_its_claims_are_kept_once() {
     let Some(fixture) = Fixture::with("tee = \"tdx\"", Parts::TSM) else { return };
     let (settings, _) = config::load(fixture.root()).unwrap();
     for embedded in [false, true] {
-        let tdx = attest::Tdx::new(&settings, fixture.helper(), Some(Arc::new(Gpus { embedded })));
+        let tdx =
+            attest::Tdx::new(&settings.attesting(), fixture.helper(), Some(Arc::new(Gpus { embedded })));
         let text = tdx.device_evidence(&Digest([1; 48])).unwrap();
         assert_eq!(text, if embedded { "" } else { "text" });
         let evidence = tdx.evidence(&DIGEST, Verifier::Current).unwrap();
-        assert_eq!(evidence.claims.gpus, [gpu()]);
+        assert_eq!(evidence.claims.gpus, [gpu(if embedded { "embedded" } else { "additional" })]);
+        assert_eq!(evidence.claims.notices.iter().filter(|notice| *notice == "a notice").count(), 1);
         assert_eq!(object(&evidence).gpu_evidence.is_some(), embedded);
+        // An older protocol does not ask for additional evidence: the devices are read all the same.
         let next = tdx.evidence(&DIGEST, Verifier::Legacy).unwrap();
-        assert_eq!(next.claims.gpus.len(), usize::from(embedded), "claims of another handshake");
+        assert_eq!(next.claims.gpus, [gpu("embedded")]);
     }
+}
+
+#[test]
+fn devices_said_for_a_handshake_that_failed_are_not_said_for_the_next() {
+    let Some(fixture) = Fixture::with("tee = \"tdx\"", Parts::TSM) else { return };
+    let (settings, _) = config::load(fixture.root()).unwrap();
+    let gpus = Arc::new(Gpus { embedded: false });
+    let tdx = attest::Tdx::new(&settings.attesting(), fixture.helper(), Some(gpus));
+    tdx.device_evidence(&Digest([1; 48])).unwrap();
+    fixture.tee().machine().tsm_faults.push_back(TsmFault::Empty);
+    tdx.evidence(&DIGEST, Verifier::Current).unwrap_err();
+    // Read afresh: what was said before was said about another challenge.
+    assert_eq!(tdx.evidence(&DIGEST, Verifier::Legacy).unwrap().claims.gpus, [gpu("embedded")]);
 }
 
 #[test]

@@ -111,18 +111,18 @@ pub struct DeviceClaims {
 
 /// The devices beside the TEE whose evidence goes out with the TEE's, in the form the operator's verifier takes.
 ///
-/// Both are asked for once per handshake, in this order; the devices are read in the one whose form is configured, and in
-/// [`Devices::embedded`] where no form is. Blocking, as [`Attester`].
+/// A handshake reads them once: in [`Devices::additional`] where the protocol has room for that form and it is the
+/// configured one, in [`Devices::embedded`] otherwise, whether their evidence is then sent or not. Blocking, as [`Attester`].
 pub trait Devices: Send + Sync {
-    /// Evidence bound to `digest` as the text of `additional_evidence` (kbs.md 7.2.2), empty where this form is not
-    /// asked for; and what it says.
+    /// Evidence bound to `digest` as the text of `additional_evidence` (kbs.md 7.2.2), empty where nothing verified; and
+    /// what it says. `None` where another form is configured.
     ///
     /// # Errors
     /// [`AttestError`] with the device that failed.
-    fn additional(&self, digest: &Digest) -> Result<(String, DeviceClaims), AttestError>;
+    fn additional(&self, digest: &Digest) -> Result<Option<(String, DeviceClaims)>, AttestError>;
 
     /// Evidence bound to `digest` as the value of `gpu_evidence` inside the TEE's own object (kbs.md 7.2.3), `None` where
-    /// this form is not asked for or nothing verified; and what it says.
+    /// another form is configured or nothing verified; and what it says.
     ///
     /// # Errors
     /// [`AttestError`] with the device that failed.

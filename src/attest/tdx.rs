@@ -43,8 +43,8 @@ pub struct Tdx {
     devices: Option<Arc<dyn Devices>>,
     /// Quotes are made one at a time: the host has one line for them.
     quoting: Mutex<()>,
-    /// What the devices said for the evidence that is asked for next.
-    additional: Mutex<DeviceClaims>,
+    /// What the devices said for the evidence that is asked for next, if they were read for it already.
+    additional: Mutex<Option<DeviceClaims>>,
 }
 
 /// Where quotes come from.
@@ -167,14 +167,18 @@ impl Tdx {
         Ok(Logs { ccel: decode(ccel)?, aael: decode(aael)? })
     }
 
-    /// The devices' evidence for the inside of the object, and everything they claim.
+    /// What was said through [`Attester::device_evidence`] for the evidence asked for now. Taken whatever comes of that, so
+    /// that no later handshake takes it for its own.
+    fn take_additional(&self) -> Option<DeviceClaims> {
+        self.additional.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The devices' evidence for the inside of the object, and what they claim.
     fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, DeviceClaims), AttestError> {
-        let mut claims = std::mem::take(&mut *self.additional.lock().unwrap_or_else(PoisonError::into_inner));
-        let Some(devices) = &self.devices else { return Ok((None, claims)) };
-        let (evidence, embedded) = devices.embedded(digest)?;
-        claims.gpus.extend(embedded.gpus);
-        claims.notices.extend(embedded.notices);
-        Ok((evidence, claims))
+        match &self.devices {
+            Some(devices) => devices.embedded(digest),
+            None => Ok((None, DeviceClaims::default())),
+        }
     }
 }
 
@@ -185,18 +189,22 @@ impl Attester for Tdx {
 
     fn device_evidence(&self, digest: &Digest) -> Result<String, AttestError> {
         let Some(devices) = &self.devices else { return Ok(String::new()) };
-        let (text, claims) = devices.additional(digest)?;
+        let (text, claims) = devices.additional(digest)?.unzip();
         *self.additional.lock().unwrap_or_else(PoisonError::into_inner) = claims;
-        Ok(text)
+        Ok(text.unwrap_or_default())
     }
 
     fn evidence(&self, digest: &Digest, verifier: Verifier) -> Result<Evidence, AttestError> {
+        let additional = self.take_additional();
         let (source, bytes, quote) = self.any_quote(padded(digest))?;
         if quote.debug() {
             return Err(AttestError::DebugTd { td_attributes: hex::encode(quote.td_attributes) });
         }
         let Selected { cc, aa, boot, mut notices } = self.logs(&quote, verifier)?;
-        let (gpu_evidence, devices) = self.embedded(digest)?;
+        let (gpu_evidence, devices) = match additional {
+            Some(claims) => (None, claims),
+            None => self.embedded(digest)?,
+        };
         notices.extend(devices.notices);
         let object = Object {
             quote: STANDARD.encode(bytes),

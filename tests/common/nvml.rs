@@ -1,5 +1,6 @@
 //! NVIDIA's side of GPU attestation, written for the tests: an authority that endorses GPUs, GPUs that sign reports, and
 //! a driver library compiled from `tests/stubs/nvml.c` that gives them out.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -44,21 +44,6 @@ static unsigned number(const char *name, unsigned otherwise) {
     return answer(name, digits, sizeof digits - 1) < 0 ? otherwise : (unsigned)strtoul(digits, 0, 10);
 }
 
-/* Contents of a file that a signer writes, once it is asked for by a file of that name in `wanted`. */
-static long wanted(const char *name, void *to, size_t room) {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/wanted/%s", SCENARIO, name);
-    FILE *file = fopen(path, "wb");
-    if (!file) return -1;
-    fclose(file);
-    long len = -1;
-    for (int patience = 1000; len < 0 && patience; patience--) {
-        usleep(10000);
-        len = answer(name, to, room);
-    }
-    return len;
-}
-
 static int of(const void *device, const char *what, char *name, size_t room) {
     long index = (const char *)device - devices;
     if (!running) return UNINITIALIZED;
@@ -120,6 +105,21 @@ int nvmlSystemGetConfComputeSettings(struct settings *settings) {
     settings->dev_tools = number("dev-tools", 0);
     settings->multi_gpu = number("multi-gpu", 0);
     return OK;
+}
+
+/* Contents of a file that a signer writes, once it is asked for by a file of that name in `wanted`. */
+static long wanted(const char *name, void *to, size_t room) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/wanted/%s", SCENARIO, name);
+    FILE *file = fopen(path, "wb");
+    if (!file) return -1;
+    fclose(file);
+    long len = -1;
+    for (int patience = 1000; len < 0 && patience; patience--) {
+        usleep(10000);
+        len = answer(name, to, room);
+    }
+    return len;
 }
 
 int nvmlDeviceGetConfComputeGpuAttestationReport(void *device, struct report *report) {

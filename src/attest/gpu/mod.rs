@@ -6,7 +6,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use serde_json::value::RawValue;
@@ -41,9 +40,6 @@ pub struct Gpus {
     form: GpuForm,
     required: Option<bool>,
     anchor: Root,
-    /// [`Devices::additional`] was asked for in the current handshake. Protocols before 0.4.0 never ask; the GPUs are
-    /// then read in [`Devices::embedded`], so that no handshake passes them over.
-    asked: AtomicBool,
 }
 
 impl Gpus {
@@ -55,7 +51,6 @@ impl Gpus {
             form: settings.gpu_evidence,
             required: settings.attest.require_gpu,
             anchor,
-            asked: AtomicBool::new(false),
         }
     }
 
@@ -93,20 +88,16 @@ impl Gpus {
 }
 
 impl Devices for Gpus {
-    fn additional(&self, digest: &Digest) -> Result<(String, DeviceClaims), AttestError> {
+    fn additional(&self, digest: &Digest) -> Result<Option<(String, DeviceClaims)>, AttestError> {
         if self.form != GpuForm::Upstream {
-            return Ok((String::new(), DeviceClaims::default()));
+            return Ok(None);
         }
         let (verified, claims) = self.read(digest)?;
-        self.asked.store(true, Ordering::Relaxed);
         let text = verified.as_ref().map(form::upstream).transpose()?.unwrap_or_default();
-        Ok((text, claims))
+        Ok(Some((text, claims)))
     }
 
     fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, DeviceClaims), AttestError> {
-        if self.asked.swap(false, Ordering::Relaxed) {
-            return Ok((None, DeviceClaims::default()));
-        }
         let (verified, claims) = self.read(digest)?;
         let value = match self.form {
             GpuForm::Auto | GpuForm::Alibaba => {

@@ -12,7 +12,10 @@ pub(in crate::attest) fn root(root: &Path) -> Root {
     let Some(pin) = std::fs::read_to_string(root.join(PIN)).ok().as_deref().and_then(parse) else {
         return NVIDIA_ROOT;
     };
-    tracing::warn!(event = "attest.sandbox-gpu-root", "GPUs of a stand-in are believed: for the sandbox only");
+    tracing::warn!(
+        event = "attest.sandbox-gpu-root",
+        "GPUs of a stand-in are believed: for the sandbox only"
+    );
     pin
 }
 
