@@ -18,8 +18,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::{available, write_config};
 use serde_json::{Value, json};
-use tee::Tee;
 use tee::bytes::{MRTD, grub_log, replay, report_data_of};
+use tee::{Tee, quote_v4};
 
 const NONCE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -254,6 +254,7 @@ fn attest_save_of_a_td_keeps_quote_and_logs_as_they_are() {
     let read = |name: &str| fs::read(kept.join(name)).unwrap();
     let quote = read("quote.bin");
     assert_eq!(hex::encode(report_data_of(&quote)), format!("{NONCE}{}", "00".repeat(32)));
+    assert_eq!(quote, quote_v4(&report_data_of(&quote), &guest.tee.machine().measured));
     let evidence: Value = serde_json::from_slice(&read("evidence.json")).unwrap();
     assert_eq!(evidence["quote"], STANDARD.encode(&quote));
     assert_eq!(read("ccel.bin"), [grub_log(), vec![0xff; 4096]].concat());
