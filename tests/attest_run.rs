@@ -31,7 +31,7 @@ struct Machine {
 
 impl Machine {
     async fn new(builder: Builder, toml: &str, foreign: bool) -> Option<Machine> {
-        if !available("compiler", tee::library::compiler(), "no C compiler") {
+        if !available("cc", tee::library::compiler(), "no C compiler") {
             return None;
         }
         let mut world = World::new(builder)?;
