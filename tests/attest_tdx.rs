@@ -199,8 +199,11 @@ fn debug_td_is_denied_whatever_else_is_well() {
 
 // ---- configfs-tsm --------------------------------------------------------------------------------------------------
 
+/// A quote, or the failure's code and class.
+type TsmOutcome = Result<(), (&'static str, ErrorClass)>;
+
 /// What `quote = "configfs-tsm"` answers when the directories have these faults: the failure, and how many were made.
-fn tsm(faults: &[TsmFault]) -> Option<(Result<(), (&'static str, ErrorClass)>, usize)> {
+fn tsm(faults: &[TsmFault]) -> Option<(TsmOutcome, usize)> {
     let fixture = Fixture::with("tee = \"tdx\"\nquote = \"configfs-tsm\"", Parts::TSM)?;
     fixture.tee().machine().tsm_faults = faults.to_vec().into();
     let outcome = match fixture.evidence(Verifier::Current) {

@@ -167,7 +167,7 @@ impl Drop for Tee {
     }
 }
 
-fn mount(fs: impl fuser::Filesystem + Send + 'static, at: &Path) -> BackgroundSession {
+fn mount(fs: impl fuser::Filesystem + 'static, at: &Path) -> BackgroundSession {
     fs::create_dir_all(at).unwrap();
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName("cai-test-tee".into())];
