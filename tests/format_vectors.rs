@@ -80,7 +80,7 @@ fn block_both_ways_is_gocryptfs_own() {
     let (keys, id) = (keys(), FileId::new(range(0x30)).unwrap());
     let stored = hex("202122232425262728292a2b2c2d2e2f354430acac389379ac32aa1669c7064e62f94137b26ceb743126");
     let mut sealed = vec![0; 10 + 32];
-    seal_block(&keys, id, 0, &range(0x20), b"It works!\n", &mut sealed).unwrap();
+    seal_block(&keys, id, 0, &range::<16>(0x20), b"It works!\n", &mut sealed).unwrap();
     assert_eq!(sealed, stored);
     let mut plain = [0; 10];
     open_block(&keys, id, 0, &stored, &mut plain).unwrap();
@@ -111,7 +111,7 @@ fn header_both_ways_is_version_and_id() {
 #[test]
 fn symlink_target_both_ways_is_gocryptfs_own() {
     let stored = "ICEiIyQlJicoKSorLC0uLw9Eca-2OdZ-9UweKWrr3xD5s2HG5fTAoLK_";
-    assert_eq!(seal_target(&keys(), &range(0x20), OsStr::new("status.txt")), Ok(stored.to_owned()));
+    assert_eq!(seal_target(&keys(), &range::<16>(0x20), OsStr::new("status.txt")), Ok(stored.to_owned()));
     assert_eq!(open_target(&keys(), stored.as_bytes()), Ok("status.txt".into()));
     assert_eq!(open_target(&keys(), b"?"), Err(Damage::NotBase64));
     assert_eq!(open_target(&keys(), b"ICEiIyQl"), Err(Damage::TooShort));
@@ -120,7 +120,7 @@ fn symlink_target_both_ways_is_gocryptfs_own() {
 
 #[test]
 fn symlink_target_of_3039_bytes_is_the_longest() {
-    let nonce = range(0x20);
+    let nonce = range::<16>(0x20);
     let longest = "t".repeat(3039);
     let stored = seal_target(&keys(), &nonce, OsStr::new(&longest)).unwrap();
     assert_eq!(stored.len(), 4095);

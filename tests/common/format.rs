@@ -1,4 +1,5 @@
 //! An in-memory ciphertext directory, and small things sealed with fixed keys and nonces.
+#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -97,8 +98,12 @@ impl Memory {
 
     /// An extended attribute as stored; the empty path is the root.
     pub fn xattr(mut self, path: &str, name: &str, value: &[u8]) -> Self {
-        self.xattrs.entry(path.into()).or_default().insert(name.into(), value.to_vec());
+        self.set_xattr(path, name, value);
         self
+    }
+
+    pub fn set_xattr(&mut self, path: &str, name: &str, value: &[u8]) {
+        self.xattrs.entry(path.into()).or_default().insert(name.into(), value.to_vec());
     }
 
     fn xattrs_of(&self, of: Option<EntryId>) -> Option<&BTreeMap<OsString, Vec<u8>>> {
@@ -119,6 +124,10 @@ impl Memory {
     pub fn push(&mut self, path: &str, kind: EntryKind, content: Vec<u8>) {
         let mtime = SystemTime::UNIX_EPOCH;
         let attributes = Attributes { mode: 0, uid: 0, gid: 0, nlink: 1, ino: 0, blocks: 0, mtime };
+        self.push_with(path, kind, content, attributes);
+    }
+
+    pub fn push_with(&mut self, path: &str, kind: EntryKind, content: Vec<u8>, attributes: Attributes) {
         self.entries.push(Entry { path: PathBuf::from(path), kind, attributes });
         self.contents.push(content);
     }

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes, Permissions};
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use cai::gocryptfs::{Conf, Keys, LocalDir, Passphrase, Tree, read_passfile, unlock};
@@ -70,10 +71,20 @@ impl Scratch {
         self.mount_at("cipher", "plain", options)
     }
 
+    /// Mount, and wait until gocryptfs says that it is ready: before that it creates a file in the mount itself, and would
+    /// wait for ever for whoever does so at the same time.
     pub fn mount_at(&self, cipher: &str, point: &str, options: &[&str]) -> Mounted {
-        let mut command = self.gocryptfs();
-        command.arg("-fg").args(options).args([self.path(cipher), self.path(point)]);
-        Mounted::start(&mut command, self.path(point))
+        let mut command = Command::new("gocryptfs");
+        command.arg("-fg").arg("-passfile").arg(self.path("passfile")).args(options);
+        command.args([self.path(cipher), self.path(point)]).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("mounted and ready") {
+            line.clear();
+            assert_ne!(said.read_line(&mut line).unwrap(), 0, "{command:?} ended instead of mounting");
+        }
+        Mounted { child, point: self.path(point), _said: Some(said) }
     }
 
     /// What cai reads of `cipher`.
@@ -89,14 +100,16 @@ impl Scratch {
 pub struct Mounted {
     child: Child,
     pub point: PathBuf,
+    /// Held open: a program that writes to a closed pipe is killed.
+    _said: Option<BufReader<ChildStdout>>,
 }
 
 impl Mounted {
-    /// Run `command`, which mounts at `point` and stays in the foreground.
+    /// Run `command`, a `cai mount` at `point`.
     pub fn start(command: &mut Command, point: PathBuf) -> Self {
         let device = fs::metadata(&point).unwrap().dev();
         let child = command.spawn().unwrap();
-        let mut mounted = Mounted { child, point };
+        let mut mounted = Mounted { child, point, _said: None };
         let deadline = Instant::now() + Duration::from_secs(60);
         while fs::metadata(&mounted.point).unwrap().dev() == device {
             let ended = mounted.child.try_wait().unwrap();
