@@ -58,7 +58,9 @@ fn make(root: &Path, things: &BTreeMap<PathBuf, Thing>) -> BTreeMap<PathBuf, Thi
     for (path, thing) in things {
         let at = root.join(path);
         let parent = path.parent().unwrap();
-        if fs::create_dir_all(root.join(parent)).is_err() {
+        // Not through a link either, which may lead anywhere.
+        let through_link = parent.ancestors().any(|above| matches!(made.get(above), Some(Thing::Link(_))));
+        if through_link || fs::create_dir_all(root.join(parent)).is_err() {
             continue;
         }
         for directory in parent.ancestors().filter(|path| !path.as_os_str().is_empty()) {

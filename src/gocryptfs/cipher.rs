@@ -4,9 +4,10 @@ use super::aead::{Aead, Algorithm, KEY, Refused};
 use super::content::Damage;
 use super::error::FormatError;
 use super::features::Cipher;
+use super::keys::key_of;
 use super::layout::{Layout, TAG};
 use super::siv::{SIV_KEY, Siv};
-use crate::keyring::{LockError, Secret};
+use crate::keyring::Secret;
 
 /// Opens and seals pieces: a nonce, then the data with its tag.
 pub(super) enum ContentCipher {
@@ -27,13 +28,12 @@ impl ContentCipher {
         }
     }
 
+    /// The cipher with its key, which must have [`ContentCipher::key_len`] bytes.
+    ///
     /// # Errors
-    /// [`FormatError::Lock`]; [`FormatError::Derive`] for a key of another length.
+    /// [`FormatError::Lock`]; [`FormatError::Derive`] for an AES-SIV key of another length.
     pub(super) fn new(cipher: Cipher, key: Secret) -> Result<Self, FormatError> {
-        let aead = |algorithm| {
-            let key = super::keys::key_of(&key);
-            Ok::<_, LockError>(Aead::new(algorithm, &key)?)
-        };
+        let aead = |algorithm| Aead::new(algorithm, &key_of(&key));
         Ok(match cipher {
             Cipher::AesGcm => ContentCipher::AesGcm(aead(Algorithm::AesGcm)?),
             Cipher::XChaCha20Poly1305 => ContentCipher::XChaCha(aead(Algorithm::XChaCha)?),

@@ -11,7 +11,8 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
-use super::fs::{FsError, Kind, ModelFs, NodeInfo, ReadBuffers};
+use super::fs::{FsError, ModelFs, ReadBuffers};
+use super::info::{Kind, NodeInfo};
 
 /// How long the kernel may believe names and attributes: the tree never changes under one mount.
 const TTL: Duration = Duration::from_secs(24 * 60 * 60);
