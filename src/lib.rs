@@ -23,9 +23,10 @@
 //! ciphertext: (none)
 //! keyring:    error
 //! config:     error, keyring
+//! pki:        error
 //! helper:     error
-//! attest:     error, config, helper
-//! kbs:        error, config, attest, keyring, task
+//! attest:     error, config, helper, pki
+//! kbs:        error, config, attest, keyring, pki, task
 //! store:      error, ciphertext, task
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring
@@ -64,5 +65,6 @@ pub mod kbs;
 pub mod keyring;
 pub mod mount;
 pub mod oss;
+pub mod pki;
 pub mod store;
 pub mod task;
