@@ -3,6 +3,7 @@
 //! `store` implements [`Ciphertext`] over cached objects, `gocryptfs::LocalDir` over a local directory. `gocryptfs` and
 //! `mount` see nothing else of where the bytes come from; the implementers never see a key or a plaintext byte.
 
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -115,6 +116,30 @@ pub enum ReadError {
 pub trait Ciphertext: Send + Sync + 'static {
     /// Every entry below the root, sorted by path, each directory listed before what it holds. Fixed for the life of the value.
     fn entries(&self) -> &[Entry];
+
+    /// Attributes of the root directory; `None` where the source has none.
+    fn root(&self) -> Option<Attributes> {
+        None
+    }
+
+    /// Names of the extended attributes of `of` as they are stored, `None` being the root directory. A source that keeps
+    /// none has none.
+    ///
+    /// # Errors
+    /// Any [`ReadError`].
+    fn xattr_names(&self, of: Option<EntryId>) -> Result<Vec<OsString>, ReadError> {
+        let _ = of;
+        Ok(Vec::new())
+    }
+
+    /// The stored value of one extended attribute, at most 64 KiB; `None` when there is none of that name.
+    ///
+    /// # Errors
+    /// Any [`ReadError`].
+    fn xattr(&self, of: Option<EntryId>, name: &OsStr) -> Result<Option<Vec<u8>>, ReadError> {
+        let _ = (of, name);
+        Ok(None)
+    }
 
     /// Fill `buf` with the ciphertext of file `id` from `offset`, completely.
     ///

@@ -1,18 +1,23 @@
 //! Frozen bytes: what gocryptfs v2 writes stays readable, and what we write stays what it was.
 //!
-//! Vectors were made with gocryptfs 2.4.0's format by an independent decoder, from the inputs named here.
+//! Vectors were made by an independent decoder of gocryptfs 2.4.0's format or, where random bytes are in them, by the real
+//! gocryptfs 2.3, from the inputs named here.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use cai::gocryptfs::content::{FileId, open_block, open_target, seal_block, seal_target};
+use cai::gocryptfs::content::{FileId, open_block, open_target, open_value, seal_block, seal_target};
 use cai::gocryptfs::names::{DirIv, NameError, StoredName};
-use cai::gocryptfs::{Conf, Damage, FormatError, Keys, Passphrase, unlock};
+use cai::gocryptfs::{Cipher, Conf, Damage, Features, FormatError, Keys, Naming, Passphrase, unlock};
 use cai::keyring::Secret;
 
 /// Master key 00 01 .. 1f.
 fn keys() -> Keys {
-    Keys::from_master(&Secret::copy_of(&range::<32>(0)).unwrap()).unwrap()
+    keys_with(Features::default())
+}
+
+fn keys_with(features: Features) -> Keys {
+    Keys::from_master(&Secret::copy_of(&range::<32>(0)).unwrap(), features).unwrap()
 }
 
 /// `N` bytes counting up from `first`.
@@ -75,7 +80,7 @@ fn block_both_ways_is_gocryptfs_own() {
     let (keys, id) = (keys(), FileId::new(range(0x30)).unwrap());
     let stored = hex("202122232425262728292a2b2c2d2e2f354430acac389379ac32aa1669c7064e62f94137b26ceb743126");
     let mut sealed = vec![0; 10 + 32];
-    seal_block(&keys, id, 0, &range(0x20), b"It works!\n", &mut sealed).unwrap();
+    seal_block(&keys, id, 0, &range::<16>(0x20), b"It works!\n", &mut sealed).unwrap();
     assert_eq!(sealed, stored);
     let mut plain = [0; 10];
     open_block(&keys, id, 0, &stored, &mut plain).unwrap();
@@ -106,7 +111,7 @@ fn header_both_ways_is_version_and_id() {
 #[test]
 fn symlink_target_both_ways_is_gocryptfs_own() {
     let stored = "ICEiIyQlJicoKSorLC0uLw9Eca-2OdZ-9UweKWrr3xD5s2HG5fTAoLK_";
-    assert_eq!(seal_target(&keys(), &range(0x20), OsStr::new("status.txt")), Ok(stored.to_owned()));
+    assert_eq!(seal_target(&keys(), &range::<16>(0x20), OsStr::new("status.txt")), Ok(stored.to_owned()));
     assert_eq!(open_target(&keys(), stored.as_bytes()), Ok("status.txt".into()));
     assert_eq!(open_target(&keys(), b"?"), Err(Damage::NotBase64));
     assert_eq!(open_target(&keys(), b"ICEiIyQl"), Err(Damage::TooShort));
@@ -115,7 +120,7 @@ fn symlink_target_both_ways_is_gocryptfs_own() {
 
 #[test]
 fn symlink_target_of_3039_bytes_is_the_longest() {
-    let nonce = range(0x20);
+    let nonce = range::<16>(0x20);
     let longest = "t".repeat(3039);
     let stored = seal_target(&keys(), &nonce, OsStr::new(&longest)).unwrap();
     assert_eq!(stored.len(), 4095);
@@ -165,20 +170,230 @@ fn parse_with(from: &str, to: &str) -> FormatError {
     }
 }
 
+/// The conf with these flags; an `EncryptedKey` of the length that goes with them.
+fn conf_with(flags: &[&str], long_name_max: &str) -> Result<Conf, FormatError> {
+    let mut conf: serde_json::Value = serde_json::from_str(CONF).unwrap();
+    conf["FeatureFlags"] = serde_json::json!(flags);
+    conf["LongNameMax"] = serde_json::from_str(long_name_max).unwrap();
+    if !flags.contains(&"HKDF") {
+        conf["EncryptedKey"] = serde_json::json!("A".repeat(80));
+    }
+    Conf::parse(conf.to_string().as_bytes())
+}
+
+const DEFAULT: [&str; 6] = ["HKDF", "GCMIV128", "DirIV", "EMENames", "LongNames", "Raw64"];
+
 #[test]
-fn conf_with_another_feature_is_refused_by_its_name() {
-    for flag in ["PlaintextNames", "LongNameMax", "AESSIV", "FIDO2", "XChaCha20Poly1305"] {
-        let error = parse_with("\"Raw64\"", &format!("\"Raw64\", \"{flag}\""));
-        assert!(matches!(&error, FormatError::UnsupportedFlag { flag: found } if found == flag), "{error}");
+fn conf_with_flags_says_how_the_directory_is_stored() {
+    let default = Features::default();
+    let old = Features { hkdf: false, raw64: false, ..default };
+    let plain = Features { naming: Naming::Plain, raw64: false, ..default };
+    for (flags, features) in [
+        (&DEFAULT[..], default),
+        (&["HKDF", "XChaCha20Poly1305", "DirIV", "EMENames", "LongNames", "Raw64"], {
+            Features { cipher: Cipher::XChaCha20Poly1305, ..default }
+        }),
+        (&["HKDF", "GCMIV128", "DirIV", "EMENames", "LongNames", "Raw64", "AESSIV"], {
+            Features { cipher: Cipher::AesSiv, ..default }
+        }),
+        (&["HKDF", "GCMIV128", "PlaintextNames"], plain),
+        (&["HKDF", "GCMIV128", "PlaintextNames", "AESSIV"], Features { cipher: Cipher::AesSiv, ..plain }),
+        (&["HKDF", "GCMIV128", "EMENames", "LongNames", "Raw64"], {
+            Features { naming: Naming::Deterministic, ..default }
+        }),
+        // What gocryptfs 0.7, 0.9 and 1.1 wrote.
+        (&["GCMIV128", "DirIV", "EMENames"], old),
+        (&["GCMIV128", "DirIV", "EMENames", "LongNames"], old),
+        (
+            &["GCMIV128", "DirIV", "EMENames", "LongNames", "AESSIV"],
+            Features { cipher: Cipher::AesSiv, ..old },
+        ),
+        (&["GCMIV128", "PlaintextNames"], Features { hkdf: false, ..plain }),
+    ] {
+        assert_eq!(conf_with(flags, "null").unwrap().features(), features, "{flags:?}");
     }
-    let error = parse_with("\"Raw64\"", "\"Raw64\", \"StrangeFeature\"");
+    let longer = [&DEFAULT[..], &["LongNameMax"]].concat();
+    assert_eq!(conf_with(&longer, "100").unwrap().features(), Features { longest_name: 100, ..default });
+    let written = String::from_utf8(conf_with(&longer, "100").unwrap().to_json().unwrap()).unwrap();
+    assert!(written.contains("\"LongNameMax\"\n\t],\n\t\"LongNameMax\": 100\n}"), "{written}");
+    assert_eq!(Conf::parse(written.as_bytes()).unwrap().features().longest_name, 100);
+}
+
+#[test]
+fn conf_with_an_unknown_flag_or_a_token_is_refused_by_name() {
+    let with = |flag| match conf_with(&[&DEFAULT[..], &[flag]].concat(), "null") {
+        Ok(_) => panic!("{flag} was accepted"),
+        Err(error) => error,
+    };
+    let error = with("StrangeFeature");
     assert!(matches!(&error, FormatError::UnknownFlag { flag } if flag == "StrangeFeature"), "{error}");
-    for flag in ["HKDF", "GCMIV128", "DirIV", "EMENames", "LongNames"] {
-        let error = parse_with(&format!("\"{flag}\",\n"), "\n");
-        assert!(matches!(error, FormatError::MissingFlag { flag: found } if found == flag), "{error}");
+    assert_eq!(error.to_string(), "feature flag \"StrangeFeature\" is unknown");
+    // Of the version after 2.4.0's.
+    assert!(matches!(with("AEGIS256X2"), FormatError::UnknownFlag { .. }));
+    assert!(with("FIDO2").to_string().contains("opened with a FIDO2 token"));
+}
+
+#[test]
+fn conf_with_flags_that_do_not_go_together_is_refused_as_gocryptfs_does() {
+    let without = |flag: &str| DEFAULT.into_iter().filter(|other| *other != flag).collect::<Vec<_>>();
+    let refused = |flags: &[&str], field| match conf_with(flags, field) {
+        Ok(_) => panic!("{flags:?} with {field} was accepted"),
+        Err(error) => error,
+    };
+    let missing = |flags: &[&str], flag: &str, by: &str| {
+        let error = refused(flags, "null");
+        assert!(
+            matches!(error, FormatError::MissingFlag { flag: f, by: b } if (f, b) == (flag, by)),
+            "{error}"
+        );
+    };
+    missing(&without("GCMIV128"), "GCMIV128", "AES-GCM");
+    missing(&[&without("GCMIV128")[..], &["AESSIV"]].concat(), "GCMIV128", "AESSIV");
+    missing(&["XChaCha20Poly1305", "EMENames"], "HKDF", "XChaCha20Poly1305");
+    let conflict = |flags: &[&str], flag: &str, other: &str| {
+        let error = refused(flags, "null");
+        assert!(
+            matches!(error, FormatError::FlagConflict { flag: f, other: o } if (f, o) == (flag, other)),
+            "{error}"
+        );
+    };
+    conflict(&[&DEFAULT[..], &["XChaCha20Poly1305"]].concat(), "XChaCha20Poly1305", "GCMIV128");
+    conflict(&["HKDF", "XChaCha20Poly1305", "AESSIV"], "XChaCha20Poly1305", "AESSIV");
+    for other in ["EMENames", "DirIV", "LongNames", "Raw64", "LongNameMax"] {
+        conflict(&["HKDF", "GCMIV128", "PlaintextNames", other], "PlaintextNames", other);
     }
-    let error = parse_with("\"Version\": 2", "\"Version\": 2, \"LongNameMax\": 100");
-    assert!(matches!(&error, FormatError::UnsupportedFlag { flag } if flag == "LongNameMax"), "{error}");
+    let with_max = [&DEFAULT[..], &["LongNameMax"]].concat();
+    for (flags, field) in [(&with_max[..], "null"), (&with_max, "0"), (&DEFAULT, "100"), (&DEFAULT, "255")] {
+        let error = refused(flags, field);
+        assert!(matches!(error, FormatError::LongNameMax { .. }), "{error}");
+    }
+    assert!(matches!(refused(&with_max, "256"), FormatError::Field { field: "LongNameMax", .. }));
+}
+
+#[test]
+fn conf_with_a_key_of_the_other_generations_length_is_refused() {
+    let old = CONF.replace("\t\t\"HKDF\",\n", "");
+    assert!(matches!(Conf::parse(old.as_bytes()), Err(FormatError::Bytes { field: "EncryptedKey" })));
+}
+
+/// What gocryptfs 2.3 wrote with `-masterkey` 00 01 .. 1f and these features: the file `status.txt` with `It works!\n` and
+/// the attribute `user.foo=bar`, and the link `rel` to it, in a directory with the IV 10 11 .. 1f.
+struct Peer {
+    features: Features,
+    name: &'static str,
+    file: &'static str,
+    link: &'static str,
+    xattr: (&'static str, &'static str),
+}
+
+const FOO: &str = "49MtW6o4r3wu_Jt77wclOA";
+const OLD_FOO: &str = "JuBLpKKDpN-e4M9FnWb_qQ==";
+const LATEST: Features =
+    Features { cipher: Cipher::AesGcm, naming: Naming::DirIv, longest_name: 255, raw64: true, hkdf: true };
+const OLD: Features = Features { raw64: false, hkdf: false, ..LATEST };
+
+const PEERS: [Peer; 8] = [
+    Peer {
+        features: LATEST,
+        name: "zswanqcI60tvbHMQhXO69g",
+        file: "00022d30a1f85d2aafa719e43cd9f3f2130e74dc182de2d111599f40668dcf9763ae6dc3da399c7d833aa31d7cc3fac3\
+               eb73c8783203f132945fc7d2",
+        link: "_gADOOJQSvpj-fJaoLS-cLr4B-eiHU3DPXIf91dCiMBVQm0-RmEDPH7B",
+        xattr: (FOO, "d78dc31c6e76f3177d53cbb633cc2b8b57248fdc07386947b9e8749e55e7da75efe799"),
+    },
+    Peer {
+        features: Features { cipher: Cipher::XChaCha20Poly1305, ..LATEST },
+        name: "zswanqcI60tvbHMQhXO69g",
+        file: "0002461bd60f2e49ae524b563e2a5980da85ca0af6e214cbe740f4208eacecb9162269d0a1785ceb3062713d6e6d8f07\
+               53519bfabae66f60904960c8d5283a702f1852df",
+        link: "ULRlGz0-uZJC8Up_HEzNVo2dmpOhH3KInuXcR6K6CenS1TIyD9eyd_sA4kA5KmmJpOA",
+        xattr: (
+            FOO,
+            "47a133c5ab48733c926a4472d1613220b2ffa365720b17e8b6a686c086279f9c591a6a20389cb0587d04f4",
+        ),
+    },
+    Peer {
+        features: Features { cipher: Cipher::AesSiv, ..LATEST },
+        name: "zswanqcI60tvbHMQhXO69g",
+        file: "0002131400badea7aaf126011bf820f9c6533641dfce2fa4f536fab36d560d2938877658b922b2469853c291b8a79611\
+               81e7178e5512f59b3175c126",
+        link: "x5bUT3t99smxtFt4oadBMEP-GMB8xqYsgDu3jjLn2MBv9HdhcssIyV-Q",
+        xattr: (FOO, "25b264005d9bbe29cdaa6fc7c5d9f3c9a66f73056b5dcd70d8aca6973bc674d4e8fc04"),
+    },
+    Peer {
+        features: OLD,
+        name: "T9Nuk_uqNAcnL6UF-94mBw==",
+        file: "000250e9bf94fec622395eb2667623010dbee4a5db072846eb735d6877c7554d614ee8cc54bd96e38ab1b0f8060aad33\
+               be033058d02b97afc4e61dff",
+        link: "_4iSMITRtstm54Hjh2-tHBG0O1kZBbqCoH2SarfPMqL6jAuKVJjmpMIl",
+        xattr: (OLD_FOO, "e4aed7e8fc1e4ef9cb66b06f2c1fd7b058b0e2f66fda035cf6910395b38d31c7279dab"),
+    },
+    Peer {
+        features: Features { cipher: Cipher::AesSiv, ..OLD },
+        name: "T9Nuk_uqNAcnL6UF-94mBw==",
+        file: "0002d3c054d194753e04de5d604fc50976c8ec6b65af1ff32797b491f200224bce432348c76dde1334c199be8dcabcfe\
+               0b1fc97963d8e1977e8ffdda",
+        link: "8-et8shULiWOXjuDvy900VgxsoPey7K1wOR2un7J8GkvWg_85P0lNq5O",
+        xattr: (OLD_FOO, "af730856296c380b9561f00618f9d9eef5a3b0df83ef2d3b4380bb91d10935724b06da"),
+    },
+    Peer {
+        features: Features { naming: Naming::Deterministic, ..LATEST },
+        name: "KDTdVr8JEi7FIBjnVkqXQQ",
+        file: "0002149b7b9281f3b1c807bfaf1761fa6de67ad1b6e7fb9a992170c35828ed7720fbd700427aefc5a70bbece525de5dc\
+               59c4fdc001db094e631cf5ad",
+        link: "KxpDwgRyl8nd4uX0w5E9pme5sclfAlTySajrq0As_rtSq6t7vZLWdt4G",
+        xattr: (FOO, "e2af949eb4f4f4b739f322430e4e62e4fbf22a296d2306a0e6f6efbb8a1d4608ae1201"),
+    },
+    Peer {
+        features: Features { naming: Naming::Plain, ..LATEST },
+        name: "status.txt",
+        file: "0002aab2ae95547a1a1762ad92b4d8a542eaeff35faf0d71b0467ad9222a8aca26db47d9c53ee85514b55fe75eaf3e3e\
+               459145b5074e6f2a7e6c771a",
+        link: "status.txt",
+        xattr: (FOO, "8b81ac72b92705d37321847a0548c3cee14f20f9f403502aedd59dd24dadccf95e9868"),
+    },
+    Peer {
+        features: Features { naming: Naming::Plain, raw64: false, ..LATEST },
+        name: "status.txt",
+        file: "000256564d1775a040e99b5a3b777ed7ca38d6255beaa3241b27a7a18334e4a33634d000d1b2de53f738dc4117c7ffc9\
+               c701fcfb485441a9c56a57af",
+        link: "status.txt",
+        xattr: (
+            "49MtW6o4r3wu_Jt77wclOA==",
+            "1709ce4f158e10a62c6fc29ac852aa525505327ca11ea50eb20f98f68165a6dd0e3972",
+        ),
+    },
+];
+
+#[test]
+fn what_gocryptfs_wrote_with_each_feature_is_read() {
+    for Peer { features, name, file, link, xattr: (xattr, value) } in PEERS {
+        let keys = keys_with(features);
+        let names = keys.names();
+        let iv = match features.naming {
+            Naming::DirIv => DirIv::new(range(0x10)).unwrap(),
+            Naming::Deterministic | Naming::Plain => DirIv::DETERMINISTIC,
+        };
+        if features.naming != Naming::Plain {
+            assert_eq!(names.decrypt(&iv, name.as_bytes()), Ok("status.txt".into()), "{features:?}");
+            assert_eq!(names.encrypt(&iv, OsStr::new("status.txt")).unwrap().object, name, "{features:?}");
+            assert_eq!(open_target(&keys, link.as_bytes()), Ok("status.txt".into()), "{features:?}");
+        }
+        let file = hex(file);
+        let (header, block) = file.split_first_chunk().unwrap();
+        let mut plain = [0; 10];
+        open_block(&keys, FileId::from_header(header).unwrap(), 0, block, &mut plain).unwrap();
+        assert_eq!(&plain, b"It works!\n", "{features:?}");
+        assert_eq!(names.decrypt_xattr(xattr.as_bytes()), Ok("user.foo".into()), "{features:?}");
+        assert_eq!(open_value(&keys, &hex(value)).unwrap(), b"bar", "{features:?}");
+
+        // The same again under the nonce they chose.
+        let mut sealed = vec![0; block.len()];
+        let nonce = &block[..features.cipher.layout().nonce()];
+        let id = FileId::from_header(header).unwrap();
+        seal_block(&keys, id, 0, nonce, b"It works!\n", &mut sealed).unwrap();
+        assert_eq!(sealed, block, "{features:?}");
+    }
 }
 
 #[test]

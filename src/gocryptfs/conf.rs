@@ -1,7 +1,7 @@
 //! `gocryptfs.conf`: parsed, validated, written.
 //!
 //! The conf comes from the same place as the ciphertext, so nothing in it is trusted before it is checked: sizes, scrypt
-//! parameters, and the feature flags, which must be exactly the set that gocryptfs' default options write.
+//! parameters, and the feature flags (`features.rs`).
 
 use std::fmt;
 use std::fs::File;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::error::FormatError;
+use super::features::{Features, Flag};
 use super::keys::{self, Keys};
 use super::passphrase::Passphrase;
 use crate::ciphertext::{Ciphertext, EntryId, EntryKind, ReadError};
@@ -26,10 +27,6 @@ pub const CONF_NAME: &str = "gocryptfs.conf";
 pub const DEFAULT_SCRYPT_LOG_N: u8 = 16;
 /// gocryptfs writes under 1 KiB; a FIDO2 block adds little. More is not a conf.
 pub(super) const LARGEST_CONF: usize = 64 * 1024;
-/// What the default options write, in gocryptfs' own order.
-const FLAGS: [&str; 6] = ["HKDF", "GCMIV128", "DirIV", "EMENames", "LongNames", "Raw64"];
-/// Flags that gocryptfs knows and this reader does not open.
-const OTHER_FLAGS: [&str; 5] = ["PlaintextNames", "LongNameMax", "AESSIV", "FIDO2", "XChaCha20Poly1305"];
 /// The only on-disk version.
 pub(super) const VERSION: u16 = 2;
 /// `-scryptn` as gocryptfs allows it from below (1024), and from above what the memory bound gives with R = 8.
@@ -55,7 +52,8 @@ pub(super) struct ScryptParams {
 /// The master key under the password's key: nonce, ciphertext, tag.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct SealedKey {
-    pub(super) nonce: [u8; 16],
+    /// 16 bytes; 12 without HKDF.
+    pub(super) nonce: Vec<u8>,
     pub(super) sealed: [u8; 32],
     pub(super) tag: [u8; 16],
 }
@@ -65,6 +63,11 @@ pub(super) struct SealedKey {
 pub struct Conf {
     /// `Creator`, for information only.
     pub creator: String,
+    /// As they were read.
+    flags: Vec<Flag>,
+    /// 0 where it is not set.
+    long_name_max: u8,
+    features: Features,
     pub(super) key: SealedKey,
     pub(super) scrypt: ScryptParams,
 }
@@ -83,17 +86,24 @@ impl Conf {
         if found != u64::from(VERSION) {
             return Err(FormatError::Version { found });
         }
-        check_flags(&fields.optional::<Vec<String>>("FeatureFlags")?.unwrap_or_default())?;
-        // The field without its flag: gocryptfs refuses it too. 0 and 255 mean "not set".
-        if !matches!(fields.optional::<u8>("LongNameMax")?, None | Some(0 | 255)) {
-            return Err(FormatError::UnsupportedFlag { flag: "LongNameMax".to_owned() });
-        }
+        let flags = Flag::parse(&fields.optional::<Vec<String>>("FeatureFlags")?.unwrap_or_default())?;
+        let long_name_max = fields.optional("LongNameMax")?.unwrap_or(0);
+        let features = Features::new(&flags, long_name_max)?;
         let key = fields.bytes("EncryptedKey")?;
+        let key = SealedKey::from_bytes(&key, keys::wrap_nonce(&features));
         Ok(Conf {
             creator: fields.optional("Creator")?.unwrap_or_default(),
-            key: SealedKey::from_bytes(&key).ok_or(FormatError::Bytes { field: "EncryptedKey" })?,
+            flags,
+            long_name_max,
+            features,
+            key: key.ok_or(FormatError::Bytes { field: "EncryptedKey" })?,
             scrypt: ScryptParams::from_fields(&fields.required("ScryptObject")?)?,
         })
+    }
+
+    /// How the directory is stored.
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// Find, read and parse the conf of a ciphertext tree.
@@ -143,9 +153,12 @@ impl Conf {
             getrandom::fill(key)?;
             Ok::<_, FormatError>(key.len())
         })?;
-        let key = keys::wrap(&master, passphrase, &scrypt)?;
+        let features = Features::default();
+        let key = keys::wrap(&master, passphrase, &scrypt, &features)?;
         let creator = format!("cai {}", env!("CARGO_PKG_VERSION"));
-        Ok((Conf { creator, key, scrypt }, Keys::from_master(&master)?))
+        let flags = Flag::DEFAULT.to_vec();
+        let conf = Conf { creator, flags, long_name_max: 0, features, key, scrypt };
+        Ok((conf, Keys::from_master(&master, features)?))
     }
 
     /// The file's content: gocryptfs' field order, tab indented, with a final newline.
@@ -164,7 +177,8 @@ impl Conf {
                 key_len: SCRYPT_KEY_LEN,
             },
             version: VERSION,
-            feature_flags: FLAGS,
+            feature_flags: self.flags.iter().map(|flag| flag.name()).collect(),
+            long_name_max: Some(self.long_name_max).filter(|&max| max != 0),
         };
         let mut json = Vec::new();
         let indent = serde_json::ser::PrettyFormatter::with_indent(b"\t");
@@ -172,22 +186,6 @@ impl Conf {
             .map_err(FormatError::Json)?;
         json.push(b'\n');
         Ok(json)
-    }
-}
-
-/// The default options' flags, all of them and no other.
-fn check_flags(flags: &[String]) -> Result<(), FormatError> {
-    for flag in flags {
-        if OTHER_FLAGS.contains(&flag.as_str()) {
-            return Err(FormatError::UnsupportedFlag { flag: flag.clone() });
-        }
-        if !FLAGS.contains(&flag.as_str()) {
-            return Err(FormatError::UnknownFlag { flag: flag.chars().take(64).collect() });
-        }
-    }
-    match FLAGS.into_iter().find(|flag| !flags.iter().any(|set| set == flag)) {
-        Some(flag) => Err(FormatError::MissingFlag { flag }),
-        None => Ok(()),
     }
 }
 
@@ -231,10 +229,10 @@ impl ScryptParams {
 }
 
 impl SealedKey {
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (nonce, rest) = bytes.split_first_chunk()?;
+    fn from_bytes(bytes: &[u8], nonce: usize) -> Option<Self> {
+        let (nonce, rest) = bytes.split_at_checked(nonce)?;
         let (sealed, tag) = rest.split_last_chunk()?;
-        Some(SealedKey { nonce: *nonce, sealed: sealed.try_into().ok()?, tag: *tag })
+        Some(SealedKey { nonce: nonce.to_owned(), sealed: sealed.try_into().ok()?, tag: *tag })
     }
 
     fn to_bytes(&self) -> Vec<u8> {
@@ -294,7 +292,9 @@ struct ConfJson<'a> {
     encrypted_key: String,
     scrypt_object: ScryptJson,
     version: u16,
-    feature_flags: [&'a str; 6],
+    feature_flags: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    long_name_max: Option<u8>,
 }
 
 #[derive(Serialize)]

@@ -1,8 +1,9 @@
-//! File content: reading any range of a ciphertext file, opening and sealing single blocks and symlink targets.
+//! File content: reading any range of a ciphertext file, opening and sealing single blocks, symlink targets and
+//! extended attribute values.
 //!
 //! Each block is bound to its file and position by its associated data (block number, file id), so a swapped, moved or
-//! changed block is refused. Two things the format itself lets pass: a file cut at a block border, and a full block of
-//! zeros, which is a hole.
+//! changed block is refused. Three things the format itself lets pass: a file cut at a block border, an older state of the
+//! same block of the same file, and a full block of zeros, which is a hole.
 //!
 //! Threads: a [`FileReader`] is shared by all readers of a file; its only state is the header, set once.
 
@@ -11,19 +12,16 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::OnceLock;
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::keys::Keys;
-use super::layout::{
-    BLOCK, FILE_ID, HEADER, NONCE, OVERHEAD, SEALED_BLOCK, TAG, VERSION, block_of, cipher_offset,
-    offset_in_block,
-};
+use super::layout::{BLOCK, FILE_ID, HEADER, VERSION, block_of, offset_in_block};
+use super::names::base64;
 use super::tree::{Kind, NodeId, Tree};
 use crate::ciphertext::{Ciphertext, EntryId, ReadError};
 use crate::error::{ErrorClass, Fault};
 
-/// A symlink target is sealed as block 0 of no file: the block number is all the associated data.
-const TARGET_ASSOCIATED: &[u8; 8] = &[0; 8];
+/// Symlink targets and attribute values are sealed as block 0 of no file: the block number is all the associated data.
+const NO_FILE: &[u8; 8] = &[0; 8];
 /// Longest plaintext target: what gocryptfs takes, since `PATH_MAX` bounds the stored form.
 pub const LONGEST_TARGET: usize = 3039;
 
@@ -48,7 +46,7 @@ pub enum Damage {
     /// The tag does not match: changed, swapped, moved, cut, or another key.
     #[error("block does not authenticate")]
     Tag,
-    /// A symlink target that is not canonical base64url.
+    /// A symlink target that is not canonical base64url, padded or unpadded as the directory has it.
     #[error("symlink target is not base64url")]
     NotBase64,
     /// A symlink target that no file system would hold.
@@ -148,27 +146,28 @@ impl FileId {
     }
 }
 
-/// Open block `block` of file `id` straight into `out`, which is [`OVERHEAD`] shorter than `sealed`.
+/// Open block `block` of file `id` straight into `out`, which is [`Layout::overhead`](super::layout::Layout::overhead)
+/// shorter than `sealed`.
 ///
 /// # Errors
 /// [`Damage`]; `out` then holds no plaintext.
 pub fn open_block(keys: &Keys, id: FileId, block: u64, sealed: &[u8], out: &mut [u8]) -> Result<(), Damage> {
-    let (nonce, rest) = sealed.split_first_chunk::<NONCE>().ok_or(Damage::TooShort)?;
-    let (body, tag) = rest.split_last_chunk::<TAG>().ok_or(Damage::TooShort)?;
-    if body.is_empty() {
+    let layout = keys.layout();
+    if sealed.len() <= layout.overhead() {
         return Err(Damage::TooShort);
     }
-    if *nonce == [0; NONCE] {
-        if sealed.len() != SEALED_BLOCK || sealed.iter().any(|&byte| byte != 0) {
+    if sealed.iter().take(layout.nonce()).all(|&byte| byte == 0) {
+        if sealed.len() != layout.sealed_block() || sealed.iter().any(|&byte| byte != 0) {
             return Err(Damage::ZeroNonce);
         }
         out.fill(0);
         return Ok(());
     }
-    keys.content().open(nonce, &id.associated(block), body, tag, out).map_err(|_| Damage::Tag)
+    keys.content().open(&id.associated(block), sealed, out)
 }
 
-/// The plaintext has not 1 to 4096 bytes, or the buffer for its ciphertext is not [`OVERHEAD`] longer.
+/// The plaintext has not 1 to 4096 bytes, the buffer for its ciphertext is not longer by the
+/// cipher's overhead, or the nonce has not the cipher's length.
 #[derive(Debug, thiserror::Error)]
 #[error("a block of {plain} bytes does not seal into {sealed}")]
 pub struct BadBlock {
@@ -186,7 +185,7 @@ pub fn seal_block(
     keys: &Keys,
     id: FileId,
     block: u64,
-    nonce: &[u8; NONCE],
+    nonce: &[u8],
     plain: &[u8],
     sealed: &mut [u8],
 ) -> Result<(), BadBlock> {
@@ -194,29 +193,21 @@ pub fn seal_block(
     if !(1..=BLOCK).contains(&plain.len()) {
         return Err(bad);
     }
-    seal(keys, nonce, &id.associated(block), plain, sealed).ok_or(bad)
-}
-
-/// Nonce, ciphertext and tag of `plain` into `sealed`; `None` when the lengths do not fit.
-fn seal(keys: &Keys, nonce: &[u8; NONCE], associated: &[u8], plain: &[u8], sealed: &mut [u8]) -> Option<()> {
-    let (front, rest) = sealed.split_first_chunk_mut::<NONCE>()?;
-    let (body, tag) = rest.split_last_chunk_mut::<TAG>()?;
-    *front = *nonce;
-    keys.content().seal(nonce, associated, plain, body, tag).ok()
+    keys.content().seal(nonce, &id.associated(block), plain, sealed).ok_or(bad)
 }
 
 /// Seal a symlink target of 1 to 3039 bytes. The nonce must be fresh and random.
 ///
 /// # Errors
 /// [`Damage::IllegalTarget`].
-pub fn seal_target(keys: &Keys, nonce: &[u8; NONCE], target: &OsStr) -> Result<String, Damage> {
+pub fn seal_target(keys: &Keys, nonce: &[u8], target: &OsStr) -> Result<String, Damage> {
     let plain = target.as_bytes();
     if !(1..=LONGEST_TARGET).contains(&plain.len()) || plain.contains(&0) {
         return Err(Damage::IllegalTarget);
     }
-    let mut sealed = vec![0; plain.len() + OVERHEAD];
-    seal(keys, nonce, TARGET_ASSOCIATED, plain, &mut sealed).ok_or(Damage::IllegalTarget)?;
-    Ok(URL_SAFE_NO_PAD.encode(sealed))
+    let mut sealed = vec![0; plain.len() + keys.layout().overhead()];
+    keys.content().seal(nonce, NO_FILE, plain, &mut sealed).ok_or(Damage::IllegalTarget)?;
+    Ok(base64(&keys.features()).encode(sealed))
 }
 
 /// Open a stored symlink target.
@@ -224,15 +215,34 @@ pub fn seal_target(keys: &Keys, nonce: &[u8; NONCE], target: &OsStr) -> Result<S
 /// # Errors
 /// [`Damage`].
 pub fn open_target(keys: &Keys, stored: &[u8]) -> Result<OsString, Damage> {
-    let sealed = URL_SAFE_NO_PAD.decode(stored).map_err(|_| Damage::NotBase64)?;
-    let (nonce, rest) = sealed.split_first_chunk::<NONCE>().ok_or(Damage::TooShort)?;
-    let (body, tag) = rest.split_last_chunk::<TAG>().ok_or(Damage::TooShort)?;
-    let mut target = vec![0; body.len()];
-    keys.content().open(nonce, TARGET_ASSOCIATED, body, tag, &mut target).map_err(|_| Damage::Tag)?;
+    let sealed = base64(&keys.features()).decode(stored).map_err(|_| Damage::NotBase64)?;
+    let target = open_piece(keys, &sealed)?;
     if !(1..=LONGEST_TARGET).contains(&target.len()) || target.contains(&0) {
         return Err(Damage::IllegalTarget);
     }
     Ok(OsString::from_vec(target))
+}
+
+/// Open the stored value of an extended attribute. An empty one is stored as it is, and early versions stored base64.
+///
+/// # Errors
+/// [`Damage`].
+pub fn open_value(keys: &Keys, stored: &[u8]) -> Result<Vec<u8>, Damage> {
+    if stored.is_empty() {
+        return Ok(Vec::new());
+    }
+    open_piece(keys, stored).or_else(|damage| {
+        let sealed = base64(&keys.features()).decode(stored).map_err(|_| damage)?;
+        open_piece(keys, &sealed)
+    })
+}
+
+/// Open what is sealed outside of any file.
+fn open_piece(keys: &Keys, sealed: &[u8]) -> Result<Vec<u8>, Damage> {
+    let len = sealed.len().checked_sub(keys.layout().overhead()).ok_or(Damage::TooShort)?;
+    let mut plain = vec![0; len];
+    keys.content().open(NO_FILE, sealed, &mut plain)?;
+    Ok(plain)
 }
 
 /// Reads the plaintext of one file; shared by everyone who has it open.
@@ -279,13 +289,14 @@ impl FileReader {
         else {
             return Ok(0);
         };
+        let layout = keys.layout();
         let first = block_of(offset);
-        let end = cipher_offset(block_of(last).saturating_add(1)).min(self.cipher_len);
-        let (id, sealed) = self.fetch(source, cipher_offset(first), end, scratch)?;
+        let end = layout.cipher_offset(block_of(last).saturating_add(1)).min(self.cipher_len);
+        let (id, sealed) = self.fetch(source, layout.cipher_offset(first), end, scratch)?;
 
         let mut skip = offset_in_block(offset);
-        for (block, sealed) in (first..).zip(sealed.chunks(SEALED_BLOCK)) {
-            let len = sealed.len().saturating_sub(OVERHEAD);
+        for (block, sealed) in (first..).zip(sealed.chunks(layout.sealed_block())) {
+            let len = sealed.len().saturating_sub(layout.overhead());
             let (target, rest) = out.split_at_mut(out.len().min(len.saturating_sub(skip)));
             let opened = if target.len() == len {
                 open_block(keys, id, block, sealed, target)
@@ -311,7 +322,7 @@ impl FileReader {
             return Ok((id, self.read_into(source, start, end, scratch)?));
         }
         let (header, sealed);
-        if start == cipher_offset(0) {
+        if start == HEADER as u64 {
             let all = self.read_into(source, 0, end, scratch)?;
             (header, sealed) =
                 all.split_first_chunk::<HEADER>().map(|(h, s)| (*h, s)).ok_or(corrupt(Damage::TooShort))?;
@@ -355,7 +366,8 @@ fn open_part(
     target: &mut [u8],
 ) -> Result<(), Damage> {
     let mut plain = [0; BLOCK];
-    let plain = plain.get_mut(..sealed.len().saturating_sub(OVERHEAD)).ok_or(Damage::TooShort)?;
+    let len = sealed.len().saturating_sub(keys.layout().overhead());
+    let plain = plain.get_mut(..len).ok_or(Damage::TooShort)?;
     open_block(keys, id, block, sealed, plain)?;
     let part = plain.get(skip..).and_then(|plain| plain.get(..target.len())).ok_or(Damage::TooShort)?;
     target.copy_from_slice(part);

@@ -50,11 +50,16 @@ pub enum FormatError {
         /// Version found.
         found: u64,
     },
-    /// A feature gocryptfs has and cai does not open.
-    #[error("feature flag {flag} is not supported")]
-    UnsupportedFlag {
+    /// The master key is sealed under a FIDO2 token.
+    #[error("the directory is opened with a FIDO2 token, which cai cannot ask (feature flag FIDO2)")]
+    Fido2,
+    /// Two flags that gocryptfs does not let stand together.
+    #[error("feature flags {flag} and {other} exclude each other")]
+    FlagConflict {
         /// Flag name.
-        flag: String,
+        flag: &'static str,
+        /// Flag name.
+        other: &'static str,
     },
     /// A flag nobody knows.
     #[error("feature flag {flag:?} is unknown")]
@@ -62,11 +67,19 @@ pub enum FormatError {
         /// Flag name, cut to 64 characters.
         flag: String,
     },
-    /// A flag of the default options is not set.
-    #[error("feature flag {flag} is not set")]
+    /// A flag that another one, or the cipher, needs is not set. Without `GCMIV128`: made by gocryptfs 0.6 or older.
+    #[error("feature flag {flag}, which {by} needs, is not set")]
     MissingFlag {
         /// Flag name.
         flag: &'static str,
+        /// Flag or cipher.
+        by: &'static str,
+    },
+    /// The field and the flag `LongNameMax` must both be there, or neither.
+    #[error("field LongNameMax is {value} (0: not set), and its feature flag says otherwise")]
+    LongNameMax {
+        /// The field.
+        value: u8,
     },
     /// A scrypt parameter is outside of what is safe to run.
     #[error("scrypt parameter {parameter} = {value} is refused")]
@@ -105,9 +118,11 @@ impl Fault for FormatError {
             FormatError::ReadConf(source) => super::content::read_class(source),
             FormatError::NoConf
             | FormatError::Version { .. }
-            | FormatError::UnsupportedFlag { .. }
+            | FormatError::Fido2
+            | FormatError::FlagConflict { .. }
             | FormatError::UnknownFlag { .. }
             | FormatError::MissingFlag { .. }
+            | FormatError::LongNameMax { .. }
             | FormatError::Scrypt { .. }
             | FormatError::WrongPassword
             | FormatError::MasterKeyLength { .. }
@@ -131,7 +146,9 @@ impl Fault for FormatError {
             FormatError::MissingField { .. } => "format.conf-missing-field",
             FormatError::Bytes { .. } => "format.conf-bytes",
             FormatError::Version { .. } => "format.version",
-            FormatError::UnsupportedFlag { .. } => "format.flag-unsupported",
+            FormatError::Fido2 => "format.fido2",
+            FormatError::FlagConflict { .. } => "format.flag-conflict",
+            FormatError::LongNameMax { .. } => "format.long-name-max",
             FormatError::UnknownFlag { .. } => "format.flag-unknown",
             FormatError::MissingFlag { .. } => "format.flag-missing",
             FormatError::Scrypt { .. } => "format.scrypt",
@@ -156,11 +173,13 @@ impl Fault for FormatError {
             | FormatError::MissingField { .. }
             | FormatError::Bytes { .. } => "gocryptfs.conf is damaged: restore it from where the model was encrypted",
             FormatError::Version { .. }
-            | FormatError::UnsupportedFlag { .. }
+            | FormatError::FlagConflict { .. }
             | FormatError::UnknownFlag { .. }
-            | FormatError::MissingFlag { .. } => {
-                "encrypt the model with `cai encrypt` or with gocryptfs 2.x and its default options"
+            | FormatError::MissingFlag { .. }
+            | FormatError::LongNameMax { .. } => {
+                "encrypt the model again, with `cai encrypt` or with gocryptfs 2.x"
             }
+            FormatError::Fido2 => "encrypt the model again, with a password",
             FormatError::Scrypt { .. } => "the scrypt parameters are weak, huge or no power of two: encrypt again",
             FormatError::WrongPassword => {
                 "compare the secret with the password used to encrypt, byte for byte; `cai check-key` tries one"

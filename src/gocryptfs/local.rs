@@ -5,7 +5,7 @@
 //!
 //! Locks: one mutex around the open files, never held across a system call.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -16,11 +16,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use xattr::FileExt as _;
 
 use super::dirfd;
 use crate::ciphertext::{Attributes, Ciphertext, Entry, EntryId, EntryKind, ReadError};
 use crate::error::{ErrorClass, Fault};
 
+/// Longest name of an extended attribute (`XATTR_NAME_MAX` of Linux); the kernel has no answer about a longer one.
+const LONGEST_XATTR: usize = 255;
 /// Files kept open. A model has some tens of weight files, and a loader reads a few of them at a time.
 const OPEN_FILES: usize = 64;
 
@@ -90,6 +93,7 @@ impl Fault for LocalDirError {
 /// A ciphertext directory on a local file system.
 pub struct LocalDir {
     root: OwnedFd,
+    attributes: Attributes,
     entries: Vec<Entry>,
     /// Most recently used last.
     open: Mutex<Vec<(EntryId, Arc<File>)>>,
@@ -104,12 +108,13 @@ impl LocalDir {
         let failed = |source| LocalDirError::Open { path: path.to_owned(), source };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(path, flags, Mode::empty()).map_err(failed)?;
-        let device = fstat(&root).map_err(failed)?.st_dev;
+        let stat = fstat(&root).map_err(failed)?;
         let dir = dirfd::open_dir(&root, OsStr::new(".")).map_err(failed)?;
-        let mut walk = Walk { device, entries: Vec::new() };
+        let mut walk = Walk { device: stat.st_dev, entries: Vec::new() };
         walk.list(dir, Path::new(""), 0)?;
         u32::try_from(walk.entries.len()).map_err(|_| LocalDirError::TooMany)?;
-        Ok(LocalDir { root, entries: walk.entries, open: Mutex::default() })
+        let attributes = walk.attributes(&stat);
+        Ok(LocalDir { root, attributes, entries: walk.entries, open: Mutex::default() })
     }
 
     fn entry(&self, id: EntryId) -> Option<&Entry> {
@@ -122,11 +127,7 @@ impl LocalDir {
             return Ok(file);
         }
         let path = || entry.path.display().to_string();
-        let file = self.open_entry(&entry.path).map_err(|error| match error {
-            nix::Error::ENOENT => ReadError::Gone { path: path() },
-            nix::Error::ELOOP | nix::Error::ENOTDIR => ReadError::Changed { path: path() },
-            other => ReadError::Io { path: path(), source: other.into() },
-        })?;
+        let file = self.open_entry(&entry.path).map_err(|error| refused(&entry.path, error))?;
         let stat = fstat(&file).map_err(|error| ReadError::Io { path: path(), source: error.into() })?;
         let same = dirfd::kind(&stat) == SFlag::S_IFREG
             && u64::try_from(stat.st_size) == Ok(len)
@@ -155,7 +156,28 @@ impl LocalDir {
         open.last().map(|(_, file)| Arc::clone(file))
     }
 
-    /// Open a file below the root without following a symlink in any component. Never blocks, should a fifo be there.
+    /// What `of` is, open, so that its attributes can be asked for. Symlinks and special files have none that could hold
+    /// anything: the kernel keeps `user.*` to files and directories.
+    fn with_xattrs(&self, of: Option<EntryId>) -> Result<Option<File>, ReadError> {
+        let holds = |id| {
+            let kind = self.entry(id).map(|entry| &entry.kind);
+            matches!(kind, Some(EntryKind::Directory | EntryKind::File { .. }))
+        };
+        let path = self.path(of);
+        let file = match of {
+            None => self.root.try_clone().map_err(|source| xattrs_failed(path, source))?,
+            Some(id) if holds(id) => self.open_entry(path).map_err(|error| refused(path, error))?,
+            Some(_) => return Ok(None),
+        };
+        Ok(Some(File::from(file)))
+    }
+
+    /// Path of an entry for messages and opening; that of the root is empty.
+    fn path(&self, of: Option<EntryId>) -> &Path {
+        of.and_then(|id| self.entry(id)).map_or(Path::new(""), |entry| &entry.path)
+    }
+
+    /// Open a file or directory below the root without following a symlink in any component. Never blocks, should a fifo be there.
     fn open_entry(&self, path: &Path) -> nix::Result<OwnedFd> {
         let through = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -168,9 +190,52 @@ impl LocalDir {
     }
 }
 
+/// Why an entry cannot be opened any more.
+fn refused(path: &Path, error: nix::Error) -> ReadError {
+    let path = path.display().to_string();
+    match error {
+        nix::Error::ENOENT => ReadError::Gone { path },
+        nix::Error::ELOOP | nix::Error::ENOTDIR => ReadError::Changed { path },
+        other => ReadError::Io { path, source: other.into() },
+    }
+}
+
+fn xattrs_failed(path: &Path, source: std::io::Error) -> ReadError {
+    ReadError::Io { path: path.display().to_string(), source }
+}
+
+/// Whether the file system of the directory has no extended attributes at all.
+fn has_none(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::EOPNOTSUPP)
+}
+
 impl Ciphertext for LocalDir {
     fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    fn root(&self) -> Option<Attributes> {
+        Some(self.attributes)
+    }
+
+    fn xattr_names(&self, of: Option<EntryId>) -> Result<Vec<OsString>, ReadError> {
+        let Some(file) = self.with_xattrs(of)? else { return Ok(Vec::new()) };
+        match file.list_xattr() {
+            Ok(names) => Ok(names.collect()),
+            Err(error) if has_none(&error) => Ok(Vec::new()),
+            Err(error) => Err(xattrs_failed(self.path(of), error)),
+        }
+    }
+
+    fn xattr(&self, of: Option<EntryId>, name: &OsStr) -> Result<Option<Vec<u8>>, ReadError> {
+        if name.len() > LONGEST_XATTR {
+            return Ok(None);
+        }
+        let Some(file) = self.with_xattrs(of)? else { return Ok(None) };
+        match file.get_xattr(name) {
+            Err(error) if has_none(&error) => Ok(None),
+            value => value.map_err(|error| xattrs_failed(self.path(of), error)),
+        }
     }
 
     fn read_at(&self, id: EntryId, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
@@ -295,6 +360,37 @@ mod tests {
         assert!(matches!(read(&dir, "d", 0, 1), Err(ReadError::OutOfRange { .. })));
         let unknown = dir.read_at(EntryId(99), 0, &mut [0]);
         assert!(matches!(unknown, Err(ReadError::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn extended_attributes_are_those_of_files_and_directories() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("d")).unwrap();
+        fs::write(root.path().join("d/file"), b"x").unwrap();
+        symlink("file", root.path().join("d/link")).unwrap();
+        let set = |path: &str, name: &str| xattr::set(root.path().join(path), name, path.as_bytes());
+        if set("", "user.root").is_err() {
+            println!("skip: no extended attributes on this file system");
+            return;
+        }
+        set("d", "user.d").unwrap();
+        set("d/file", "user.f").unwrap();
+        let dir = LocalDir::open(root.path()).unwrap();
+        assert_eq!(dir.root().map(|root| root.mode & 0o170_000), Some(0o040_000));
+        assert_eq!(dir.xattr_names(None).unwrap(), ["user.root"]);
+        for (path, name) in [("d", "user.d"), ("d/file", "user.f")] {
+            let of = Some(id_of(&dir, path));
+            assert_eq!(dir.xattr_names(of).unwrap(), [name]);
+            assert_eq!(dir.xattr(of, OsStr::new(name)).unwrap().unwrap(), path.as_bytes());
+            assert_eq!(dir.xattr(of, OsStr::new("user.root")).unwrap(), None);
+            assert_eq!(dir.xattr(of, OsStr::new(&"n".repeat(300))).unwrap(), None);
+        }
+        // A link's own, not those of the file it leads to.
+        let link = Some(id_of(&dir, "d/link"));
+        assert_eq!(dir.xattr_names(link).unwrap().len(), 0);
+        assert_eq!(dir.xattr(link, OsStr::new("user.f")).unwrap(), None);
+        fs::remove_file(root.path().join("d/file")).unwrap();
+        assert!(matches!(dir.xattr_names(Some(id_of(&dir, "d/file"))), Err(ReadError::Gone { .. })));
     }
 
     #[test]

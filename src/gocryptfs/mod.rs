@@ -5,26 +5,31 @@
 //! side of a mount. The two files that touch a file system are [`LocalDir`] (a local directory as ciphertext) and
 //! the writer behind [`encrypt_tree`].
 //!
-//! What is read and written is what gocryptfs v2.4.0 makes with its default options: AES-256-GCM with 16-byte
-//! nonces, EME names, HKDF, unpadded base64, one IV per directory, long names. Any other feature flag is refused by
-//! name ([`FormatError`]); `conf.rs` is the one place that decides.
+//! What is read is everything that gocryptfs v2.4.0 opens with a password: content under AES-256-GCM, AES-SIV or
+//! XChaCha20-Poly1305, with or without HKDF and with padded or unpadded base64; names under directory IVs,
+//! deterministic or plain, long names from any length on; extended attributes; what `gocryptfs -reverse` shows. An
+//! unknown feature flag is refused by name, and a combination that gocryptfs refuses is refused, too ([`FormatError`],
+//! decided in `features.rs`). What is written is what gocryptfs makes with its default options.
 //!
 //! A file of `n` plaintext bytes, `n > 0`, is an 18-byte header (version 2, 16-byte file id) and one sealed block per
-//! 4096 bytes: nonce 16, ciphertext, tag 16. So 5000 bytes become 18 + 4128 + (904 + 32) = 5082. An empty file has
-//! no header. What the format does not protect: a file cut at a block border, a whole file swapped, missing or
-//! rolled back, and any full block overwritten with zeros, which reads as a hole.
+//! 4096 bytes: nonce 16, ciphertext, tag 16. So 5000 bytes become 18 + 4128 + (904 + 32) = 5082 ([`layout`] has the
+//! rest). An empty file has no header. What the format does not protect: a file cut at a block border, a whole file
+//! swapped, missing or rolled back, an older state of one block of a file, and any full block overwritten with zeros,
+//! which reads as a hole.
 //!
 //! Threads and locks: every value is immutable once built and shared by reference or `Arc`; [`LocalDir`] has one lock
 //! (its open files), held for bookkeeping only. Tested here, in `tests/format_vectors.rs`, `tests/format_props.rs` and,
-//! against the real gocryptfs, in `tests/gocryptfs_peer.rs`.
+//! against the real gocryptfs, in `tests/gocryptfs_peer.rs` and `tests/gocryptfs_options.rs`.
 
 mod aead;
+mod cipher;
 mod conf;
 pub mod content;
 mod dirfd;
 mod eme;
 mod encrypt_error;
 mod error;
+mod features;
 mod keys;
 pub mod layout;
 mod local;
@@ -32,17 +37,21 @@ pub mod names;
 mod passphrase;
 mod plaintext;
 mod seal;
+mod siv;
 mod tree;
 mod tree_build;
 mod writer;
+mod xattrs;
 
 pub use conf::{CONF_NAME, Conf, DEFAULT_SCRYPT_LOG_N};
 pub use content::{ContentError, Damage, FileReader};
 pub use encrypt_error::EncryptError;
 pub use error::FormatError;
+pub use features::{Cipher, Features, Naming};
 pub use keys::{Keys, unlock};
 pub use local::{LocalDir, LocalDirError};
 pub use passphrase::{Passphrase, PassphraseError, PassphraseWarning, read_passfile};
 pub use tree::{Kind, Node, NodeId, SkipReason, Skipped, Tree, TreeError};
 pub use tree_build::metadata_entries;
 pub use writer::{EncryptOptions, Encrypted, Progress, encrypt_tree, lone_directory};
+pub use xattrs::{XattrError, XattrNames, xattr, xattr_names};

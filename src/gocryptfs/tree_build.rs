@@ -7,26 +7,27 @@
 //! Work is linear in the entries, but for one sort per directory. Tested in `tests/format_props.rs`.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::time::SystemTime;
 
 use super::conf::CONF_NAME;
-use super::content::open_target;
+use super::content::{Damage, open_target};
+use super::features::Naming;
 use super::keys::Keys;
-use super::layout::plain_len;
-use super::names::{DirIv, LONG_SUFFIX, LONGEST_SHORT, LONGEST_TEXT, Names, Stored, long_object};
+use super::names::{self, DirIv, LONG_SUFFIX, LONGEST_TEXT, Names, Stored};
 use super::tree::{Kind, Node, NodeId, ROOT, SkipReason, Skipped, TreeError, index};
 use crate::ciphertext::{Attributes, Ciphertext, Entry, EntryId, EntryKind};
 
 /// The entries that must be readable before anything can be shown: the conf, every directory IV, every long name.
-/// [`Tree::build`](super::Tree::build) reads them (but for the conf) and nothing else. They are small.
+/// [`Tree::build`](super::Tree::build) reads them (but for the conf) and nothing else. They are small. Which names the
+/// directory has is not known yet, so these are the most there can be: those of names under directory IVs.
 pub fn metadata_entries(entries: &[Entry]) -> Vec<EntryId> {
     let needed = |entry: &Entry| {
         let (parent, name) = split(entry);
         let is_file = matches!(entry.kind, EntryKind::File { .. });
         is_file
-            && match Stored::classify(name) {
+            && match Stored::classify(Naming::DirIv, name) {
                 Stored::DirIv | Stored::LongText => true,
                 Stored::Long | Stored::Short => is_conf(parent, name),
             }
@@ -80,6 +81,7 @@ type Small = (EntryId, u64);
 struct Builder<'a> {
     source: &'a dyn Ciphertext,
     keys: &'a Keys,
+    naming: Naming,
     names: Names,
     /// `gocryptfs.diriv` by the path of its directory.
     ivs: HashMap<&'a [u8], Small>,
@@ -96,11 +98,12 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn new(source: &'a dyn Ciphertext, keys: &'a Keys) -> Result<Self, TreeError> {
+        let naming = keys.features().naming;
         let (mut ivs, mut texts) = (HashMap::new(), HashMap::new());
         for (index, entry) in (0..).zip(source.entries()) {
             let EntryKind::File { len } = entry.kind else { continue };
             let (parent, name) = split(entry);
-            let found = match Stored::classify(name) {
+            let found = match Stored::classify(naming, name) {
                 Stored::DirIv => Some((&mut ivs, parent)),
                 Stored::LongText => Some((&mut texts, entry.path.as_os_str().as_bytes())),
                 Stored::Long | Stored::Short => None,
@@ -112,13 +115,14 @@ impl<'a> Builder<'a> {
         let mut builder = Builder {
             source,
             keys,
+            naming,
             names: keys.names(),
             ivs,
             texts,
             directories: HashMap::new(),
             gone: HashSet::new(),
             taken: HashSet::new(),
-            nodes: vec![root(source.entries())],
+            nodes: vec![root(source)],
             skipped: Vec::new(),
         };
         let iv = builder.dir_iv(b"").map_err(|refusal| match refusal {
@@ -134,7 +138,7 @@ impl<'a> Builder<'a> {
         let (parent, name) = split(entry);
         let path = entry.path.as_os_str().as_bytes();
         let is_directory = entry.kind == EntryKind::Directory;
-        let stored = Stored::classify(name);
+        let stored = Stored::classify(self.naming, name);
         if matches!(stored, Stored::DirIv | Stored::LongText) || is_conf(parent, name) {
             if is_directory {
                 self.gone.insert(path);
@@ -166,12 +170,7 @@ impl<'a> Builder<'a> {
         let &(parent, iv) = self.directories.get(parent).ok_or(SkipReason::NoParent)?;
         let name = match stored {
             Stored::Long => self.long_name(path, name, &iv)?,
-            Stored::DirIv | Stored::LongText | Stored::Short if name.len() > LONGEST_SHORT => {
-                return Err(SkipReason::NotLong.into());
-            }
-            Stored::DirIv | Stored::LongText | Stored::Short => {
-                self.names.decrypt(&iv, name).map_err(SkipReason::Name)?
-            }
+            Stored::DirIv | Stored::LongText | Stored::Short => self.short_name(name, &iv)?,
         };
         let place = (parent, name.clone());
         if self.taken.contains(&place) {
@@ -184,10 +183,11 @@ impl<'a> Builder<'a> {
                 self.directories.insert(path, (node, iv));
                 Kind::Directory { children: Vec::new() }
             }
-            EntryKind::File { len } => Kind::File { plain_len: plain_len(*len), cipher_len: *len },
-            EntryKind::Symlink { target } if target.is_empty() => Kind::Symlink { target: OsString::new() },
+            EntryKind::File { len } => {
+                Kind::File { plain_len: self.keys.layout().plain_len(*len), cipher_len: *len }
+            }
             EntryKind::Symlink { target } => {
-                Kind::Symlink { target: open_target(self.keys, target).map_err(SkipReason::Target)? }
+                Kind::Symlink { target: self.target(target).map_err(SkipReason::Target)? }
             }
             EntryKind::Special { rdev } => Kind::Special { rdev: *rdev },
         };
@@ -200,18 +200,42 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// Plaintext of a name that is stored as a file name.
+    fn short_name(&self, name: &[u8], iv: &DirIv) -> Result<OsString, SkipReason> {
+        if self.naming == Naming::Plain {
+            return names::plain(name).map_err(SkipReason::Name);
+        }
+        if name.len() > self.names.longest_short() {
+            return Err(SkipReason::NotLong);
+        }
+        self.names.decrypt(iv, name).map_err(SkipReason::Name)
+    }
+
+    /// Plaintext target of a symlink. An empty one is stored as it is, and so are all where names are.
+    fn target(&self, stored: &[u8]) -> Result<OsString, Damage> {
+        if self.naming == Naming::Plain || stored.is_empty() {
+            return Ok(OsStr::from_bytes(stored).to_owned());
+        }
+        open_target(self.keys, stored)
+    }
+
     /// Plaintext name of the object at `path`, whose encrypted name is in the `.name` file beside it.
     fn long_name(&self, path: &[u8], object: &[u8], iv: &DirIv) -> Result<OsString, Refusal> {
         let text_path = [path, LONG_SUFFIX.as_bytes()].concat();
         let &file = self.texts.get(text_path.as_slice()).ok_or(SkipReason::NoLongText)?;
-        let text = self.small(file, LONGEST_SHORT + 1..=LONGEST_TEXT)?.ok_or(SkipReason::BadLongText)?;
-        if long_object(&text).as_bytes() != object {
+        let text = self
+            .small(file, self.names.longest_short() + 1..=LONGEST_TEXT)?
+            .ok_or(SkipReason::BadLongText)?;
+        if self.names.long_object(&text).as_bytes() != object {
             return Err(SkipReason::ForeignLongText.into());
         }
         Ok(self.names.decrypt(iv, &text).map_err(SkipReason::Name)?)
     }
 
     fn dir_iv(&self, directory: &[u8]) -> Result<DirIv, Refusal> {
+        if self.naming != Naming::DirIv {
+            return Ok(DirIv::DETERMINISTIC);
+        }
         let &file = self.ivs.get(directory).ok_or(SkipReason::NoDirIv)?;
         let bytes = self.small(file, DirIv::LEN..=DirIv::LEN)?;
         let iv = bytes.and_then(|bytes| DirIv::new(bytes.try_into().ok()?));
@@ -257,17 +281,18 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// The root has no entry of its own: it is as new as the newest entry in it, and the mount decides the rest.
-fn root(entries: &[Entry]) -> Node {
-    let top = entries.iter().filter(|entry| split(entry).0.is_empty());
-    let mtime = top.map(|entry| entry.attributes.mtime).max().unwrap_or(SystemTime::UNIX_EPOCH);
+/// The root has no entry of its own: where its source does not say more, it is as new as the newest entry in it.
+fn root(source: &dyn Ciphertext) -> Node {
+    let top = source.entries().iter().filter(|entry| split(entry).0.is_empty());
+    let newest = top.map(|entry| entry.attributes.mtime).max().unwrap_or(SystemTime::UNIX_EPOCH);
+    let unknown = Attributes { mode: 0, uid: 0, gid: 0, nlink: 1, ino: 0, blocks: 0, mtime: newest };
     Node {
         id: ROOT,
         parent: ROOT,
         name: OsString::new(),
         kind: Kind::Directory { children: Vec::new() },
         entry: None,
-        attributes: Attributes { mode: 0, uid: 0, gid: 0, nlink: 1, ino: 0, blocks: 0, mtime },
+        attributes: source.root().unwrap_or(unknown),
         nlink: 2,
     }
 }

@@ -1,34 +1,22 @@
 //! The model as files: inodes, attributes, reads. No kernel types.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
+use super::info::{Attributes, NodeInfo};
 use crate::ciphertext::Ciphertext;
 use crate::error::chain;
-use crate::gocryptfs::layout::cipher_offset;
-use crate::gocryptfs::{ContentError, FileReader, Keys, Kind as NodeKind, Node, NodeId, Tree};
+use crate::gocryptfs::{
+    self, ContentError, FileReader, Keys, Kind as NodeKind, Node, NodeId, Tree, XattrError,
+};
 
 /// Damaged blocks that are remembered so that each is logged once; the kernel asks again and again for a bad page.
 const REPORTED_LIMIT: usize = 10_000;
 
-/// Whose attributes files show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attributes {
-    /// Those of the ciphertext entry.
-    AsStored,
-    /// The configured ones: object stores keep none.
-    Fixed {
-        /// Owner.
-        uid: u32,
-        /// Group.
-        gid: u32,
-        /// Permission bits of files; directories get `x` wherever `r` is.
-        mode: u32,
-    },
-}
+/// Asked for before every write and every `exec`, and meaningless under `nosuid`.
+const CAPABILITY: &str = "security.capability";
 
 /// Why a request cannot be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -45,45 +33,15 @@ pub enum FsError {
     /// A symbolic link was expected.
     #[error("not a symbolic link")]
     NotALink,
+    /// No extended attribute of that name.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// An extended attribute that a mount without set-user-id programs has no use for.
+    #[error("not supported")]
+    NotSupported,
     /// Damaged, or not to be had before the deadline; logged with file and block.
     #[error("unreadable")]
     Unreadable,
-}
-
-/// Type of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are those of stat(2)")]
-pub enum Kind {
-    Directory,
-    File,
-    Symlink,
-    NamedPipe,
-    Socket,
-    CharDevice,
-    BlockDevice,
-}
-
-/// What `stat` shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NodeInfo {
-    /// Inode number; 1 is the root.
-    pub inode: u64,
-    /// Type.
-    pub kind: Kind,
-    /// Plaintext length in bytes; length of the target for links.
-    pub size: u64,
-    /// Permission bits, without the type.
-    pub permissions: u16,
-    /// Number of names (files) or of directories pointing here (directories).
-    pub nlink: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Device number of device nodes.
-    pub rdev: u64,
-    /// Time of last modification.
-    pub mtime: SystemTime,
 }
 
 /// Buffers of one thread: ciphertext in, plaintext out. Kept between requests so that their pages stay warm.
@@ -108,7 +66,7 @@ pub struct ModelFs {
     hard_links: HashMap<NodeId, NodeId>,
     /// Sum of plaintext sizes and number of nodes.
     bytes: u64,
-    /// Damaged (node, block) pairs already logged.
+    /// Damaged (inode, block) pairs already logged.
     reported: Mutex<HashSet<(u64, u64)>>,
 }
 
@@ -196,6 +154,44 @@ impl ModelFs {
         }
     }
 
+    /// Names of the extended attributes of `inode`, namespaces included.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`]; [`FsError::Unreadable`] after a log record.
+    pub fn xattr_names(&self, inode: u64) -> Result<Vec<OsString>, FsError> {
+        let node = self.node(inode)?;
+        let found = gocryptfs::xattr_names(self.cipher.as_ref(), &self.keys, node.entry)
+            .map_err(|error| self.report_xattr(node, &error))?;
+        for (stored, reason) in &found.skipped {
+            let (file, stored) = (self.tree.path(node.id), stored.display());
+            let file = file.display();
+            tracing::warn!(event = "xattr.skipped", file = %file, "{file}, extended attribute {stored}: {reason}");
+        }
+        Ok(found.names)
+    }
+
+    /// Value of the extended attribute `name` of `inode`.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NoAttribute`], [`FsError::NotSupported`]; [`FsError::Unreadable`] after a log
+    /// record.
+    pub fn xattr(&self, inode: u64, name: &OsStr) -> Result<Vec<u8>, FsError> {
+        let node = self.node(inode)?;
+        if name == CAPABILITY {
+            return Err(FsError::NotSupported);
+        }
+        gocryptfs::xattr(self.cipher.as_ref(), &self.keys, node.entry, name)
+            .map_err(|error| self.report_xattr(node, &error))?
+            .ok_or(FsError::NoAttribute)
+    }
+
+    fn report_xattr(&self, node: &Node, error: &XattrError) -> FsError {
+        let file = self.tree.path(node.id);
+        let file = file.display();
+        tracing::error!(event = "xattr.failed", file = %file, "{file}: {}", chain(error));
+        FsError::Unreadable
+    }
+
     /// A regular file is about to be read: tell the ciphertext's source, which may begin to fetch it.
     ///
     /// # Errors
@@ -254,7 +250,8 @@ impl ModelFs {
             return false;
         }
         drop(reported);
-        let sealed = cipher_offset(*block)..cipher_offset(block.saturating_add(1));
+        let layout = self.keys.layout();
+        let sealed = layout.cipher_offset(*block)..layout.cipher_offset(block.saturating_add(1));
         let doubted = self.cipher.doubt(reader.entry(), sealed);
         if doubted {
             let file = self.tree.path(node.id);
@@ -294,42 +291,17 @@ impl ModelFs {
     }
 
     fn describe(&self, node: &Node) -> NodeInfo {
-        let kind = kind(node);
-        let stored = &node.attributes;
-        let (uid, gid, permissions) = match self.attributes {
-            Attributes::AsStored => (stored.uid, stored.gid, stored.mode & 0o7777),
-            Attributes::Fixed { uid, gid, mode } => (uid, gid, fixed_mode(kind, mode)),
-        };
-        let size = match &node.kind {
-            NodeKind::File { plain_len, .. } => *plain_len,
-            NodeKind::Symlink { target } => u64::try_from(target.as_bytes().len()).unwrap_or(u64::MAX),
-            NodeKind::Directory { .. } => 4096,
-            NodeKind::Special { .. } => 0,
-        };
-        let rdev = match node.kind {
-            NodeKind::Special { rdev } => rdev,
-            _ => 0,
-        };
-        NodeInfo {
-            inode: self.inode(node.id),
-            kind,
-            size,
-            permissions: u16::try_from(permissions & 0o7777).unwrap_or(0),
-            nlink: node.nlink,
-            uid,
-            gid,
-            rdev,
-            mtime: stored.mtime,
-        }
+        NodeInfo::new(node, self.inode(node.id), self.attributes)
     }
 }
 
-/// Further names of a file, by the identity its source gives it.
+/// Further names of a file, symlink or special file, by the identity its source gives it.
 fn hard_links(tree: &Tree) -> HashMap<NodeId, NodeId> {
     let mut first: HashMap<u64, NodeId> = HashMap::new();
     let mut links = HashMap::new();
     for node in tree.nodes() {
-        let linked = matches!(node.kind, NodeKind::File { .. }) && node.nlink > 1 && node.attributes.ino != 0;
+        let stored = &node.attributes;
+        let linked = !matches!(node.kind, NodeKind::Directory { .. }) && stored.nlink > 1 && stored.ino != 0;
         if linked {
             let stands_for_it = *first.entry(node.attributes.ino).or_insert(node.id);
             if stands_for_it != node.id {
@@ -344,28 +316,5 @@ fn plain_len(node: &Node) -> u64 {
     match node.kind {
         NodeKind::File { plain_len, .. } => plain_len,
         NodeKind::Directory { .. } | NodeKind::Symlink { .. } | NodeKind::Special { .. } => 0,
-    }
-}
-
-fn fixed_mode(kind: Kind, mode: u32) -> u32 {
-    match kind {
-        Kind::Directory => mode | ((mode & 0o444) >> 2),
-        Kind::Symlink => 0o777,
-        _ => mode,
-    }
-}
-
-fn kind(node: &Node) -> Kind {
-    match node.kind {
-        NodeKind::Directory { .. } => Kind::Directory,
-        NodeKind::File { .. } => Kind::File,
-        NodeKind::Symlink { .. } => Kind::Symlink,
-        // Type bits of st_mode, inode(7).
-        NodeKind::Special { .. } => match node.attributes.mode & 0o170_000 {
-            0o020_000 => Kind::CharDevice,
-            0o060_000 => Kind::BlockDevice,
-            0o140_000 => Kind::Socket,
-            _ => Kind::NamedPipe,
-        },
     }
 }

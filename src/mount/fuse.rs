@@ -2,15 +2,17 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, Request,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
-use super::fs::{FsError, Kind, ModelFs, NodeInfo, ReadBuffers};
+use super::fs::{FsError, ModelFs, ReadBuffers};
+use super::info::{Kind, NodeInfo};
 
 /// How long the kernel may believe names and attributes: the tree never changes under one mount.
 const TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -35,7 +37,7 @@ impl KernelFs {
         FileAttr {
             ino: INodeNo(info.inode),
             size: info.size,
-            blocks: info.size.div_ceil(512),
+            blocks: info.blocks,
             atime: info.mtime,
             mtime: info.mtime,
             ctime: info.mtime,
@@ -71,8 +73,22 @@ fn errno(error: &FsError) -> Errno {
         FsError::NotADirectory => Errno::ENOTDIR,
         FsError::NotAFile => Errno::EISDIR,
         FsError::NotALink => Errno::EINVAL,
+        FsError::NoAttribute => Errno::ENODATA,
+        FsError::NotSupported => Errno::EOPNOTSUPP,
         // Authentication failed or the bytes cannot be had: never zeros, never short data.
         FsError::Unreadable => Errno::EIO,
+    }
+}
+
+/// Answer a question about extended attributes: the size where none was offered, the bytes where they fit.
+fn answer_xattr(reply: ReplyXattr, size: u32, answer: Result<Vec<u8>, FsError>) {
+    match answer {
+        Err(error) => reply.error(errno(&error)),
+        Ok(bytes) => match u32::try_from(bytes.len()) {
+            Ok(len) if size == 0 => reply.size(len),
+            Ok(len) if len <= size => reply.data(&bytes),
+            Ok(_) | Err(_) => reply.error(Errno::ERANGE),
+        },
     }
 }
 
@@ -144,6 +160,17 @@ impl Filesystem for KernelFs {
             Ok(plaintext) => reply.data(plaintext),
             Err(error) => reply.error(errno(&error)),
         });
+    }
+
+    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        answer_xattr(reply, size, self.0.xattr(inode.0, name));
+    }
+
+    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.0.xattr_names(inode.0);
+        let list =
+            names.map(|names| names.iter().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect());
+        answer_xattr(reply, size, list);
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

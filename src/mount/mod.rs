@@ -1,11 +1,13 @@
 //! The plaintext, read-only, in the file system.
 //!
-//! Owns: `fs` (the model as files, no kernel types), `fuse` (the adapter) and the session. Must not know: where the
+//! Owns: `fs` (the model as files, no kernel types), `info` (what `stat` shows of one), `fuse` (the adapter) and the session. Must not know: where the
 //! ciphertext comes from beyond [`crate::ciphertext::Ciphertext`]. Threads: FUSE workers, which may block with the
-//! ciphertext's deadline; no lock is held over a read. Tested in `tests/mount_model.rs` and `tests/mount_kernel.rs`.
+//! ciphertext's deadline; no lock is held over a read. Tested in `tests/mount_model.rs`, `tests/mount_kernel.rs` and, beside the real
+//! gocryptfs, in `tests/gocryptfs_options.rs`.
 
 mod fs;
 mod fuse;
+mod info;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,8 +18,9 @@ use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use nix::mount::{MntFlags, umount2};
 use tokio::sync::watch;
 
-pub use fs::{Attributes, FsError, Kind, ModelFs, NodeInfo, ReadBuffers};
+pub use fs::{FsError, ModelFs, ReadBuffers};
 use fuse::KernelFs;
+pub use info::{Attributes, Kind, NodeInfo};
 
 use crate::error::{ErrorClass, Fault};
 

@@ -1,14 +1,16 @@
 //! An in-memory ciphertext directory, and small things sealed with fixed keys and nonces.
+#![allow(dead_code)]
 
-use std::ffi::OsStr;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
 use cai::ciphertext::{Attributes, Ciphertext, Entry, EntryId, EntryKind, ReadError};
-use cai::gocryptfs::Keys;
 use cai::gocryptfs::content::{FileId, seal_block};
 use cai::gocryptfs::names::{DirIv, Names};
+use cai::gocryptfs::{Cipher, Features, Keys};
 use cai::keyring::Secret;
 
 /// IV of [`Memory`]'s root directory.
@@ -17,7 +19,16 @@ pub fn root_iv() -> DirIv {
 }
 
 pub fn keys() -> Keys {
-    Keys::from_master(&Secret::copy_of(&[42; 32]).unwrap()).unwrap()
+    keys_with(Features::default())
+}
+
+pub fn keys_with(features: Features) -> Keys {
+    Keys::from_master(&Secret::copy_of(&[42; 32]).unwrap(), features).unwrap()
+}
+
+/// The default features with another content cipher.
+pub fn features_of(cipher: Cipher) -> Features {
+    Features { cipher, ..Features::default() }
 }
 
 pub fn names() -> Names {
@@ -31,13 +42,17 @@ pub fn text(name: &str) -> String {
 
 /// Ciphertext of a file; `id` tells files apart.
 pub fn seal(plain: &[u8], id: u8) -> Vec<u8> {
-    let (keys, id) = (keys(), FileId::new([id; 16]).unwrap());
+    seal_with(&keys(), plain, id)
+}
+
+pub fn seal_with(keys: &Keys, plain: &[u8], id: u8) -> Vec<u8> {
+    let (layout, id) = (keys.layout(), FileId::new([id; 16]).unwrap());
     let mut sealed = if plain.is_empty() { Vec::new() } else { id.to_header().to_vec() };
     for (block, plain) in (0_u64..).zip(plain.chunks(4096)) {
-        let mut nonce = [0x11; 16];
+        let mut nonce = vec![0x11; layout.nonce()];
         nonce[..8].copy_from_slice(&block.to_le_bytes());
-        let mut piece = vec![0; plain.len() + 32];
-        seal_block(&keys, id, block, &nonce, plain, &mut piece).unwrap();
+        let mut piece = vec![0; plain.len() + layout.overhead()];
+        seal_block(keys, id, block, &nonce, plain, &mut piece).unwrap();
         sealed.extend_from_slice(&piece);
     }
     sealed
@@ -47,6 +62,7 @@ pub fn seal(plain: &[u8], id: u8) -> Vec<u8> {
 pub struct Memory {
     entries: Vec<Entry>,
     contents: Vec<Vec<u8>>,
+    xattrs: BTreeMap<PathBuf, BTreeMap<OsString, Vec<u8>>>,
     reads: Mutex<Vec<(u64, u64)>>,
     failing: bool,
 }
@@ -58,7 +74,13 @@ impl Memory {
     }
 
     pub fn bare() -> Self {
-        Memory { entries: Vec::new(), contents: Vec::new(), reads: Mutex::default(), failing: false }
+        Memory {
+            entries: Vec::new(),
+            contents: Vec::new(),
+            xattrs: BTreeMap::new(),
+            reads: Mutex::default(),
+            failing: false,
+        }
     }
 
     pub fn file(self, path: &str, content: Vec<u8>) -> Self {
@@ -72,6 +94,20 @@ impl Memory {
     pub fn symlink(mut self, path: &str, target: &[u8]) -> Self {
         self.push(path, EntryKind::Symlink { target: target.to_vec() }, Vec::new());
         self.sorted()
+    }
+
+    /// An extended attribute as stored; the empty path is the root.
+    pub fn xattr(mut self, path: &str, name: &str, value: &[u8]) -> Self {
+        self.set_xattr(path, name, value);
+        self
+    }
+
+    pub fn set_xattr(&mut self, path: &str, name: &str, value: &[u8]) {
+        self.xattrs.entry(path.into()).or_default().insert(name.into(), value.to_vec());
+    }
+
+    fn xattrs_of(&self, of: Option<EntryId>) -> Option<&BTreeMap<OsString, Vec<u8>>> {
+        self.xattrs.get(&of.map(|id| self.entries[id.0 as usize].path.clone()).unwrap_or_default())
     }
 
     pub fn unsorted_file(mut self, path: &str, content: Vec<u8>) -> Self {
@@ -88,6 +124,10 @@ impl Memory {
     pub fn push(&mut self, path: &str, kind: EntryKind, content: Vec<u8>) {
         let mtime = SystemTime::UNIX_EPOCH;
         let attributes = Attributes { mode: 0, uid: 0, gid: 0, nlink: 1, ino: 0, blocks: 0, mtime };
+        self.push_with(path, kind, content, attributes);
+    }
+
+    pub fn push_with(&mut self, path: &str, kind: EntryKind, content: Vec<u8>, attributes: Attributes) {
         self.entries.push(Entry { path: PathBuf::from(path), kind, attributes });
         self.contents.push(content);
     }
@@ -115,6 +155,20 @@ impl Memory {
 impl Ciphertext for Memory {
     fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    fn xattr_names(&self, of: Option<EntryId>) -> Result<Vec<OsString>, ReadError> {
+        if self.failing {
+            return Err(ReadError::Gone { path: String::new() });
+        }
+        Ok(self.xattrs_of(of).map(|found| found.keys().cloned().collect()).unwrap_or_default())
+    }
+
+    fn xattr(&self, of: Option<EntryId>, name: &OsStr) -> Result<Option<Vec<u8>>, ReadError> {
+        if self.failing {
+            return Err(ReadError::Gone { path: String::new() });
+        }
+        Ok(self.xattrs_of(of).and_then(|found| found.get(name).cloned()))
     }
 
     fn read_at(&self, id: EntryId, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
