@@ -53,6 +53,7 @@ mod tests {
             dst: path("cipher"),
             passfile: path("password"),
             dereference: false,
+            exclude: Vec::new(),
         })
         .unwrap();
 
