@@ -21,8 +21,9 @@
 //! error:      (none)
 //! task:       (none)
 //! ciphertext: (none)
+//! manifest:   error
 //! keyring:    error
-//! config:     error, keyring
+//! config:     error, keyring, manifest::PublicKey, manifest::Identity, manifest::Pin
 //! helper:     error
 //! attest:     error, config, helper
 //! kbs:        error, config, attest, keyring, task
@@ -62,6 +63,7 @@ pub mod helper;
 pub mod host;
 pub mod kbs;
 pub mod keyring;
+pub mod manifest;
 pub mod mount;
 pub mod oss;
 pub mod store;
