@@ -54,6 +54,8 @@ mod tests {
             passfile: path("password"),
             dereference: false,
             exclude: Vec::new(),
+            sign: None,
+            about: Default::default(),
         })
         .unwrap();
 

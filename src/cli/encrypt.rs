@@ -2,7 +2,9 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
+use super::manifest::{self, About, Signer};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::Fault;
@@ -28,6 +30,11 @@ pub struct Args {
     /// Leave out files and directories whose name (or, with a slash in GLOB, path below SRC) matches; can be repeated
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
+    /// Sign what was encrypted with this private key of cai keygen
+    #[arg(long, value_name = "KEYFILE")]
+    pub sign: Option<PathBuf>,
+    #[command(flatten)]
+    pub about: About,
 }
 
 /// Encrypt, show progress where somebody watches, and say what to look at.
@@ -46,7 +53,17 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
         bar.set_length(progress.total);
         bar.set_position(progress.done);
     };
+    let signer = args.sign.as_deref().map(|key| Signer::new(key, &args.about)).transpose()?;
+    let signed = OnceLock::new();
+    let sign = |complete: &Path| -> Result<(), Box<dyn Fault>> {
+        if let Some(signer) = &signer {
+            bar.finish_and_clear();
+            let _ = signed.set(signer.sign(complete)?);
+        }
+        Ok(())
+    };
     let options = EncryptOptions {
+        finish: Some(&sign),
         progress: Some(&progress),
         dereference: args.dereference,
         exclude: Exclude::new(&args.exclude)?,
@@ -56,6 +73,9 @@ pub fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     bar.finish_and_clear();
     let encrypted = result?;
     report(args, &encrypted);
+    if let Some(signed) = signed.get() {
+        manifest::say(signed);
+    }
     Ok(())
 }
 

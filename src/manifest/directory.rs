@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -188,6 +188,21 @@ pub fn compare(
     }
     differences.sort_by(|a, b| a.path().cmp(b.path()));
     Ok(differences)
+}
+
+/// The manifest in the root of `dir`, verified; `None` where there is none.
+///
+/// # Errors
+/// [`ManifestError::Read`], or whatever is wrong with it.
+pub fn read(dir: &Path) -> Result<Option<Manifest>, ManifestError> {
+    let path = dir.join(NAME);
+    let mut bytes = Vec::new();
+    let limit = Manifest::largest().saturating_add(1);
+    match File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut bytes)) {
+        Ok(_) => Manifest::parse(&bytes).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ManifestError::Read { path, source }),
+    }
 }
 
 /// Put a manifest into the root of `dir`, whole or not at all.

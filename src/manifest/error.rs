@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::code::{Identity, NAME};
 use super::key::PublicKey;
+use super::licence::shown;
 use crate::error::{ErrorClass, Fault};
 
 /// A manifest, a key or a licence that cannot be used or made.
@@ -275,7 +276,7 @@ pub enum PolicyError {
         found: Identity,
     },
     /// The licence begins later.
-    #[error("licence {id} is not valid before second {from} of 1970")]
+    #[error("licence {id} is not valid before {}", shown(*.from))]
     NotYetValid {
         /// Licence id.
         id: String,
@@ -283,7 +284,7 @@ pub enum PolicyError {
         from: u64,
     },
     /// The licence has ended.
-    #[error("licence {id} ended at second {until} of 1970")]
+    #[error("licence {id} ended at {}", shown(*.until))]
     Expired {
         /// Licence id.
         id: String,

@@ -63,7 +63,7 @@ mod policy;
 mod state;
 
 pub use code::{Contents, Identity, Manifest, NAME, Object};
-pub use directory::{Difference, Listing, compare, list, write};
+pub use directory::{Difference, Listing, compare, list, read, write};
 pub use error::{ManifestError, PolicyError};
 pub use hash::{CHUNK_LEN, ChunkHasher, Hash};
 pub use key::{PublicKey, SigningKey, generate};
