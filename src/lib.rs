@@ -27,7 +27,7 @@
 //! helper:     error
 //! attest:     error, config, helper
 //! kbs:        error, config, attest, keyring, task
-//! store:      error, ciphertext, task
+//! store:      error, ciphertext, manifest, task
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring
 //! mount:      error, ciphertext, gocryptfs

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::origin;
 use super::state::{Event, State};
 use super::status::{Failure, Progress};
 use super::voice::Voice;
@@ -96,7 +97,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Retries of a stage: what may pass is tried again with growing pauses, up to the operator's limit, and shown meanwhile.
-struct Patience {
+pub(super) struct Patience {
     /// Who is waited for, in words.
     whom: &'static str,
     limit: Duration,
@@ -105,7 +106,7 @@ struct Patience {
 }
 
 impl Patience {
-    fn new(whom: &'static str, limit: Duration) -> Self {
+    pub(super) fn new(whom: &'static str, limit: Duration) -> Self {
         Patience { whom, limit, begun: Instant::now(), attempt: 0 }
     }
 
@@ -113,7 +114,7 @@ impl Patience {
     ///
     /// # Errors
     /// `failure` itself, when it will not pass or the limit is reached.
-    async fn after(&mut self, voice: &Voice, failure: Failure) -> Result<(), Failure> {
+    pub(super) async fn after(&mut self, voice: &Voice, failure: Failure) -> Result<(), Failure> {
         if failure.class() != ErrorClass::Transient || self.begun.elapsed() >= self.limit {
             return Err(failure);
         }
@@ -190,7 +191,9 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
         let inside = inside.map(|directory| directory.display().to_string());
         return Err(fail(&StageError::NoConf { model: settings.oss.location(), inside }));
     }
-    let revision = revision(&objects);
+    let listed = revision(&objects);
+    let (objects, manifest) = origin::judge(settings, voice, &source, objects).await?;
+    let revision = manifest.as_ref().map_or(listed, |manifest| manifest.identity().to_string());
     voice.update(|status| status.model_revision = revision);
     let options = StoreOptions {
         dir: settings.cache.dir.clone(),
@@ -202,7 +205,7 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
     };
     let handle = Handle::current();
     blocking(State::Fetching, move || {
-        Store::open(options, objects, Arc::new(source), handle)
+        Store::open_checked(options, objects, manifest, Arc::new(source), handle)
             .map_err(|error| Failure::new(State::Fetching, &error))
     })
     .await

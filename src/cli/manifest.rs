@@ -33,10 +33,10 @@ pub struct Args {
 #[derive(Debug, Default, clap::Args)]
 pub struct About {
     /// Revision of the model; machines refuse a lower one than they have seen [default: one more than the manifest there is, else 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", requires = "sign", value_parser = clap::value_parser!(u64).range(1..))]
     revision: Option<u64>,
     /// TOML file with id, licensee and optionally policy, text, not_before, not_after
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "sign")]
     license: Option<PathBuf>,
 }
 
