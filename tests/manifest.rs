@@ -55,7 +55,8 @@ fn contents(revision: u64, objects: Vec<Object>) -> Contents {
 }
 
 fn manifest(revision: u64) -> Manifest {
-    let file = contents(revision, vec![object("gocryptfs.conf", 1), object("weights", 3 * CHUNK_LEN)]).sign(&key());
+    let file =
+        contents(revision, vec![object("gocryptfs.conf", 1), object("weights", 3 * CHUNK_LEN)]).sign(&key());
     Manifest::parse(&file.unwrap()).unwrap()
 }
 
@@ -114,7 +115,8 @@ fn chunk_hashes_and_roots_are_those_of_the_vectors() {
     for vector in VECTORS["objects"].as_array().unwrap() {
         let len = vector["len"].as_u64().unwrap();
         let content: Vec<u8> = (0..=250).cycle().take(usize::try_from(len).unwrap()).collect();
-        let object = vector_contents().objects.into_iter().find(|o| o.path == Path::new(text(vector, "path")));
+        let object =
+            vector_contents().objects.into_iter().find(|o| o.path == Path::new(text(vector, "path")));
         let object = object.unwrap();
         assert_eq!(hex::encode(object.root()), text(vector, "root"), "{}", object.path.display());
         for (chunk, hash) in (0..).zip(&object.hashes) {
@@ -170,7 +172,8 @@ fn every_truncation_and_every_flipped_bit_is_refused() {
 fn signature_of_another_use_of_the_key_is_refused() {
     // The identity signed without the domain, by the same key, through openssl's own raw interface: not at hand here, so
     // the reverse: a body under a signature of another body.
-    let (one, two) = (contents(1, vec![object("a", 1)]).sign(&key()), contents(2, vec![object("a", 1)]).sign(&key()));
+    let (one, two) =
+        (contents(1, vec![object("a", 1)]).sign(&key()), contents(2, vec![object("a", 1)]).sign(&key()));
     let (one, two) = (one.unwrap(), two.unwrap());
     let (body, _) = one.split_last_chunk::<64>().unwrap();
     let (_, signature) = two.split_last_chunk::<64>().unwrap();
@@ -273,7 +276,8 @@ fn signed_directory() -> (tempfile::TempDir, Manifest) {
 #[test]
 fn directory_is_signed_with_every_file_but_the_manifest_and_is_what_was_signed() {
     let (dir, manifest) = signed_directory();
-    let paths: Vec<_> = manifest.contents().objects.iter().map(|object| object.path.to_str().unwrap()).collect();
+    let paths: Vec<_> =
+        manifest.contents().objects.iter().map(|object| object.path.to_str().unwrap()).collect();
     assert_eq!(paths, ["empty", "gocryptfs.conf", "large", "sub-two", "sub/one"]);
     let content = fs::read(dir.path().join("large")).unwrap();
     assert_eq!(manifest.object(Path::new("large")).unwrap().root(), *blake3::hash(&content).as_bytes());
@@ -334,12 +338,17 @@ fn symlinks_and_special_files_are_listed_apart() {
 #[test]
 fn list_of_objects_must_hold_all_that_is_named_and_may_hold_more() {
     let manifest = manifest(1);
-    let check = |objects: &[(&str, u64)]| manifest.check_list(objects.iter().map(|(path, len)| (Path::new(*path), *len)));
+    let check = |objects: &[(&str, u64)]| {
+        manifest.check_list(objects.iter().map(|(path, len)| (Path::new(*path), *len)))
+    };
     let large = 3 * CHUNK_LEN;
     assert_eq!(check(&[("weights", large), ("README", 5), ("gocryptfs.conf", 1)]), Ok(()));
     assert_eq!(
         check(&[("weights", large - 1), ("gocryptfs.conf", 1)]),
-        Err(PolicyError::Objects { count: 1, first: format!("weights with {} bytes instead of {large}", large - 1) })
+        Err(PolicyError::Objects {
+            count: 1,
+            first: format!("weights with {} bytes instead of {large}", large - 1)
+        })
     );
     assert_eq!(
         check(&[("weights", 4)]),

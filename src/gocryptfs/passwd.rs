@@ -63,7 +63,9 @@ impl Fault for PasswdError {
     fn hint(&self) -> String {
         match self {
             PasswdError::Format(source) => source.hint(),
-            PasswdError::Write { .. } => "check space and permissions; the old password still opens the directory".into(),
+            PasswdError::Write { .. } => {
+                "check space and permissions; the old password still opens the directory".into()
+            }
             PasswdError::Unproven => format!(
                 "the old password still opens the directory, or its copy {BACKUP}; please report this"
             ),
@@ -94,8 +96,11 @@ pub fn change_password(dir: &Path, old: &Passphrase, new: &Passphrase) -> Result
     for leftover in [&draft, &backup] {
         remove(leftover).map_err(failed(leftover))?;
     }
-    let mut file = File::options().write(true).create_new(true).mode(0o400).open(&draft).map_err(failed(&draft))?;
-    file.write_all(&conf.resealed(&json, &master, new)?).and_then(|()| file.sync_all()).map_err(failed(&draft))?;
+    let mut file =
+        File::options().write(true).create_new(true).mode(0o400).open(&draft).map_err(failed(&draft))?;
+    file.write_all(&conf.resealed(&json, &master, new)?)
+        .and_then(|()| file.sync_all())
+        .map_err(failed(&draft))?;
     if let Err(error) = proven(&draft) {
         let _ = fs::remove_file(&draft);
         return Err(error);

@@ -53,11 +53,15 @@ impl fmt::Display for Flaw {
         match self {
             Flaw::Entry(reason) => write!(f, "{reason}"),
             Flaw::NoObject => f.write_str(".name file without its object"),
-            Flaw::CutHeader { len } => write!(f, "cut to {len} bytes, which is no whole block: it would read as empty"),
+            Flaw::CutHeader { len } => {
+                write!(f, "cut to {len} bytes, which is no whole block: it would read as empty")
+            }
             Flaw::Blocks { blocks, what } if blocks.start() == blocks.end() => {
                 write!(f, "block {}: {what}", blocks.start())
             }
-            Flaw::Blocks { blocks, what } => write!(f, "blocks {} to {}: {what}", blocks.start(), blocks.end()),
+            Flaw::Blocks { blocks, what } => {
+                write!(f, "blocks {} to {}: {what}", blocks.start(), blocks.end())
+            }
             Flaw::Unreadable { why } => write!(f, "cannot be read: {why}"),
         }
     }
@@ -135,7 +139,11 @@ pub fn verify(
         }
         if (1..=HEADER as u64).contains(cipher_len) {
             let flaw = Flaw::CutHeader { len: *cipher_len };
-            verified.damaged.push(Damaged { stored: stored(source, entry), plain: Some(tree.path(node.id)), flaw });
+            verified.damaged.push(Damaged {
+                stored: stored(source, entry),
+                plain: Some(tree.path(node.id)),
+                flaw,
+            });
         }
     }
     let mut found = look(source, keys, &files, advanced)?;
@@ -291,7 +299,8 @@ fn merge(flaws: impl Iterator<Item = Flaw>) -> Vec<Flaw> {
 fn orphans(source: &dyn Ciphertext) -> Vec<Damaged> {
     /// A SHA-256 in unpadded base64url.
     const HASH: usize = 43;
-    let paths: HashSet<&[u8]> = source.entries().iter().map(|entry| entry.path.as_os_str().as_bytes()).collect();
+    let paths: HashSet<&[u8]> =
+        source.entries().iter().map(|entry| entry.path.as_os_str().as_bytes()).collect();
     let orphan = |path: &&PathBuf| {
         let name = path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
         let hashed = name.len() == super::names::LONG_PREFIX.len() + HASH + LONG_SUFFIX.len();

@@ -74,15 +74,20 @@ impl Object {
 
     /// Whether `bytes`, in pieces, are chunk `chunk` of this object, whole.
     pub fn is_chunk<'a>(&self, chunk: u64, bytes: impl Iterator<Item = &'a [u8]>) -> bool {
-        let wanted = usize::try_from(chunk).ok().and_then(|chunk| self.hashes.get(chunk));
+        let Some(wanted) = usize::try_from(chunk).ok().and_then(|chunk| self.hashes.get(chunk)) else {
+            return false;
+        };
         let start = chunk.saturating_mul(CHUNK_LEN);
-        let (mut hasher, mut left) = (ChunkHasher::new(self.len, chunk), self.len.saturating_sub(start).min(CHUNK_LEN));
+        let (mut hasher, mut left) =
+            (ChunkHasher::new(self.len, chunk), self.len.saturating_sub(start).min(CHUNK_LEN));
         for piece in bytes {
-            let Some(rest) = u64::try_from(piece.len()).ok().and_then(|len| left.checked_sub(len)) else { return false };
+            let Some(rest) = u64::try_from(piece.len()).ok().and_then(|len| left.checked_sub(len)) else {
+                return false;
+            };
             hasher.update(piece);
             left = rest;
         }
-        left == 0 && wanted == Some(&hasher.finish())
+        left == 0 && *wanted == hasher.finish()
     }
 }
 

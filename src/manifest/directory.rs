@@ -250,7 +250,8 @@ fn hash_files(
         let cores = available_parallelism().map_or(1, |cores| cores.get());
         let threads = (0..cores.min(chunks.len()).max(1))
             .map(|number| Builder::new().name(format!("cai-hash-{number}")).spawn_scoped(scope, work));
-        let threads: Vec<_> = threads.collect::<Result<_, _>>().map_err(|source| ManifestError::Thread { source })?;
+        let threads: Vec<_> =
+            threads.collect::<Result<_, _>>().map_err(|source| ManifestError::Thread { source })?;
         let mut hashed = Vec::new();
         for thread in threads {
             hashed.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

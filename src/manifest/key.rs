@@ -119,7 +119,8 @@ pub fn generate(path: &Path) -> Result<PublicKey, ManifestError> {
     let der = key.to_pkcs8v1().map_err(|_| ManifestError::Crypto)?;
     let base64 = Zeroizing::new(STANDARD.encode(der.as_ref()));
     let key = SigningKey::from_pair(key).ok_or(ManifestError::Crypto)?;
-    let public_path = PathBuf::from([path.as_os_str(), ".pub".as_ref()].into_iter().collect::<std::ffi::OsString>());
+    let public_path =
+        PathBuf::from([path.as_os_str(), ".pub".as_ref()].into_iter().collect::<std::ffi::OsString>());
     // The public file first: a private key without it would be of use to nobody, and in the way of the next attempt.
     put(&public_path, 0o644, &format!("{}\n", key.public))?;
     let text = Zeroizing::new(format!("{BEGIN}\n{}\n{END}\n", base64.as_str()));
@@ -150,7 +151,10 @@ mod tests {
         let path = dir.path().join("publisher.key");
         let public = generate(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(PublicKey::parse(&fs::read_to_string(dir.path().join("publisher.key.pub")).unwrap()), Some(public));
+        assert_eq!(
+            PublicKey::parse(&fs::read_to_string(dir.path().join("publisher.key.pub")).unwrap()),
+            Some(public)
+        );
         let key = SigningKey::read(&path).unwrap();
         assert_eq!(key.public(), public);
         let signature = key.sign(b"message").unwrap();
@@ -164,7 +168,17 @@ mod tests {
         fs::write(dir.path().join("message"), b"message").unwrap();
         fs::write(dir.path().join("signature"), signature).unwrap();
         let verified = Command::new("openssl")
-            .args(["pkeyutl", "-verify", "-rawin", "-inkey", "publisher.key", "-in", "message", "-sigfile", "signature"])
+            .args([
+                "pkeyutl",
+                "-verify",
+                "-rawin",
+                "-inkey",
+                "publisher.key",
+                "-in",
+                "message",
+                "-sigfile",
+                "signature",
+            ])
             .current_dir(dir.path())
             .output()
             .unwrap();

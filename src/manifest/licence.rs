@@ -33,7 +33,8 @@ impl Licence {
     pub(super) fn encode(&self) -> Result<Vec<u8>, ManifestError> {
         let mut bytes = Vec::new();
         for text in [&self.id, &self.licensee, &self.policy, &self.text] {
-            let len = u16::try_from(text.len()).map_err(|_| ManifestError::Licence { what: "text is too long" })?;
+            let len =
+                u16::try_from(text.len()).map_err(|_| ManifestError::Licence { what: "text is too long" })?;
             bytes.extend(len.to_be_bytes());
             bytes.extend(text.as_bytes());
         }
@@ -118,7 +119,8 @@ pub(super) fn shown(seconds: u64) -> String {
     let day = day - (365 * year + year / 4 - year / 100);
     let month = (5 * day + 2) / 153;
     let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = if month < 10 { (era * 400 + year, month + 3) } else { (era * 400 + year + 1, month - 9) };
+    let (year, month) =
+        if month < 10 { (era * 400 + year, month + 3) } else { (era * 400 + year + 1, month - 9) };
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
 
@@ -169,7 +171,9 @@ pub(super) mod tests {
     #[test]
     fn licence_for_another_attestation_policy_is_refused() {
         let refused = sample().allows(at(1_500), "lax");
-        assert!(matches!(refused, Err(PolicyError::OtherPolicy { asks, has, .. }) if asks == "default" && has == "lax"));
+        assert!(
+            matches!(refused, Err(PolicyError::OtherPolicy { asks, has, .. }) if asks == "default" && has == "lax")
+        );
         let any = Licence { policy: String::new(), ..sample() };
         assert_eq!(any.allows(at(1_500), "lax"), Ok(()));
     }

@@ -37,7 +37,8 @@ fn parse(text: &str) -> Result<Licence, String> {
     };
     for (key, item) in document.as_table() {
         let value = item.as_value().ok_or_else(|| format!("{key} is a section"))?;
-        let words = || value.as_str().map(str::to_owned).ok_or_else(|| format!("{key} is not text in quotes"));
+        let words =
+            || value.as_str().map(str::to_owned).ok_or_else(|| format!("{key} is not text in quotes"));
         match key {
             "id" => licence.id = words()?,
             "licensee" => licence.licensee = words()?,
@@ -54,7 +55,8 @@ fn parse(text: &str) -> Result<Licence, String> {
 
 /// Seconds since 1970 of a date, at second `of_day` of it, or of a time with an offset.
 fn seconds(key: &str, value: &Value, of_day: i64) -> Result<u64, String> {
-    let wrong = || format!("{key} is neither a date (2026-12-31) nor a time with offset (2026-12-31T12:00:00Z)");
+    let wrong =
+        || format!("{key} is neither a date (2026-12-31) nor a time with offset (2026-12-31T12:00:00Z)");
     let Some(Datetime { date: Some(date), time, offset }) = value.as_datetime().copied() else {
         return Err(wrong());
     };
@@ -100,7 +102,8 @@ mod tests {
     #[test]
     fn times_with_offsets_are_utc_seconds() {
         let until = |time: &str| {
-            parse(&format!("id = \"a\"\nlicensee = \"b\"\nnot_after = {time}")).map(|licence| licence.not_after.unwrap())
+            parse(&format!("id = \"a\"\nlicensee = \"b\"\nnot_after = {time}"))
+                .map(|licence| licence.not_after.unwrap())
         };
         assert_eq!(until("2000-02-29T12:30:15Z"), Ok(951_827_415));
         assert_eq!(until("2000-02-29T20:30:15+08:00"), Ok(951_827_415));

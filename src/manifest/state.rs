@@ -109,7 +109,9 @@ impl StateDir {
         let stored: Stored = serde_json::from_slice(&bytes).map_err(|_| damaged())?;
         let seen = PublicKey::parse(&stored.publisher).zip(Identity::parse(&stored.identity));
         match seen {
-            Some((publisher, identity)) if stored.version == 1 && stored.key_id == key_id && stored.revision > 0 => {
+            Some((publisher, identity))
+                if stored.version == 1 && stored.key_id == key_id && stored.revision > 0 =>
+            {
                 Ok(Some(Seen { publisher, revision: stored.revision, identity }))
             }
             _ => Err(damaged()),

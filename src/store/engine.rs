@@ -323,7 +323,12 @@ impl Engine {
         let mut state = self.lock();
         let Some(object) = state.objects.get_mut(key.object.0) else { return Failure::Closed };
         object.mismatches += 1;
-        tracing::error!(event = "chunk.forged", object = slot.path, chunk = key.chunk.0, times = object.mismatches);
+        tracing::error!(
+            event = "chunk.forged",
+            object = slot.path,
+            chunk = key.chunk.0,
+            times = object.mismatches
+        );
         if object.mismatches > 1 {
             object.broken = Some(Broken::Corrupt);
             return Failure::Corrupt;
