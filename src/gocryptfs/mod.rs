@@ -3,7 +3,7 @@
 //! Owns: everything that knows how a gocryptfs directory is laid out, and the keys that open it. Must not know: where
 //! ciphertext comes from (it asks [`Ciphertext`](crate::ciphertext::Ciphertext)), object stores, sockets, the kernel's
 //! side of a mount. The two files that touch a file system are [`LocalDir`] (a local directory as ciphertext) and
-//! the writer behind [`encrypt_tree`].
+//! the writer behind [`encrypt_tree`]; [`change_password`] replaces one file. [`verify`] looks at all of a directory.
 //!
 //! What is read and written is what gocryptfs v2.4.0 makes with its default options: AES-256-GCM with 16-byte
 //! nonces, EME names, HKDF, unpadded base64, one IV per directory, long names. Any other feature flag is refused by
