@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::signature::Ed25519KeyPair;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use cai::error::{ErrorClass, Fault};
 use cai::manifest::{
     CHUNK_LEN, ChunkHasher, Contents, Difference, Identity, Licence, Manifest, ManifestError, NAME, Object,
@@ -170,15 +173,20 @@ fn every_truncation_and_every_flipped_bit_is_refused() {
 
 #[test]
 fn signature_of_another_use_of_the_key_is_refused() {
-    // The identity signed without the domain, by the same key, through openssl's own raw interface: not at hand here, so
-    // the reverse: a body under a signature of another body.
-    let (one, two) =
-        (contents(1, vec![object("a", 1)]).sign(&key()), contents(2, vec![object("a", 1)]).sign(&key()));
-    let (one, two) = (one.unwrap(), two.unwrap());
-    let (body, _) = one.split_last_chunk::<64>().unwrap();
-    let (_, signature) = two.split_last_chunk::<64>().unwrap();
-    let mixed = [body, signature].concat();
-    assert!(matches!(Manifest::parse(&mixed), Err(ManifestError::Signature)));
+    let file = bytes(&VECTORS, "manifest");
+    let (body, signature) = file.split_last_chunk::<64>().unwrap();
+    let pem = text(&VECTORS, "private_key");
+    let der = STANDARD.decode(pem.lines().filter(|line| !line.starts_with('-')).collect::<String>()).unwrap();
+    let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).unwrap();
+    let parse = |message: &[u8]| Manifest::parse(&[body, pair.sign(message).as_ref()].concat());
+    let identity = bytes(&VECTORS, "identity");
+    let signed = |domain: &str| [domain.as_bytes(), &identity].concat();
+    // The right message gives the very signature; any other message of the same key is about something else.
+    assert_eq!(pair.sign(&signed("cai-manifest 1 signature\0")).as_ref(), signature);
+    assert!(parse(&signed("cai-manifest 1 signature\0")).is_ok());
+    for message in [identity.clone(), body.to_vec(), signed("cai-manifest 2 signature\0"), signed("")] {
+        assert!(matches!(parse(&message), Err(ManifestError::Signature)));
+    }
 }
 
 #[test]

@@ -318,18 +318,12 @@ impl Engine {
     }
 
     /// A source delivered other bytes than the manifest names: fetched once more, for the network may have done it; the second
-    /// time the object is broken.
+    /// time in a row the object is broken.
     fn forged(&self, slot: &Slot, key: ChunkKey) -> Failure {
         let mut state = self.lock();
         let Some(object) = state.objects.get_mut(key.object.0) else { return Failure::Closed };
-        object.mismatches += 1;
-        tracing::error!(
-            event = "chunk.forged",
-            object = slot.path,
-            chunk = key.chunk.0,
-            times = object.mismatches
-        );
-        if object.mismatches > 1 {
+        tracing::error!(event = "chunk.forged", object = slot.path, chunk = key.chunk.0);
+        if object.forged.replace(key.chunk) == Some(key.chunk) {
             object.broken = Some(Broken::Corrupt);
             return Failure::Corrupt;
         }
