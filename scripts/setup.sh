@@ -19,7 +19,8 @@ found=$(cargo --version | awk '{print $2}')
 if command -v apt-get >/dev/null; then
     # gcc: aws-lc. systemd: busctl. gocryptfs, fuse3: the peer that results are compared with.
     packages=(gcc libc6-dev make dbus-daemon systemd gocryptfs fuse3)
-    case $want in test) packages+=(python3 python3-venv procps) ;; bench) packages+=(python3) ;; esac
+    # g++: libFuzzer.
+    case $want in test) packages+=(python3 python3-venv procps g++) ;; bench) packages+=(python3) ;; esac
     missing=()
     for package in "${packages[@]}"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -33,6 +34,7 @@ elif command -v dnf >/dev/null; then
     # RHEL 8 and its likes. UNTESTED: no such machine was at hand.
     packages=(gcc glibc-devel make dbus-daemon systemd fuse3)
     [ "$want" = demo ] || packages+=(python3)
+    [ "$want" != test ] || packages+=(gcc-c++)
     missing=()
     for package in "${packages[@]}"; do rpm -q --quiet "$package" || missing+=("$package"); done
     if [ ${#missing[@]} -gt 0 ]; then
@@ -58,5 +60,9 @@ if [ "$want" = test ]; then
         python3 -m venv "$venv"
         "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
         touch "$stamp"
+    fi
+    if [ ! -x .tools/bin/cargo-fuzz ] && ! command -v cargo-fuzz >/dev/null; then
+        say "building cargo-fuzz into .tools"
+        cargo install --quiet cargo-fuzz --locked --root .tools
     fi
 fi

@@ -14,6 +14,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "format"
 cargo fmt --check
+cargo fmt --check --manifest-path fuzz/Cargo.toml
 step "lints"
 # The methods that clippy.toml forbids are forbidden in the library, which says so itself; tests may use them.
 cargo clippy --all-targets "${features[@]}" -- -D warnings -A clippy::disallowed_methods
@@ -25,6 +26,8 @@ step "dependencies"
 scripts/deny.sh
 step "tests"
 cargo test "${features[@]}"
+step "fuzz targets, briefly"
+scripts/fuzz-smoke.sh 5
 step "the demo, small"
 scripts/demo.sh --bin target/debug --model-mib 24
 step "the demo, interrupted"

@@ -24,9 +24,10 @@
 //! manifest:   error
 //! keyring:    error
 //! config:     error, keyring, manifest::PublicKey, manifest::Identity, manifest::Pin
+//! pki:        error
 //! helper:     error
-//! attest:     error, config, helper
-//! kbs:        error, config, attest, keyring, task
+//! attest:     error, config, helper, pki
+//! kbs:        error, config, attest, keyring, pki, task
 //! store:      error, ciphertext, manifest, task
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring
@@ -66,5 +67,6 @@ pub mod keyring;
 pub mod manifest;
 pub mod mount;
 pub mod oss;
+pub mod pki;
 pub mod store;
 pub mod task;

@@ -287,6 +287,20 @@ fn configuration_that_is_not_roots_alone_is_refused() {
 }
 
 #[test]
+fn configuration_without_a_model_refuses_the_mount_and_keeps_the_line() {
+    let Some(fixture) = Fixture::new() else { return };
+    fs::remove_file(fixture.root.path().join("etc/cai/cai.env")).unwrap();
+    let helper = Helper::start_program(program(), fixture.root.path()).unwrap();
+    for verb in [Request::Mount, Request::Readahead] {
+        let error = helper.ask(verb).unwrap_err();
+        assert_eq!((error.code(), error.class().exit_code()), ("config.invalid", 78));
+        assert!(error.to_string().contains("etc/cai/cai.env: does not exist"), "{error}");
+    }
+    assert_eq!(helper.ask(Request::Unmount).unwrap().0, "nothing was mounted");
+    assert_eq!(fixture.mounts(), 0);
+}
+
+#[test]
 fn peer_that_is_neither_root_nor_cai_is_refused() {
     let Some(fixture) = Fixture::new() else { return };
     fs::set_permissions(fixture.root.path(), fs::Permissions::from_mode(0o755)).unwrap();

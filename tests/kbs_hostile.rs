@@ -397,6 +397,8 @@ async fn nothing_secret_is_in_the_log_or_in_debug_of_anything_public() {
         resource_ok(&key, b"planted-plaintext"),
         refusal(403, "PolicyDeny", "Access denied by policy"),
         refusal(401, "TokenNotFound", "Attestation Token not found"),
+        // Asked once more, with the token as a header.
+        refusal(401, "TokenVerifierError", "Token Verifier error"),
     ]);
     let config = trustee_of(&server, Protocol::Auto, None);
     let client = Client::new(&config).unwrap();

@@ -124,7 +124,7 @@ fn envelopes_of_every_form_open_to_the_plaintext_with_its_newline() {
 fn envelope_in_legacy_form_after_a_0_4_0_handshake_is_refused() {
     let error =
         envelope(&vectors()["legacy_jwe"]).open(&rsa_key(RsaAlg::Pkcs1), Dialect::V0_4_0).err().unwrap();
-    assert!(matches!(error, JweError::Legacy), "{error:?}");
+    assert!(matches!(error, JweError::Legacy { protocol: "0.4.0" }), "{error:?}");
 }
 
 #[test]

@@ -190,7 +190,7 @@ async fn key_broker_that_is_down_is_retried_and_shown_until_it_is_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn session_lost_before_the_key_leads_to_a_new_handshake() {
     let world = world!(World::with_small_model().await);
-    let expire = json!([{"do": "kbs_expire_session", "on": ["resource"], "times": 1}]);
+    let expire = json!([{"do": "kbs_expire_session", "on": ["resource"], "times": 2}]);
     world.sandbox.faults(expire).await;
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");

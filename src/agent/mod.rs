@@ -6,6 +6,8 @@
 //! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
 mod origin;
+mod patience;
+mod release;
 mod stages;
 pub mod state;
 pub mod status;
@@ -26,6 +28,7 @@ use crate::host::Notifier;
 use crate::mount::Mounted;
 use crate::store::Store;
 use crate::task::{Ended, Tasks};
+use release::Released;
 use state::{Event, State};
 use status::{Failure, Status};
 use voice::Voice;
@@ -81,6 +84,7 @@ impl Fault for AgentError {
 /// What stays in place while the agent serves, and has to be taken down in order.
 #[derive(Default)]
 struct InPlace {
+    gpus_ready: bool,
     store: Option<Arc<Store>>,
     mounted: Option<Mounted>,
 }
@@ -125,7 +129,8 @@ async fn start_and_serve(
     helper: &Arc<Helper>,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
-    let secret = stages::release_key(settings, voice, helper).await?;
+    let Released { secret, gpus_ready } = release::release_key(settings, voice, helper).await?;
+    in_place.gpus_ready = gpus_ready;
     let store = stages::open_store(settings, voice).await?;
     in_place.store = Some(store.clone());
     let model = stages::open_model(voice, &store, secret).await?;
@@ -210,6 +215,9 @@ async fn close(
         Some(mounted) => detach(mounted, voice, helper).await,
         None => Ok(()),
     };
+    if in_place.gpus_ready {
+        release::hold_gpus_back(helper).await;
+    }
     if let Some(store) = in_place.store
         && let Err(error) = store.close().await
     {

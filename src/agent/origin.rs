@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::stages::Patience;
+use super::patience::Patience;
 use super::state::State;
 use super::status::Failure;
 use super::voice::Voice;

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::origin;
+use super::patience::Patience;
 use super::state::{Event, State};
 use super::status::{Failure, Progress};
 use super::voice::Voice;
@@ -22,12 +23,11 @@ use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::{self, CONF_NAME, Conf, Keys, Passphrase, Tree};
 use crate::helper::protocol::Request;
 use crate::helper::{Helper, HelperError};
-use crate::kbs::{self, Facts};
 use crate::keyring::Secret;
 use crate::mount::{Attributes, ModelFs, Mounted};
 use crate::oss::{self, OssSource};
+use crate::store;
 use crate::store::{Filled, Retry, Store, StoreOptions};
-use crate::{attest, store};
 
 /// Pause before what the fill could not fetch is tried again: reads do not wait for it, they have their own retries.
 const FILL_PAUSE: Duration = Duration::from_secs(30);
@@ -94,87 +94,6 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(_) => Err(Failure::new(stage, &StageError::Panicked)),
     }
-}
-
-/// Retries of a stage: what may pass is tried again with growing pauses, up to the operator's limit, and shown meanwhile.
-pub(super) struct Patience {
-    /// Who is waited for, in words.
-    whom: &'static str,
-    limit: Duration,
-    begun: Instant,
-    attempt: u32,
-}
-
-impl Patience {
-    pub(super) fn new(whom: &'static str, limit: Duration) -> Self {
-        Patience { whom, limit, begun: Instant::now(), attempt: 0 }
-    }
-
-    /// Wait before the next attempt.
-    ///
-    /// # Errors
-    /// `failure` itself, when it will not pass or the limit is reached.
-    pub(super) async fn after(&mut self, voice: &Voice, failure: Failure) -> Result<(), Failure> {
-        if failure.class() != ErrorClass::Transient || self.begun.elapsed() >= self.limit {
-            return Err(failure);
-        }
-        voice.warn(&failure);
-        let pause = Retry::default().pause(self.attempt, None);
-        self.attempt = self.attempt.saturating_add(1);
-        let (whom, next, secs) = (self.whom, self.attempt.saturating_add(1), pause.as_secs_f32());
-        voice.stage(format!("{whom} is not available, attempt {next} in {secs:.1} s"));
-        tokio::time::sleep(pause).await;
-        Ok(())
-    }
-}
-
-/// Attest this machine and receive the model's secret, retrying what may pass until the operator's limit.
-pub(super) async fn release_key(
-    settings: &Settings,
-    voice: &Voice,
-    helper: &Arc<Helper>,
-) -> Result<Secret, Failure> {
-    let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
-    let attester = attest::detect(settings, helper).map_err(|error| fail(&error))?;
-    let uri = kbs::ResourceUri::parse(&settings.trustee.key_id).map_err(|error| fail(&error))?;
-    let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
-    voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
-
-    let mut patience = Patience::new("the key broker", settings.trustee.retry_limit);
-    loop {
-        let mut outcome = Ok(());
-        let released =
-            client.release(attester.clone(), &uri, |facts| outcome = attested(voice, facts, &uri)).await;
-        outcome?;
-        let error = match released {
-            Ok((_, secret)) => {
-                tracing::info!(event = "key.released", key_id = %uri, "the broker released the key");
-                voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
-                voice.apply(Event::KeyReleased, "listing the model")?;
-                return Ok(secret);
-            }
-            Err(error) => error,
-        };
-        patience.after(voice, fail(&error)).await?;
-    }
-}
-
-/// A handshake succeeded; the resource is asked for next. After a lost session this is not the first one.
-fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), Failure> {
-    if voice.state() == State::ReleasingKey {
-        voice.apply(Event::SessionLost, "a new handshake was needed")?;
-    }
-    let server =
-        if facts.server_authenticated { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
-    voice.update(|status| {
-        status.attested_at = Some(facts.attested_at);
-        status.attestation_expires = facts.expires;
-        status.attestation.insert("tee", facts.tee.name().to_owned());
-        status.attestation.insert("provider", facts.claims.provider.to_owned());
-        status.attestation.insert("protocol", facts.dialect.version().to_owned());
-        status.attestation.insert("server", server.to_owned());
-    });
-    voice.apply(Event::Attested, format!("asking for {uri}"))
 }
 
 /// List the model and open its local store.

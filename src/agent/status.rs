@@ -30,7 +30,7 @@ pub struct Status {
     pub attested_at: Option<SystemTime>,
     /// When the attestation token expires.
     pub attestation_expires: Option<SystemTime>,
-    /// Facts about the attestation: `tee`, `provider`, `protocol`, `server`.
+    /// Facts about the attestation: `tee`, `provider`, `gpus`, `protocol`, `key-algorithm`, `server`, `token`.
     pub attestation: BTreeMap<&'static str, String>,
     /// What the operator chose and should not forget, such as an unauthenticated key broker.
     pub notices: Vec<String>,

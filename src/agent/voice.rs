@@ -93,7 +93,15 @@ impl Voice {
         self.update(|status| status.last_error = Some(error));
     }
 
-    /// The same, unless it is the one that is shown already.
+    /// Something the operator should know beside what the configuration says; shown once.
+    pub(super) fn notice(&self, text: &str) {
+        if !self.status.borrow().notices.iter().any(|notice| notice == text) {
+            tracing::warn!(event = "agent.notice", "{text}");
+            self.update(|status| status.notices.push(text.to_owned()));
+        }
+    }
+
+    /// [`Voice::warn`], unless the failure is the one that is shown already.
     pub(super) fn warn_if_new(&self, failure: &Failure) {
         let shown = |status: &Status| {
             status.last_error.as_ref().is_some_and(|error| error.detail == failure.shown().detail)

@@ -2,27 +2,41 @@
 //!
 //! Owns: detection of the platform and collection of evidence. Must not know: the key broker's wire format beyond the
 //! evidence object itself, any socket to a network but the host's quoting service. What needs root is asked of the helper.
-//! No threads and no locks of its own; collection blocks its caller. Tested beside the code and, with a broker at the other
+//! No threads; quotes are asked for one at a time under a lock of the attester's own, under which no other is taken.
+//! Collection blocks its caller. Every parser of bytes from outside (quote, event logs, QGS messages) is pure and public, to
+//! be fuzzed. Tested beside the code, in `tests/attest_tdx.rs` on stand-ins for the hardware and, with a broker at the other
 //! end, in `tests/kbs_protocol.rs`.
 
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use crate::config::{Settings, TeeChoice};
+use crate::config::{AttestSettings, TeeChoice};
 use crate::helper::Helper;
 
+mod boot;
 mod claims;
+mod cursor;
 mod error;
+pub mod eventlog;
+pub mod gpu;
+pub mod logs;
+pub mod qgs;
+pub mod quote;
+mod reference;
 #[cfg(feature = "sandbox")]
 mod sample;
 #[cfg(not(feature = "sandbox"))]
 #[path = "no_sample.rs"]
 mod sample;
+pub mod spdm;
+mod tdx;
 
 pub use claims::{Claims, GpuClaims, TdxClaims};
-pub use error::AttestError;
+pub use error::{Attempt, AttestError, SourceError};
+pub use reference::{ReferenceValues, reference_values};
 pub use sample::attester as sample_attester;
+pub use tdx::Tdx;
 
 /// Trusted execution environment, by the name Trustee uses for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,20 +100,52 @@ pub trait Attester: Send + Sync + 'static {
     fn evidence(&self, digest: &Digest, verifier: Verifier) -> Result<Evidence, AttestError>;
 }
 
+/// What the devices beside the TEE say, for people; beside their evidence, because it is not sent with every form.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceClaims {
+    /// Every GPU whose evidence was verified here.
+    pub gpus: Vec<GpuClaims>,
+    /// What an operator should know: a GPU that failed and was not required.
+    pub notices: Vec<String>,
+}
+
+/// The devices beside the TEE whose evidence goes out with the TEE's, in the form the operator's verifier takes.
+///
+/// Both are asked for once per handshake, in this order; the devices are read in the one whose form is configured, and in
+/// [`Devices::embedded`] where no form is. Blocking, as [`Attester`].
+pub trait Devices: Send + Sync {
+    /// Evidence bound to `digest` as the text of `additional_evidence` (kbs.md 7.2.2), empty where this form is not
+    /// asked for; and what it says.
+    ///
+    /// # Errors
+    /// [`AttestError`] with the device that failed.
+    fn additional(&self, digest: &Digest) -> Result<(String, DeviceClaims), AttestError>;
+
+    /// Evidence bound to `digest` as the value of `gpu_evidence` inside the TEE's own object (kbs.md 7.2.3), `None` where
+    /// this form is not asked for or nothing verified; and what it says.
+    ///
+    /// # Errors
+    /// [`AttestError`] with the device that failed.
+    fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, DeviceClaims), AttestError>;
+}
+
 /// The attester of this machine, as the operator chose it.
 ///
 /// The sample attester is returned for [`TeeChoice::Sample`] only: a machine whose TEE is missing or broken is an
 /// error, never a machine with sample evidence.
 ///
 /// # Errors
-/// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build.
-pub fn detect(settings: &Settings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
-    let _ = helper;
+/// [`AttestError::NoTee`] when detection finds nothing, [`AttestError::NotBuilt`] when the choice is not in this build. That
+/// TDX does not work shows when evidence is asked for.
+pub fn detect(settings: &AttestSettings, helper: &Arc<Helper>) -> Result<Arc<dyn Attester>, AttestError> {
+    let tdx = || -> Arc<dyn Attester> {
+        let gpus = gpu::Gpus::new(settings, helper, gpu::pin::root(&settings.root));
+        Arc::new(Tdx::new(settings, Arc::clone(helper), Some(Arc::new(gpus))))
+    };
     match settings.attest.tee {
-        TeeChoice::Auto => {
-            Err(AttestError::NoTee { looked_for: "nothing: this build has no hardware attester" })
-        }
-        TeeChoice::Tdx => Err(AttestError::NotBuilt { tee: Tee::Tdx.name() }),
+        TeeChoice::Auto if tdx::is_here(&settings.root) => Ok(tdx()),
+        TeeChoice::Auto => Err(AttestError::NoTee { looked_for: tdx::LOOKED_FOR }),
+        TeeChoice::Tdx => Ok(tdx()),
         TeeChoice::Sample => sample::attester(),
     }
 }

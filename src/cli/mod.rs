@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, each a thin layer over the library.
 
+mod attest;
 mod check_config;
 mod check_key;
 mod encrypt;
@@ -47,6 +48,8 @@ enum Command {
     Run,
     /// What the running daemon is doing.
     Status(status::Args),
+    /// Collect evidence of this machine and show what it says; no network, no key.
+    Attest(attest::Args),
     /// Validate the configuration and report every problem at once.
     CheckConfig(check_config::Args),
     /// Does this secret open this encrypted directory?
@@ -94,6 +97,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
     match &cli.command {
         Command::Run => run::run(&cli.root)?,
         Command::Status(args) => status::run(args)?,
+        Command::Attest(args) => attest::run(&cli.root, args)?,
         Command::CheckConfig(args) => return Ok(check_config::run(&cli.root, args).map_err(OutputError)?),
         Command::CheckKey(args) => check_key::run(args)?,
         Command::Encrypt(args) => encrypt::run(args)?,

@@ -302,7 +302,8 @@ fn cache(all: &Tuning, root: &Path, findings: &mut Findings) -> Result<Cache, Re
     Ok(Cache { dir: under(root, &all.cache.dir), reserve_bytes })
 }
 
-fn attest(all: &Tuning, facts: &Facts, findings: &mut Findings) -> Result<Attest, Reported> {
+/// The attester; all that `cai attest` needs.
+pub(super) fn attest(all: &Tuning, facts: &Facts, findings: &mut Findings) -> Result<Attest, Reported> {
     let tee = all.attest.tee;
     match tee {
         TeeChoice::Auto | TeeChoice::Tdx => {}

@@ -196,3 +196,20 @@ pub fn load_oss(
     let oss = check::oss(&variables, tuning, root, &mut findings);
     findings.conclude(oss)
 }
+
+/// What attesting alone needs, for `cai attest`: tuning, as in [`load`]. Nothing of `cai.env` takes part, so that a machine
+/// can be looked at before anybody knows which Trustee and which model it will serve.
+///
+/// # Errors
+/// [`Problems`] with what concerns tuning, and every unreadable file of it.
+pub fn load_attest(root: &Path) -> Result<(AttestSettings, Vec<Notice>), Problems> {
+    let mut findings = Findings::default();
+    let files = files::tomls(root, &mut findings);
+    let tuning = Tuning::collect(&files, &mut findings);
+    let settings = tuning.and_then(|tuning| {
+        let attest = check::attest(&tuning, &Facts::here(), &mut findings)?;
+        let (gpu_evidence, protocol) = (tuning.trustee.gpu_evidence, tuning.trustee.protocol);
+        Ok(AttestSettings { root: root.to_owned(), attest, gpu_evidence, protocol })
+    });
+    findings.conclude(settings)
+}

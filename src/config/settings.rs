@@ -35,6 +35,31 @@ pub struct Settings {
     pub fingerprint: String,
 }
 
+impl Settings {
+    /// The part that attesting takes.
+    pub fn attesting(&self) -> AttestSettings {
+        AttestSettings {
+            root: self.root.clone(),
+            attest: self.attest.clone(),
+            gpu_evidence: self.trustee.gpu_evidence,
+            protocol: self.trustee.protocol,
+        }
+    }
+}
+
+/// What attesting takes from the configuration, all of it tuning.
+#[derive(Debug, Clone)]
+pub struct AttestSettings {
+    /// As in [`Settings`].
+    pub root: PathBuf,
+    /// How this machine attests itself.
+    pub attest: Attest,
+    /// `trustee.gpu_evidence`.
+    pub gpu_evidence: GpuForm,
+    /// `trustee.protocol`: tells the generation of the verifier, where it is pinned.
+    pub protocol: Protocol,
+}
+
 /// Key broker service.
 #[derive(Debug, Clone)]
 pub struct Trustee {
@@ -95,7 +120,7 @@ pub enum KeyAlgorithm {
     /// RSAES-OAEP with SHA-256.
     #[serde(rename = "RSA-OAEP-256")]
     RsaOaep256,
-    /// RSAES-PKCS1-v1_5; protocols before 0.4.0 have nothing else.
+    /// RSAES-PKCS1-v1_5; protocols 0.1.x have nothing else.
     #[serde(rename = "RSA1_5")]
     Rsa1_5,
 }

@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn memory_file_sent_beside_a_packet_is_read_whole() {
         let (left, right) = pair().unwrap();
-        let data: Vec<u8> = (0..MESSAGE_LIMIT * 5).map(|at| (at % 251) as u8).collect();
+        let data: Vec<u8> = (0..=250).cycle().take(MESSAGE_LIMIT * 5).collect();
         send(left.as_fd(), b"data", Some(memory_file(&data).unwrap().as_fd())).unwrap();
         let (_, descriptor) = receive(right.as_fd()).unwrap().unwrap();
         let mut read = Vec::new();

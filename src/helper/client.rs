@@ -64,8 +64,10 @@ pub enum HelperError {
 impl Fault for HelperError {
     fn class(&self) -> ErrorClass {
         match self {
-            HelperError::NoHelper { .. } | HelperError::Start { .. } | HelperError::Refused { .. } => {
-                ErrorClass::Config
+            HelperError::NoHelper { .. } | HelperError::Start { .. } => ErrorClass::Config,
+            HelperError::Refused { code, .. } => {
+                let known = CODES.into_iter().find(|(known, _)| known == code);
+                known.map_or(ErrorClass::Config, |(_, class)| class)
             }
             HelperError::Line { .. } => ErrorClass::Internal,
         }
@@ -92,19 +94,41 @@ impl Fault for HelperError {
     }
 }
 
-/// Codes the helper may answer with; anything else is reported as `helper.refused`.
-const CODES: [&str; 11] = [
-    "mount-point.symlink",
-    "mount-point.not-a-directory",
-    "mount-point.owner",
-    "mount-point.parent",
-    "mount-point.not-empty",
-    "mount-point.busy",
-    "mount-point.io",
-    "fuse.device",
-    "fuse.mount",
-    "readahead.failed",
-    "vendor.child",
+/// Codes the helper may answer with, and what they mean for a retry. Anything else is reported as `helper.refused`.
+const CODES: [(&str, ErrorClass); 33] = [
+    ("config.invalid", ErrorClass::Config),
+    ("mount-point.symlink", ErrorClass::Config),
+    ("mount-point.not-a-directory", ErrorClass::Config),
+    ("mount-point.owner", ErrorClass::Config),
+    ("mount-point.parent", ErrorClass::Config),
+    ("mount-point.not-empty", ErrorClass::Config),
+    ("mount-point.busy", ErrorClass::Config),
+    ("mount-point.io", ErrorClass::Config),
+    ("fuse.device", ErrorClass::Config),
+    ("fuse.mount", ErrorClass::Config),
+    ("readahead.failed", ErrorClass::Config),
+    ("vendor.child", ErrorClass::Config),
+    ("tdx.event-log", ErrorClass::Config),
+    ("tdx.no-tsm", ErrorClass::Config),
+    ("tdx.tsm", ErrorClass::Config),
+    ("tdx.tsm-provider", ErrorClass::Config),
+    ("tdx.tsm-shared", ErrorClass::Transient),
+    ("tdx.tsm-busy", ErrorClass::Transient),
+    ("tdx.host-timeout", ErrorClass::Transient),
+    ("tdx.empty-quote", ErrorClass::Transient),
+    ("tdx.no-device", ErrorClass::Config),
+    ("tdx.device", ErrorClass::Config),
+    ("tdx.no-library", ErrorClass::Config),
+    ("tdx.library", ErrorClass::Config),
+    ("tdx.library-vsock", ErrorClass::Config),
+    ("tdx.library-device", ErrorClass::Config),
+    ("tdx.library-quote", ErrorClass::Transient),
+    ("gpu.no-library", ErrorClass::Config),
+    ("gpu.driver-old", ErrorClass::Config),
+    ("gpu.driver", ErrorClass::Config),
+    ("gpu.not-supported", ErrorClass::Config),
+    ("gpu.device", ErrorClass::Config),
+    ("gpu.data", ErrorClass::Config),
 ];
 
 /// A line to the helper. Dropping it makes the helper detach what it mounted on this line.
@@ -167,7 +191,8 @@ impl Helper {
         match serde_json::from_slice(&answer).map_err(|error| fail(error.into()))? {
             Reply::Done { text } => Ok((text, descriptor)),
             Reply::Refused { code, text, hint } => {
-                let code = CODES.into_iter().find(|known| *known == code).unwrap_or("helper.refused");
+                let known = CODES.into_iter().find(|(known, _)| *known == code);
+                let code = known.map_or("helper.refused", |(code, _)| code);
                 Err(HelperError::Refused { code, text, hint })
             }
         }
@@ -176,7 +201,7 @@ impl Helper {
     /// Ask for a verb that gives data: the helper's text, and the data.
     ///
     /// # Errors
-    /// As [`Helper::ask`]; [`HelperError::Line`] also when the data is missing or longer than [`DATA_LIMIT`].
+    /// As [`Helper::ask`]; [`HelperError::Line`] also when the data is missing or over its limit.
     pub fn fetch(&self, verb: Request) -> Result<(String, Vec<u8>), HelperError> {
         let fail = |source: io::Error| HelperError::Line { verb, source };
         let (text, descriptor) = self.ask(verb)?;

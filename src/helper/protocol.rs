@@ -142,11 +142,13 @@ pub struct GpuReports {
     pub driver_version: String,
     /// Confidential-computing feature of the system is on.
     pub cc_enabled: bool,
+    /// GPUs protect PCIe only, and reach each other over NVSwitches.
+    pub protected_pcie: bool,
     /// Developer tools can look into the GPUs.
     pub dev_tools: bool,
     /// Production environment, not a simulation.
     pub production: bool,
-    /// Every GPU, in the driver's order.
+    /// Every GPU, in the driver's order; empty where the confidential-computing feature is off.
     pub gpus: Vec<GpuReport>,
 }
 

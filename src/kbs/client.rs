@@ -3,20 +3,24 @@
 //! Source: kbs.md sections 1, 2 and 9.1.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::error::{KbsError, Refusal, Step};
+use zeroize::Zeroizing;
+
+use super::attested::{Attested, Facts};
+use super::error::{KbsError, Step};
 use super::jwe::Jwe;
 use super::key::TeeKey;
+use super::meaning::Asked;
+use super::negotiate::{Negotiation, Offer};
 use super::session::Jar;
-use super::token;
-use super::transport::Transport;
+use super::token::{self, Signers};
+use super::transport::{Credential, Transport};
 use super::uri::ResourceUri;
-use super::verdict::{Verdict, expected_version, judge};
-use super::wire::{self, Challenge, Dialect};
+use super::wire::{self, Challenge};
 use crate::attest::{Attester, Claims, Evidence, Tee};
-use crate::config::{Protocol, Trustee};
+use crate::config::Trustee;
 use crate::keyring::Secret;
 
 /// Handshakes that [`Client::release`] makes in all before it gives up on a lost session or refused evidence.
@@ -31,50 +35,9 @@ const REQUEST_LIMIT: usize = 2 << 20;
 /// A client of one key broker.
 pub struct Client {
     transport: Transport,
-    protocol: Protocol,
-    /// The dialect the broker has been found to speak, for the life of the client.
-    found: Mutex<Option<Dialect>>,
-}
-
-/// Proof of a completed attestation: the session and private key that a secret can be asked with.
-///
-/// Made by [`Client::attest`] only. Its key pair and cookies belong to this one handshake.
-pub struct Attested {
-    jar: Jar,
-    key: Arc<TeeKey>,
-    facts: Facts,
-}
-
-/// What the status says about an attestation. Nothing in it is secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    /// Protocol version spoken.
-    pub dialect: Dialect,
-    /// TEE attested.
-    pub tee: Tee,
-    /// What the evidence says.
-    pub claims: Claims,
-    /// When the broker accepted the evidence.
-    pub attested_at: SystemTime,
-    /// When the token expires, and with it the session in practice.
-    pub expires: Option<SystemTime>,
-    /// Whether the broker proved who it is (https).
-    pub server_authenticated: bool,
-    /// `jti` of the token, where it has one.
-    pub token_id: Option<String>,
-}
-
-impl Attested {
-    /// What the status says about it.
-    pub fn facts(&self) -> &Facts {
-        &self.facts
-    }
-}
-
-impl fmt::Debug for Attested {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Attested").field("facts", &self.facts).finish_non_exhaustive()
-    }
+    negotiation: Negotiation,
+    /// Who may sign tokens; `None` leaves them opaque.
+    signers: Option<Signers>,
 }
 
 impl fmt::Debug for Client {
@@ -84,12 +47,15 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client for the broker in `config`. Reads the CA bundle; makes no connection.
+    /// A client for the broker in `config`. Reads the CA bundle and the token signers; makes no connection.
     ///
     /// # Errors
-    /// [`KbsError`] when the URL, the CA bundle or the requirement of https does not hold.
+    /// [`KbsError`] when the URL, the certificates, the requirement of https or the choice of the key algorithm does not
+    /// hold.
     pub fn new(config: &Trustee) -> Result<Self, KbsError> {
         let transport = Transport::new(config)?;
+        let negotiation = Negotiation::new(config)?;
+        let signers = config.token_cert.as_deref().map(Signers::load).transpose()?;
         if !transport.server_authenticated() {
             tracing::warn!(
                 event = "kbs.unauthenticated",
@@ -97,7 +63,7 @@ impl Client {
                 "plain http: secrets stay confidential, but anybody on the way can answer in the key broker's place"
             );
         }
-        Ok(Client { transport, protocol: config.protocol, found: Mutex::default() })
+        Ok(Client { transport, negotiation, signers })
     }
 
     /// Whether the broker proves who it is. The JWE of a secret does not: anybody who saw the public key can make one.
@@ -112,52 +78,83 @@ impl Client {
     pub async fn attest(&self, attester: Arc<dyn Attester>) -> Result<Attested, KbsError> {
         let tee = attester.tee();
         let jar = Jar::new(self.transport.base());
-        let (dialect, challenge) = self.challenge(tee, &jar).await?;
+        let (offer, challenge) = self.challenge(tee, &jar).await?;
         let nonce = challenge.nonce.clone();
         let proof =
-            tokio::task::spawn_blocking(move || prove(dialect, &challenge, attester.as_ref())).await??;
+            tokio::task::spawn_blocking(move || prove(offer, &challenge, attester.as_ref())).await??;
         let answer = self.transport.post(Step::Attest, &jar, proof.body).await?;
-        let answer = answer.map_err(|refusal| meaning(refusal, dialect, ""))?;
+        let asked = Asked { offer, resource: "", claims: &proof.claims };
+        let answer = answer.map_err(|refusal| asked.meaning(refusal))?;
         let at = SystemTime::now();
-        let token = wire::parse_token(&answer).map_err(|source| KbsError::Malformed {
-            step: Step::Attest,
-            at,
-            source,
-        })?;
-        let token = token::check(&token, &nonce, proof.key.jwk(), at)
+        let malformed = |source| KbsError::Malformed { step: Step::Attest, at, source };
+        let text = Zeroizing::new(wire::parse_token(&answer).map_err(malformed)?);
+        let token = token::check(&text, &nonce, proof.key.jwk(), self.signers.as_ref(), at)
             .map_err(|source| KbsError::Token { at, source })?;
         tracing::info!(
             event = "kbs.attested",
-            dialect = dialect.version(),
+            dialect = offer.dialect.version(),
+            algorithm = offer.algorithm.name(),
             tee = tee.name(),
             provider = proof.claims.provider,
+            token_verified = token.verified,
             "attested"
         );
         let facts = Facts {
-            dialect,
+            dialect: offer.dialect,
+            downgraded: self.negotiation.is_downgrade(offer.dialect),
+            algorithm: offer.algorithm.name(),
             tee,
             claims: proof.claims,
             attested_at: at,
             expires: token.expires,
             server_authenticated: self.server_authenticated(),
+            token_verified: token.verified,
             token_id: token.id,
         };
-        Ok(Attested { jar, key: Arc::new(proof.key), facts })
+        let token = Secret::copy_of(text.as_bytes())?;
+        Ok(Attested { jar, key: Arc::new(proof.key), token, facts })
     }
 
     /// Ask for a resource with an attested session, and open it into locked memory. The bytes are the resource's,
     /// verbatim: a trailing newline stays.
     ///
+    /// A session the broker does not know may live in another of its replicas, all of which take the token: it is asked
+    /// once more with that.
+    ///
     /// # Errors
     /// [`KbsError`]; [`KbsError::SessionLost`] when a new handshake is needed.
     pub async fn secret(&self, attested: &Attested, uri: &ResourceUri) -> Result<Secret, KbsError> {
-        let dialect = attested.facts.dialect;
-        let answer = self.transport.get_resource(&attested.jar, &uri.path_and_query()).await?;
-        let answer = answer.map_err(|refusal| meaning(refusal, dialect, &uri.to_string()))?;
+        let lost = match self.secret_with(attested, Credential::Cookies(&attested.jar), uri).await {
+            Err(error @ KbsError::SessionLost { .. }) => error,
+            outcome => return outcome,
+        };
+        let Some(bearer) = attested.bearer(self.transport.base()) else {
+            return Err(lost);
+        };
+        tracing::warn!(event = "kbs.bearer", error = ?lost, "session lost, asking with the token");
+        match self.secret_with(attested, Credential::Bearer(&bearer), uri).await {
+            // What the broker says about its own session tells the operator more.
+            Err(KbsError::SessionLost { .. }) => Err(lost),
+            outcome => outcome,
+        }
+    }
+
+    async fn secret_with(
+        &self,
+        attested: &Attested,
+        credential: Credential<'_>,
+        uri: &ResourceUri,
+    ) -> Result<Secret, KbsError> {
+        let Facts { dialect, claims, .. } = &attested.facts;
+        let (dialect, resource) = (*dialect, uri.to_string());
+        let answer = self.transport.get_resource(credential, &uri.path_and_query()).await?;
+        let offer = Offer { dialect, algorithm: attested.key.algorithm() };
+        let answer =
+            answer.map_err(|refusal| Asked { offer, resource: &resource, claims }.meaning(refusal))?;
         let at = SystemTime::now();
         let key = Arc::clone(&attested.key);
         let opened = tokio::task::spawn_blocking(move || Jwe::parse(&answer)?.open(&key, dialect)).await?;
-        opened.map_err(|source| KbsError::Jwe { resource: uri.to_string(), at, source })
+        opened.map_err(|source| KbsError::Jwe { resource, at, source })
     }
 
     /// Attest and ask for a resource, with up to three handshakes when the session is lost on the way or the evidence is
@@ -199,18 +196,18 @@ impl Client {
         Ok((attested, secret))
     }
 
-    /// A challenge, in the best dialect both sides speak: no broker negotiates, each only says what it expects.
-    async fn challenge(&self, tee: Tee, jar: &Jar) -> Result<(Dialect, Challenge), KbsError> {
-        let first = self.first_offer();
+    /// A challenge, in the best version both sides speak.
+    async fn challenge(&self, tee: Tee, jar: &Jar) -> Result<(Offer, Challenge), KbsError> {
+        let first = self.negotiation.first()?;
         let refused = match self.offer(first, tee, jar).await {
-            Ok(challenge) => return Ok((self.remember(first), challenge)),
+            Ok(challenge) => return Ok((first, challenge)),
             Err(error) => error,
         };
-        let Some(second) = self.second_offer(first, &refused) else {
+        let Some(second) = self.negotiation.second(first, &refused)? else {
             return Err(refused);
         };
         match self.offer(second, tee, jar).await {
-            Ok(challenge) => Ok((self.remember(second), challenge)),
+            Ok(challenge) => Ok((second, challenge)),
             // The blind second offer was wrong, so the first refusal is the one that says something.
             Err(KbsError::VersionMismatch { .. }) if matches!(refused, KbsError::AuthRefused { .. }) => {
                 Err(refused)
@@ -219,51 +216,14 @@ impl Client {
         }
     }
 
-    async fn offer(&self, dialect: Dialect, tee: Tee, jar: &Jar) -> Result<Challenge, KbsError> {
-        let answer = self.transport.post(Step::Auth, jar, wire::auth_body(dialect, tee)?).await?;
-        let answer = answer.map_err(|refusal| meaning(refusal, dialect, ""))?;
+    async fn offer(&self, offer: Offer, tee: Tee, jar: &Jar) -> Result<Challenge, KbsError> {
+        let answer = self.transport.post(Step::Auth, jar, wire::auth_body(offer.dialect, tee)?).await?;
+        let asked = Asked { offer, resource: "", claims: &Claims::default() };
+        let answer = answer.map_err(|refusal| asked.meaning(refusal))?;
         let malformed = |source| KbsError::Malformed { step: Step::Auth, at: SystemTime::now(), source };
-        Challenge::parse(&answer).map_err(malformed)
-    }
-
-    fn first_offer(&self) -> Dialect {
-        match self.protocol {
-            Protocol::V0_1_0 => Dialect::V0_1_0,
-            Protocol::V0_1_1 => Dialect::V0_1_1,
-            Protocol::V0_2_0 => Dialect::V0_2_0,
-            Protocol::V0_4_0 => Dialect::V0_4_0,
-            // The better one first: its envelope authenticates its header.
-            Protocol::Auto => {
-                self.found.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(Dialect::V0_4_0)
-            }
-        }
-    }
-
-    /// The other dialect, when the refusal asks for it or may be about it without saying so (some releases hide the
-    /// cause), and the operator has not pinned one.
-    fn second_offer(&self, first: Dialect, refused: &KbsError) -> Option<Dialect> {
-        if self.protocol != Protocol::Auto {
-            return None;
-        }
-        match refused {
-            KbsError::VersionMismatch { expected, .. } => {
-                expected.as_deref().and_then(Dialect::of_version).filter(|second| *second != first)
-            }
-            KbsError::AuthRefused { .. } if first == Dialect::V0_4_0 => Some(Dialect::V0_1_0),
-            _ => None,
-        }
-    }
-
-    fn remember(&self, dialect: Dialect) -> Dialect {
-        let known = self.found.lock().unwrap_or_else(PoisonError::into_inner).replace(dialect);
-        if known != Some(dialect) && dialect != Dialect::V0_4_0 && self.protocol == Protocol::Auto {
-            tracing::warn!(
-                event = "kbs.old-protocol",
-                dialect = dialect.version(),
-                "the key broker speaks only an old protocol; pin trustee.protocol once it has been upgraded"
-            );
-        }
-        dialect
+        let challenge = Challenge::parse(&answer).map_err(malformed)?;
+        self.negotiation.remember(offer.dialect);
+        Ok(challenge)
     }
 }
 
@@ -275,8 +235,9 @@ struct Proof {
 }
 
 /// A fresh key pair, and evidence bound to it and to the challenge. Blocking.
-fn prove(dialect: Dialect, challenge: &Challenge, attester: &dyn Attester) -> Result<Proof, KbsError> {
-    let key = TeeKey::generate(dialect)?;
+fn prove(offer: Offer, challenge: &Challenge, attester: &dyn Attester) -> Result<Proof, KbsError> {
+    let Offer { dialect, algorithm } = offer;
+    let key = TeeKey::generate(algorithm)?;
     let failed = |source| KbsError::Evidence { at: SystemTime::now(), source };
     let additional = if dialect.has_devices() {
         let digest = wire::runtime_digest(None, &challenge.nonce, key.jwk())?;
@@ -291,25 +252,6 @@ fn prove(dialect: Dialect, challenge: &Challenge, attester: &dyn Attester) -> Re
         return Err(KbsError::EvidenceTooLarge { len: body.len(), limit: REQUEST_LIMIT });
     }
     Ok(Proof { key, claims, body })
-}
-
-/// The error that a refusal means. `resource` is what was asked for, where something was.
-fn meaning(refusal: Box<Refusal>, offered: Dialect, resource: &str) -> KbsError {
-    let resource = resource.to_owned();
-    match judge(&refusal) {
-        Verdict::VersionMismatch => {
-            let expected = expected_version(&refusal.detail).map(str::to_owned);
-            KbsError::VersionMismatch { offered: offered.version(), expected, refusal }
-        }
-        Verdict::SessionLost => KbsError::SessionLost { refusal },
-        Verdict::Denied => KbsError::Denied { resource, refusal },
-        Verdict::NotFound => KbsError::NotFound { resource, refusal },
-        Verdict::AttestationRefused => KbsError::AttestationRefused { refusal },
-        Verdict::AuthRefused => KbsError::AuthRefused { refusal },
-        Verdict::BadRequest => KbsError::BadRequest { refusal },
-        Verdict::ServerFault => KbsError::ServerFault { refusal },
-        Verdict::NotKbs => KbsError::NotKbs { refusal },
-    }
 }
 
 /// `pause`, half to one and a half times; the middle where the system has no random numbers.

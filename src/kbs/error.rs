@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::jwe::JweError;
 use super::key::KeyError;
+use super::meaning::Cause;
 use super::token::TokenError;
 use super::wire::WireError;
-use crate::attest::AttestError;
+use crate::attest::{AttestError, Claims};
+use crate::keyring::LockError;
 
 /// Which step of the exchange failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +93,29 @@ pub enum KbsError {
     CaContent {
         /// Its path.
         path: PathBuf,
+    },
+    /// The certificates of the token's signers cannot be read.
+    #[error("reading the token signers' certificates {}", path.display())]
+    SignerFile {
+        /// Their path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file of token signers holds no usable certificate, or one that is unusable.
+    #[error("the token signers' file {} is not a list of PEM certificates", path.display())]
+    SignerContent {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The operator's key algorithm and the protocol version do not go together.
+    #[error("protocol {protocol} has no key algorithm {chosen}")]
+    KeyAlgorithm {
+        /// The algorithm of `trustee.key_algorithm`.
+        chosen: &'static str,
+        /// Version of the protocol.
+        protocol: &'static str,
     },
     /// The HTTP client could not be set up.
     #[error("setting up the HTTP client")]
@@ -176,6 +201,10 @@ pub enum KbsError {
     /// The verifier refused the evidence.
     #[error("the key broker refused the attestation ({refusal})")]
     AttestationRefused {
+        /// Why, as far as it is known.
+        cause: Cause,
+        /// What the evidence said.
+        claims: Box<Claims>,
         /// The answer.
         refusal: Box<Refusal>,
     },
@@ -190,6 +219,8 @@ pub enum KbsError {
     Denied {
         /// Resource URI.
         resource: String,
+        /// What the evidence said.
+        claims: Box<Claims>,
         /// The answer.
         refusal: Box<Refusal>,
     },
@@ -201,9 +232,25 @@ pub enum KbsError {
         /// The answer.
         refusal: Box<Refusal>,
     },
+    /// The broker cannot encrypt to the key pair that was attested.
+    #[error("the key broker cannot encrypt for {algorithm} ({refusal})")]
+    KeyRefused {
+        /// Algorithm of the key pair.
+        algorithm: &'static str,
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
+    /// The broker, or what stands before it, takes no request of that length.
+    #[error("the request is too long for the key broker, or for what stands before it ({refusal})")]
+    RequestTooLarge {
+        /// The answer.
+        refusal: Box<Refusal>,
+    },
     /// The broker does not understand the request.
     #[error("the key broker does not understand the request ({refusal})")]
     BadRequest {
+        /// Version of the protocol spoken.
+        protocol: &'static str,
         /// The answer.
         refusal: Box<Refusal>,
     },
@@ -239,6 +286,9 @@ pub enum KbsError {
     /// No TEE key pair.
     #[error("evidence: no key pair to attest")]
     Key(#[from] KeyError),
+    /// No locked memory for the token.
+    #[error("taking memory for the attestation token")]
+    Lock(#[from] LockError),
     /// A message could not be serialised.
     #[error("serialising a message to the key broker")]
     Encode(#[from] serde_json::Error),
@@ -271,7 +321,11 @@ impl KbsError {
     /// Whether a fresh handshake may help at once: the session is gone, or the verifier's own sources (its certificate
     /// cache above all) may have had a hiccup.
     pub(super) fn wants_new_handshake(&self) -> bool {
-        matches!(self, KbsError::SessionLost { .. } | KbsError::AttestationRefused { .. })
+        match self {
+            KbsError::SessionLost { .. } => true,
+            KbsError::AttestationRefused { cause, .. } => cause.may_pass(),
+            _ => false,
+        }
     }
 }
 

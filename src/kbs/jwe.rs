@@ -1,6 +1,6 @@
 //! The envelope a secret arrives in, opened straight into locked memory.
 //!
-//! Two forms: RFC 7516 flattened JSON, and the legacy form of dialect 0.1.0 (header as plain JSON text, tag appended to
+//! Two forms: RFC 7516 flattened JSON, and the legacy form of dialects 0.1.x (header as plain JSON text, tag appended to
 //! the ciphertext, no associated data).
 //!
 //! Source: kbs.md section 5.
@@ -52,19 +52,20 @@ impl Jwe {
 
     /// Open the envelope with the key pair offered in a handshake of `dialect`.
     ///
-    /// The legacy form is told by its content, and refused after a 0.4.0 handshake: accepting it would drop the
-    /// associated data. The algorithm must be the one that belongs to `key`.
+    /// The legacy form is told by its content, and refused after a handshake in a later dialect: accepting it would drop
+    /// the associated data. The algorithm must be the one that belongs to `key`.
     ///
     /// # Errors
     /// [`JweError`]; damage of whatever kind below the header is one and the same [`JweError::Open`].
     pub fn open(&self, key: &TeeKey, dialect: Dialect) -> Result<Secret, JweError> {
         let legacy = self.protected.trim_start().starts_with('{');
         if legacy && !dialect.has_legacy_envelope() {
-            return Err(JweError::Legacy);
+            return Err(JweError::Legacy { protocol: dialect.version() });
         }
         let header = self.header(legacy)?;
-        if header.alg != key.alg() {
-            return Err(JweError::Algorithm { alg: printable(&header.alg, 32), offered: key.alg() });
+        let offered = key.algorithm().name();
+        if header.alg != offered {
+            return Err(JweError::Algorithm { alg: printable(&header.alg, 32), offered });
         }
         let encrypted_key = member("encrypted_key", &self.encrypted_key)?;
         let iv: [u8; IV_LEN] = exactly("iv", &self.iv)?;
@@ -150,8 +151,11 @@ pub enum JweError {
         enc: String,
     },
     /// Legacy form after a handshake in a dialect that does not have it.
-    #[error("the JWE is in the legacy form, which protocol 0.4.0 does not have")]
-    Legacy,
+    #[error("the JWE is in the legacy form, which protocol {protocol} does not have")]
+    Legacy {
+        /// Version of the protocol spoken.
+        protocol: &'static str,
+    },
     /// The content key does not unwrap or the tag does not match. Deliberately not told apart.
     #[error("the JWE does not open with the key pair offered")]
     Open,

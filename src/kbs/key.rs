@@ -19,9 +19,7 @@ use zeroize::Zeroizing;
 
 use super::jwe::JweError;
 use super::wire::{Dialect, Jwk, decode_base64, encode_base64url};
-
-/// Key management algorithm of the key pair offered in dialect 0.4.0.
-const ECDH_ES_A256KW: &str = "ECDH-ES+A256KW";
+use crate::config::KeyAlgorithm;
 
 /// Length of the content key, in bytes: `A256GCM`.
 pub(super) const CONTENT_KEY_LEN: usize = 32;
@@ -32,17 +30,52 @@ const COORDINATE_LEN: usize = 32;
 /// How an RSA key pair receives a content key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RsaAlg {
-    /// RSAES-PKCS1-v1_5, the only algorithm of dialect 0.1.0.
+    /// RSAES-PKCS1-v1_5, the only algorithm of dialects 0.1.x.
     Pkcs1,
     /// RSAES-OAEP with SHA-256.
     Oaep256,
 }
 
-impl RsaAlg {
-    const fn name(self) -> &'static str {
+/// How a key pair receives a content key: the key management algorithms of RFC 7518 that brokers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyAlg {
+    /// P-256 key agreement, AES key wrap.
+    EcdhEsA256Kw,
+    /// RSA.
+    Rsa(RsaAlg),
+}
+
+impl KeyAlg {
+    /// Algorithms of the servers of `dialect`, best first.
+    ///
+    /// Source: kbs.md section 3.4; for 0.2.0, pull requests 597 of confidential-containers/trustee and 820 of
+    /// guest-components, which brought all three with that version (ECDH-ES as the client's default).
+    const fn of(dialect: Dialect) -> &'static [KeyAlg] {
+        match dialect {
+            Dialect::V0_1_0 | Dialect::V0_1_1 => &[KeyAlg::Rsa(RsaAlg::Pkcs1)],
+            Dialect::V0_2_0 | Dialect::V0_4_0 => {
+                &[KeyAlg::EcdhEsA256Kw, KeyAlg::Rsa(RsaAlg::Oaep256), KeyAlg::Rsa(RsaAlg::Pkcs1)]
+            }
+        }
+    }
+
+    /// The algorithm that `choice` means in `dialect`; `None` where its servers do not have it.
+    pub fn chosen(choice: KeyAlgorithm, dialect: Dialect) -> Option<KeyAlg> {
+        let wanted = match choice {
+            KeyAlgorithm::Auto => None,
+            KeyAlgorithm::EcdhEsA256Kw => Some(KeyAlg::EcdhEsA256Kw),
+            KeyAlgorithm::RsaOaep256 => Some(KeyAlg::Rsa(RsaAlg::Oaep256)),
+            KeyAlgorithm::Rsa1_5 => Some(KeyAlg::Rsa(RsaAlg::Pkcs1)),
+        };
+        KeyAlg::of(dialect).iter().copied().find(|algorithm| wanted.is_none_or(|wanted| wanted == *algorithm))
+    }
+
+    /// Its name in JWK and JWE.
+    pub const fn name(self) -> &'static str {
         match self {
-            RsaAlg::Pkcs1 => "RSA1_5",
-            RsaAlg::Oaep256 => "RSA-OAEP-256",
+            KeyAlg::EcdhEsA256Kw => "ECDH-ES+A256KW",
+            KeyAlg::Rsa(RsaAlg::Pkcs1) => "RSA1_5",
+            KeyAlg::Rsa(RsaAlg::Oaep256) => "RSA-OAEP-256",
         }
     }
 }
@@ -56,23 +89,23 @@ enum Private {
 /// A key pair for one handshake. No `Clone`, no `Debug`.
 pub struct TeeKey {
     private: Private,
-    alg: &'static str,
+    algorithm: KeyAlg,
     jwk: Jwk,
 }
 
 impl TeeKey {
-    /// A fresh key pair of the kind `dialect` uses: P-256, or RSA with 2048 bits (slow: call from a blocking thread).
+    /// A fresh key pair: P-256, or RSA with 2048 bits (slow: call from a blocking thread).
     ///
     /// # Errors
     /// [`KeyError`] when the system gives no random numbers.
-    pub fn generate(dialect: Dialect) -> Result<Self, KeyError> {
-        match dialect {
-            Dialect::V0_4_0 => {
+    pub fn generate(algorithm: KeyAlg) -> Result<Self, KeyError> {
+        match algorithm {
+            KeyAlg::EcdhEsA256Kw => {
                 TeeKey::of_p256(p256::SecretKey::try_generate().map_err(|_| KeyError::Generate)?)
             }
-            Dialect::V0_1_0 | Dialect::V0_1_1 | Dialect::V0_2_0 => {
+            KeyAlg::Rsa(padding) => {
                 let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).map_err(|_| KeyError::Generate)?;
-                TeeKey::of_rsa(key, RsaAlg::Pkcs1)
+                TeeKey::of_rsa(key, padding)
             }
         }
     }
@@ -96,30 +129,32 @@ impl TeeKey {
     fn of_p256(private: p256::SecretKey) -> Result<Self, KeyError> {
         let point = private.public_key().to_sec1_point(false);
         let (x, y) = point.x().zip(point.y()).ok_or(KeyError::Invalid)?;
+        let algorithm = KeyAlg::EcdhEsA256Kw;
         let jwk = Jwk::Ec {
-            alg: ECDH_ES_A256KW,
+            alg: algorithm.name(),
             crv: "P-256",
             kty: "EC",
             x: encode_base64url(x),
             y: encode_base64url(y),
         };
-        Ok(TeeKey { private: Private::P256(private), alg: ECDH_ES_A256KW, jwk })
+        Ok(TeeKey { private: Private::P256(private), algorithm, jwk })
     }
 
-    fn of_rsa(private: PrivateDecryptingKey, alg: RsaAlg) -> Result<Self, KeyError> {
+    fn of_rsa(private: PrivateDecryptingKey, padding: RsaAlg) -> Result<Self, KeyError> {
+        let algorithm = KeyAlg::Rsa(padding);
         let spki: PublicKeyX509Der<'_> = private.public_key().as_der().map_err(|_| KeyError::Invalid)?;
         let public = PublicKey::from_der(spki.as_ref()).map_err(|_| KeyError::Invalid)?;
         let jwk = Jwk::Rsa {
-            alg: alg.name(),
+            alg: algorithm.name(),
             e: encode_base64url(public.exponent().big_endian_without_leading_zero()),
             kty: "RSA",
             n: encode_base64url(public.modulus().big_endian_without_leading_zero()),
         };
-        let private = match alg {
+        let private = match padding {
             RsaAlg::Pkcs1 => Pkcs1PrivateDecryptingKey::new(private).map(Private::Pkcs1),
             RsaAlg::Oaep256 => OaepPrivateDecryptingKey::new(private).map(Private::Oaep256),
         };
-        Ok(TeeKey { private: private.map_err(|_| KeyError::Invalid)?, alg: alg.name(), jwk })
+        Ok(TeeKey { private: private.map_err(|_| KeyError::Invalid)?, algorithm, jwk })
     }
 
     /// The public half, as it is sent and hashed.
@@ -127,9 +162,9 @@ impl TeeKey {
         &self.jwk
     }
 
-    /// The one JWE algorithm that belongs to this key.
-    pub(super) fn alg(&self) -> &'static str {
-        self.alg
+    /// The one algorithm that belongs to this key.
+    pub(super) fn algorithm(&self) -> KeyAlg {
+        self.algorithm
     }
 
     /// The content key that `encrypted_key` holds for this key pair.
@@ -273,15 +308,36 @@ mod tests {
     }
 
     #[test]
-    fn generated_key_pairs_are_fresh_and_of_the_dialects_kind() {
-        let ec = [TeeKey::generate(Dialect::V0_4_0).unwrap(), TeeKey::generate(Dialect::V0_4_0).unwrap()];
+    fn generated_key_pairs_are_fresh_and_of_their_kind() {
+        let ec = [(); 2].map(|()| TeeKey::generate(KeyAlg::EcdhEsA256Kw).unwrap());
         assert_ne!(ec[0].jwk(), ec[1].jwk());
         let Jwk::Ec { alg, crv, kty, x, y } = ec[0].jwk() else { panic!("{:?}", ec[0].jwk()) };
         assert_eq!((*alg, *crv, *kty), ("ECDH-ES+A256KW", "P-256", "EC"));
         assert_eq!((x.len(), y.len()), (43, 43));
-        let rsa = TeeKey::generate(Dialect::V0_1_0).unwrap();
-        let Jwk::Rsa { alg, e, kty, n } = rsa.jwk() else { panic!("{:?}", rsa.jwk()) };
-        assert_eq!((*alg, e.as_str(), *kty, decode_base64(n).unwrap().len()), ("RSA1_5", "AQAB", "RSA", 256));
+        for (padding, name) in [(RsaAlg::Pkcs1, "RSA1_5"), (RsaAlg::Oaep256, "RSA-OAEP-256")] {
+            let rsa = [(); 2].map(|()| TeeKey::generate(KeyAlg::Rsa(padding)).unwrap());
+            assert_ne!(rsa[0].jwk(), rsa[1].jwk());
+            let Jwk::Rsa { alg, e, kty, n } = rsa[0].jwk() else { panic!("{:?}", rsa[0].jwk()) };
+            assert_eq!((*alg, e.as_str(), *kty, decode_base64(n).unwrap().len()), (name, "AQAB", "RSA", 256));
+        }
+    }
+
+    #[test]
+    fn chosen_algorithm_is_the_dialects_best_or_the_one_named_or_none() {
+        use KeyAlgorithm::{Auto, EcdhEsA256Kw, Rsa1_5, RsaOaep256};
+        let (ec, oaep, pkcs1) =
+            (KeyAlg::EcdhEsA256Kw, KeyAlg::Rsa(RsaAlg::Oaep256), KeyAlg::Rsa(RsaAlg::Pkcs1));
+        for dialect in Dialect::ALL {
+            let old = dialect.has_legacy_envelope();
+            let chosen =
+                [Auto, EcdhEsA256Kw, RsaOaep256, Rsa1_5].map(|choice| KeyAlg::chosen(choice, dialect));
+            let expected = if old {
+                [Some(pkcs1), None, None, Some(pkcs1)]
+            } else {
+                [Some(ec), Some(ec), Some(oaep), Some(pkcs1)]
+            };
+            assert_eq!(chosen, expected, "{dialect:?}");
+        }
     }
 
     #[test]
@@ -292,7 +348,7 @@ mod tests {
             x: encode_base64url(x),
             y: encode_base64url(y),
         };
-        let good = TeeKey::generate(Dialect::V0_4_0).unwrap();
+        let good = TeeKey::generate(KeyAlg::EcdhEsA256Kw).unwrap();
         let Jwk::Ec { x, y, .. } = good.jwk() else { panic!() };
         let (x, y) = (decode_base64(x).unwrap(), decode_base64(y).unwrap());
         assert!(epk("P-256", &x, &y).public_key().is_ok());

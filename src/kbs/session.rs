@@ -16,20 +16,25 @@ const MAX_COOKIES: usize = 16;
 const MAX_COOKIE_LEN: usize = 4096;
 
 /// Cookies of one handshake, bound to the origin it is with. No `Debug`: the session cookie is a credential.
-pub(super) struct Jar {
+pub struct Jar {
     origin: Origin,
     cookies: Mutex<Vec<(String, String)>>,
 }
 
 impl Jar {
     /// No cookies yet.
-    pub(super) fn new(base: &Url) -> Self {
+    pub fn new(base: &Url) -> Self {
         Jar { origin: base.origin(), cookies: Mutex::default() }
     }
 
+    /// Whether `url` is of the origin the handshake was with.
+    pub fn is_of(&self, url: &Url) -> bool {
+        url.origin() == self.origin
+    }
+
     /// Keep what the answer from `url` sets.
-    pub(super) fn store(&self, url: &Url, headers: &HeaderMap) {
-        if url.origin() != self.origin {
+    pub fn store(&self, url: &Url, headers: &HeaderMap) {
+        if !self.is_of(url) {
             return;
         }
         let mut cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,8 +49,8 @@ impl Jar {
     }
 
     /// `Cookie` header for a request to `url`: none for another origin.
-    pub(super) fn apply(&self, url: &Url, headers: &mut HeaderMap) {
-        if url.origin() != self.origin {
+    pub fn apply(&self, url: &Url, headers: &mut HeaderMap) {
+        if !self.is_of(url) {
             return;
         }
         let cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);

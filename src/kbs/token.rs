@@ -1,17 +1,19 @@
-//! What cai checks of the attestation token: that it is about this handshake, and for how long.
+//! What cai checks of the attestation token: that it is about this handshake, for how long, and, where the operator has
+//! named the signer, that it is signed.
 //!
-//! The token is opaque otherwise: without a trust anchor the key in it proves nothing. It is dropped after the check, and
-//! its text is never logged.
+//! Without a named signer the token is opaque: the key in it proves nothing. Its text is never logged.
 //!
 //! Source: kbs.md section 9.1.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::printable;
+use super::signer::Signed;
+pub use super::signer::Signers;
 use super::wire::{Jwk, decode_base64};
+use crate::pki::PkiError;
 
 /// Where the brokers put the runtime data of the handshake: EAR tokens (`cpu` in Alibaba v1.1.3 to v1.5.x), and the
 /// simple tokens of v1.0.0 to v1.1.2.
@@ -26,59 +28,75 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// What the status shows of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TokenFacts {
+pub struct TokenFacts {
     /// `exp`.
     pub expires: Option<SystemTime>,
     /// `jti`.
     pub id: Option<String>,
+    /// Signed by one of the operator's signers.
+    pub verified: bool,
 }
 
-/// Check a token against the handshake it came from.
+/// Check a token that arrived `now` against the handshake it came from, and its signature where there are `signers`.
 ///
 /// # Errors
-/// [`TokenError`]. A nonce or key that is *absent* is only a warning: not every broker puts them in.
-pub(super) fn check(token: &str, nonce: &str, jwk: &Jwk, now: SystemTime) -> Result<TokenFacts, TokenError> {
-    let mut segments = token.split('.');
-    let (Some(header), Some(claims), Some(_signature), None) =
-        (segments.next(), segments.next(), segments.next(), segments.next())
-    else {
-        return Err(TokenError::Malformed);
-    };
-    refuse_unsigned(header)?;
-    let claims: Value = parse_segment(claims)?;
-    check_binding(&claims, nonce, jwk)?;
+/// [`TokenError`]. A nonce or key that is *absent* is only a warning without signers: not every broker puts them in.
+pub fn check(
+    token: &str,
+    nonce: &str,
+    jwk: &Jwk,
+    signers: Option<&Signers>,
+    now: SystemTime,
+) -> Result<TokenFacts, TokenError> {
+    let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+    let (header, claims) = message.split_once('.').ok_or(TokenError::Malformed)?;
+    let (header, claims) = (parse_segment(header)?, parse_segment(claims)?);
+    refuse_unsigned(&header)?;
+    let absent = check_binding(&claims, nonce, jwk)?;
     let expires = date(&claims, "exp");
+    if let Some(signers) = signers {
+        signers.check(&Signed { header: &header, claims: &claims, message, signature }, now)?;
+        let absent = absent.or(expires.is_none().then_some("end"));
+        absent.map_or(Ok(()), |what| Err(TokenError::Missing { what }))?;
+    } else if let Some(what) = absent {
+        tracing::warn!(
+            event = "kbs.token-unbound",
+            what,
+            "the attestation token does not name this handshake's"
+        );
+    }
+    check_time(&claims, expires, now)?;
+    let id = claims.get("jti").and_then(Value::as_str).map(|id| printable(id, 64));
+    Ok(TokenFacts { expires, id, verified: signers.is_some() })
+}
+
+fn check_time(claims: &Value, expires: Option<SystemTime>, now: SystemTime) -> Result<(), TokenError> {
     if let Some(expires) = expires
         && let Ok(late) = now.duration_since(expires)
         && late > CLOCK_SKEW
     {
         return Err(TokenError::Expired { secs: late.as_secs() });
     }
-    if let Some(start) = date(&claims, "nbf")
+    if let Some(start) = date(claims, "nbf")
         && let Ok(early) = start.duration_since(now)
         && early > CLOCK_SKEW
     {
         return Err(TokenError::NotYetValid { secs: early.as_secs() });
     }
-    let id = claims.get("jti").and_then(Value::as_str).map(|id| printable(id, 64));
-    Ok(TokenFacts { expires, id })
+    Ok(())
 }
 
 /// `none` and the shared-secret algorithms can sign for anybody.
-fn refuse_unsigned(header: &str) -> Result<(), TokenError> {
-    #[derive(Deserialize)]
-    struct Header {
-        alg: String,
-    }
-    let Header { alg } = parse_segment(header)?;
+fn refuse_unsigned(header: &Value) -> Result<(), TokenError> {
+    let alg = header.get("alg").and_then(Value::as_str).ok_or(TokenError::Malformed)?;
     if alg.eq_ignore_ascii_case("none") || alg.to_ascii_uppercase().starts_with("HS") {
-        return Err(TokenError::Algorithm { alg: printable(&alg, 32) });
+        return Err(TokenError::Algorithm { alg: printable(alg, 32) });
     }
     Ok(())
 }
 
-/// The handshake's nonce and key, wherever the token carries them, are ours.
-fn check_binding(claims: &Value, nonce: &str, jwk: &Jwk) -> Result<(), TokenError> {
+/// The handshake's nonce and key, wherever the token carries them, are ours. Which of them it does not carry at all.
+fn check_binding(claims: &Value, nonce: &str, jwk: &Jwk) -> Result<Option<&'static str>, TokenError> {
     let runtime_data: Vec<&Value> =
         RUNTIME_DATA.iter().filter_map(|pointer| claims.pointer(pointer)).collect();
     let nonces: Vec<&Value> = runtime_data.iter().filter_map(|data| data.get("nonce")).collect();
@@ -89,15 +107,13 @@ fn check_binding(claims: &Value, nonce: &str, jwk: &Jwk) -> Result<(), TokenErro
     if !keys.iter().all(|theirs| is_our_key(theirs, jwk)) {
         return Err(TokenError::WrongKey);
     }
-    if nonces.is_empty() || keys.is_empty() {
-        tracing::warn!(
-            event = "kbs.token-unbound",
-            nonce = !nonces.is_empty(),
-            key = !keys.is_empty(),
-            "the attestation token does not carry this handshake's nonce and key"
-        );
-    }
-    Ok(())
+    Ok(if nonces.is_empty() {
+        Some("nonce")
+    } else if keys.is_empty() {
+        Some("TEE key")
+    } else {
+        None
+    })
 }
 
 fn is_our_key(theirs: &Value, ours: &Jwk) -> bool {
@@ -122,16 +138,31 @@ fn parse_segment<T: serde::de::DeserializeOwned>(segment: &str) -> Result<T, Tok
 }
 
 /// The attestation token is not one for this handshake.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// Not three base64url segments of which two are JSON.
     #[error("the attestation token is not a JSON Web Token")]
     Malformed,
-    /// Unsigned, or signed with a shared secret.
+    /// Unsigned, signed with a shared secret, or in a way that cai does not know.
     #[error("the attestation token claims the signature algorithm {alg}")]
     Algorithm {
         /// The algorithm.
         alg: String,
+    },
+    /// The named signers did not sign it, or its signature is not one.
+    #[error("the attestation token is not signed by a key of trustee.token_cert")]
+    Untrusted,
+    /// Its certificates do not lead up to the named ones.
+    #[error("the certificates of the attestation token do not lead up to those of trustee.token_cert")]
+    Chain(#[from] PkiError),
+    /// Its certificate is right, its signature is not.
+    #[error("the signature of the attestation token does not verify")]
+    Signature,
+    /// Signed, but about no handshake in particular, or for ever.
+    #[error("the attestation token does not name its {what}")]
+    Missing {
+        /// What is missing.
+        what: &'static str,
     },
     /// About another challenge.
     #[error("the attestation token is about another nonce than this handshake's")]
@@ -154,86 +185,5 @@ pub enum TokenError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kbs::key::TeeKey;
-    use crate::kbs::wire::{Dialect, encode_base64url};
-    use serde_json::json;
-
-    const NONCE: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
-
-    fn at(secs: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(secs)
-    }
-
-    fn token(alg: &str, claims: &Value) -> String {
-        let segment = |value: &Value| encode_base64url(value.to_string().as_bytes());
-        format!("{}.{}.c2ln", segment(&json!({ "typ": "JWT", "alg": alg })), segment(claims))
-    }
-
-    fn ear(submod: &str, nonce: &str, jwk: &Jwk) -> Value {
-        json!({ "exp": 1000, "submods": { submod: { "ear.veraison.annotated-evidence": {
-            "runtime_data_claims": { "nonce": nonce, "tee-pubkey": jwk } } } } })
-    }
-
-    #[test]
-    fn token_of_every_known_shape_is_accepted_with_its_facts() {
-        let key = TeeKey::generate(Dialect::V0_4_0).unwrap();
-        let simple = json!({ "exp": 1000, "nbf": 900, "jti": "id-1",
-            "customized_claims": { "runtime_data": { "nonce": NONCE, "tee-pubkey": key.jwk() } } });
-        let check = |alg, claims: &Value| check(&token(alg, claims), NONCE, key.jwk(), at(950)).unwrap();
-        assert_eq!(check("RS384", &simple), TokenFacts { expires: Some(at(1000)), id: Some("id-1".into()) });
-        for submod in ["cpu", "cpu0"] {
-            let facts = check("ES256", &ear(submod, NONCE, key.jwk()));
-            assert_eq!(facts, TokenFacts { expires: Some(at(1000)), id: None });
-        }
-        assert_eq!(check("ES256", &json!({})), TokenFacts { expires: None, id: None });
-        assert_eq!(check("ES256", &json!({ "exp": "soon" })).expires, None);
-        assert_eq!(
-            check("ES256", &json!({ "exp": 1000.5 })).expires,
-            Some(at(1000) + Duration::from_millis(500))
-        );
-    }
-
-    #[test]
-    fn token_about_another_handshake_is_refused_wherever_it_says_so() {
-        let key = TeeKey::generate(Dialect::V0_4_0).unwrap();
-        let other = TeeKey::generate(Dialect::V0_4_0).unwrap();
-        let rsa = TeeKey::generate(Dialect::V0_1_0).unwrap();
-        let check = |claims: &Value| check(&token("ES256", claims), NONCE, key.jwk(), at(950));
-        for submod in ["cpu", "cpu0"] {
-            assert_eq!(check(&ear(submod, "another", key.jwk())), Err(TokenError::WrongNonce));
-            assert_eq!(check(&ear(submod, NONCE, other.jwk())), Err(TokenError::WrongKey));
-            assert_eq!(check(&ear(submod, NONCE, rsa.jwk())), Err(TokenError::WrongKey));
-        }
-        let simple = |nonce: Value, key: Value| json!({ "customized_claims": { "runtime_data": { "nonce": nonce, "tee-pubkey": key } } });
-        assert_eq!(check(&simple(json!(7), json!(key.jwk()))), Err(TokenError::WrongNonce));
-        assert_eq!(check(&simple(json!(NONCE), json!("text"))), Err(TokenError::WrongKey));
-    }
-
-    #[test]
-    fn token_outside_its_time_is_refused_beyond_the_clock_skew() {
-        let key = TeeKey::generate(Dialect::V0_4_0).unwrap();
-        let check =
-            |now| check(&token("ES256", &json!({ "exp": 1000, "nbf": 900 })), NONCE, key.jwk(), at(now));
-        assert_eq!(check(1061), Err(TokenError::Expired { secs: 61 }));
-        assert_eq!(check(839), Err(TokenError::NotYetValid { secs: 61 }));
-        assert!(check(1060).is_ok() && check(840).is_ok());
-    }
-
-    #[test]
-    fn token_that_anybody_could_have_made_or_nobody_can_read_is_refused() {
-        let key = TeeKey::generate(Dialect::V0_4_0).unwrap();
-        let check = |token: &str| check(token, NONCE, key.jwk(), at(950));
-        for alg in ["none", "None", "HS256", "hs512"] {
-            assert_eq!(check(&token(alg, &json!({}))), Err(TokenError::Algorithm { alg: alg.into() }));
-        }
-        let good = token("ES256", &json!({}));
-        let two = good.rsplit_once('.').unwrap().0;
-        for bad in
-            ["", "..", two, &format!("{good}.x"), "!!.e30.c2ln", "e30.e30.c2ln", "eyJhbGciOiJFUzI1NiJ9.W.x"]
-        {
-            assert_eq!(check(bad), Err(TokenError::Malformed), "{bad}");
-        }
-    }
-}
+#[path = "token_tests.rs"]
+mod tests;

@@ -7,12 +7,13 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::error::{KbsError, Refusal, Step, printable};
 use super::session::Jar;
@@ -35,8 +36,17 @@ const DETAIL_LEN: usize = 2048;
 /// How much of a text that is not the broker's is kept, in characters.
 const FOREIGN_LEN: usize = 200;
 
-/// What a broker said: the body of a success, or its refusal.
-pub(super) type Reply = Result<Vec<u8>, Box<Refusal>>;
+/// What a broker said: the body of a success (a token may be in it, so it is wiped), or its refusal.
+pub(super) type Reply = Result<Zeroizing<Vec<u8>>, Box<Refusal>>;
+
+/// What a request proves the session with.
+#[derive(Clone, Copy)]
+pub(super) enum Credential<'a> {
+    /// The cookies of the handshake, which take what the answer sets.
+    Cookies(&'a Jar),
+    /// The attestation token in their place.
+    Bearer(&'a HeaderValue),
+}
 
 /// The HTTP client of one broker.
 pub(super) struct Transport {
@@ -78,13 +88,17 @@ impl Transport {
     pub(super) async fn post(&self, step: Step, jar: &Jar, body: Vec<u8>) -> Result<Reply, KbsError> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        self.exchange(step, Method::POST, &step.to_string(), headers, jar, body).await
+        self.exchange(step, Method::POST, &step.to_string(), headers, Credential::Cookies(jar), body).await
     }
 
     /// `GET {base}/kbs/v0/resource/{path}`.
-    pub(super) async fn get_resource(&self, jar: &Jar, path: &str) -> Result<Reply, KbsError> {
+    pub(super) async fn get_resource(
+        &self,
+        credential: Credential<'_>,
+        path: &str,
+    ) -> Result<Reply, KbsError> {
         let path = format!("resource/{path}");
-        self.exchange(Step::Resource, Method::GET, &path, HeaderMap::new(), jar, Vec::new()).await
+        self.exchange(Step::Resource, Method::GET, &path, HeaderMap::new(), credential, Vec::new()).await
     }
 
     async fn exchange(
@@ -93,16 +107,21 @@ impl Transport {
         method: Method,
         path: &str,
         mut headers: HeaderMap,
-        jar: &Jar,
+        credential: Credential<'_>,
         body: Vec<u8>,
     ) -> Result<Reply, KbsError> {
         let text = format!("{}/kbs/v0/{path}", self.base.as_str().trim_end_matches('/'));
         let url = Url::parse(&text).map_err(|_| KbsError::Base { url: text })?;
-        jar.apply(&url, &mut headers);
+        match credential {
+            Credential::Cookies(jar) => jar.apply(&url, &mut headers),
+            Credential::Bearer(token) => drop(headers.insert(AUTHORIZATION, token.clone())),
+        }
         let request = self.http.request(method, url.clone()).headers(headers);
         let request = if body.is_empty() { request } else { request.body(body) };
         let mut response = request.send().await.map_err(|source| no_answer(step, &url, source))?;
-        jar.store(&url, response.headers());
+        if let Credential::Cookies(jar) = credential {
+            jar.store(&url, response.headers());
+        }
         let status = response.status();
         if status.is_redirection() {
             return Err(redirected(step, &response));
@@ -113,7 +132,7 @@ impl Transport {
         match (status.is_success(), whole) {
             (true, true) => Ok(Ok(body)),
             (true, false) => Err(KbsError::AnswerTooLarge { step, limit, at: SystemTime::now() }),
-            (false, _) => Ok(Err(Box::new(read_refusal(step, status.as_u16(), &body)))),
+            (false, _) => Ok(Err(Box::new(Refusal::read(step, status.as_u16(), &body)))),
         }
     }
 }
@@ -158,8 +177,11 @@ fn tls_config(config: &Trustee) -> Result<rustls::ClientConfig, KbsError> {
 }
 
 /// The body up to `limit` bytes, and whether that is all of it.
-async fn read_bounded(response: &mut Response, limit: usize) -> Result<(Vec<u8>, bool), reqwest::Error> {
-    let mut body = Vec::new();
+async fn read_bounded(
+    response: &mut Response,
+    limit: usize,
+) -> Result<(Zeroizing<Vec<u8>>, bool), reqwest::Error> {
+    let mut body = Zeroizing::new(Vec::new());
     while let Some(chunk) = response.chunk().await? {
         let room = limit.saturating_sub(body.len());
         body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
@@ -204,24 +226,26 @@ fn redirected(step: Step, response: &Response) -> KbsError {
     }
 }
 
-/// The broker's `type` and `detail`, else a gateway's `error`, else the text. The content type is never right.
-fn read_refusal(step: Step, status: u16, body: &[u8]) -> Refusal {
-    #[derive(Deserialize, Default)]
-    struct Body {
-        #[serde(rename = "type")]
-        kind: Option<String>,
-        detail: Option<String>,
-        error: Option<String>,
+impl Refusal {
+    /// The broker's `type` and `detail`, else a gateway's `error`, else the text. The content type is never right.
+    pub fn read(step: Step, status: u16, body: &[u8]) -> Self {
+        #[derive(Deserialize, Default)]
+        struct Body {
+            #[serde(rename = "type")]
+            kind: Option<String>,
+            detail: Option<String>,
+            error: Option<String>,
+        }
+        let at = SystemTime::now();
+        let parsed: Option<Body> = serde_json::from_slice(body).ok();
+        let Body { kind, detail, error } = parsed.unwrap_or_default();
+        let kind = kind.as_deref().and_then(|kind| kind.rsplit('/').next());
+        let kind = kind.map(|kind| printable(kind, 64)).unwrap_or_default();
+        let detail = match detail.or(error) {
+            Some(text) => printable(&text, DETAIL_LEN),
+            None if kind.is_empty() => printable(&String::from_utf8_lossy(body), FOREIGN_LEN),
+            None => String::new(),
+        };
+        Refusal { step, status, kind, detail, at }
     }
-    let at = SystemTime::now();
-    let parsed: Option<Body> = serde_json::from_slice(body).ok();
-    let Body { kind, detail, error } = parsed.unwrap_or_default();
-    let kind = kind.as_deref().and_then(|kind| kind.rsplit('/').next());
-    let kind = kind.map(|kind| printable(kind, 64)).unwrap_or_default();
-    let detail = match detail.or(error) {
-        Some(text) => printable(&text, DETAIL_LEN),
-        None if kind.is_empty() => printable(&String::from_utf8_lossy(body), FOREIGN_LEN),
-        None => String::new(),
-    };
-    Refusal { step, status, kind, detail, at }
 }

@@ -16,6 +16,8 @@ pub(super) enum Verdict {
     NotFound,
     AttestationRefused,
     AuthRefused,
+    KeyRefused,
+    TooLarge,
     BadRequest,
     ServerFault,
     NotKbs,
@@ -84,6 +86,15 @@ const TABLE: &[Row] = &[
         texts: &[],
         verdict: Verdict::AuthRefused,
     },
+    // Asked of operators only: a gateway that wants an API key words it so.
+    Row { steps: &[], kinds: &["AdminAuth"], texts: &[], verdict: Verdict::NotKbs },
+    // The broker cannot encrypt to the key that was attested, or finds none in its own token.
+    Row {
+        steps: RESOURCE,
+        kinds: &["JweError", "JWEFailed", "UserPublicKeyNotProvided", "PublicKeyGetFailed"],
+        texts: &[],
+        verdict: Verdict::KeyRefused,
+    },
     Row {
         steps: &[],
         kinds: &["InvalidRequest", "InvalidRequestPath", "PluginNotFound", "SerdeError"],
@@ -107,6 +118,7 @@ pub(super) fn judge(refusal: &Refusal) -> Verdict {
         return row.verdict;
     }
     match (refusal.status, refusal.kind.is_empty()) {
+        (413, _) => Verdict::TooLarge,
         // A refusal of the broker's own that is none of the above is its fault (policy engine, token issuing, storage).
         (400, _) => Verdict::BadRequest,
         (_, false) => Verdict::ServerFault,
@@ -178,8 +190,16 @@ mod tests {
             (Resource, 404, "InvalidRequestPath", "", BadRequest),
             (Resource, 404, "PluginNotFound", "", BadRequest),
             (Resource, 401, "PolicyEngineFailed", "", ServerFault),
-            (Resource, 400, "JweError", "", BadRequest),
-            (Resource, 401, "JWEFailed", "", ServerFault),
+            (Resource, 400, "JweError", "", KeyRefused),
+            (Resource, 401, "JWEFailed", "", KeyRefused),
+            (Resource, 401, "UserPublicKeyNotProvided", "", KeyRefused),
+            (Attest, 401, "AttestationClaimsParseFailed", "", ServerFault),
+            (Resource, 401, "PolicyEngine", "", ServerFault),
+            (Resource, 500, "StorageBackendInitialization", "", ServerFault),
+            (Auth, 500, "HTTPSFailed", "", ServerFault),
+            (Auth, 400, "SerdeError", "", BadRequest),
+            (Resource, 401, "TokenParseFailed", "", SessionLost),
+            (Auth, 401, "AdminAuth", "Admin auth error", NotKbs),
             (Resource, 500, "SomethingNew", "", ServerFault),
         ];
         for (step, status, kind, detail, verdict) in rows {
@@ -198,6 +218,7 @@ mod tests {
             (Step::Attest, 502, "<html>Bad Gateway</html>", ServerFault),
             (Step::Attest, 503, "", ServerFault),
             (Step::Auth, 429, "slow down", ServerFault),
+            (Step::Attest, 413, "<html>Request Entity Too Large</html>", TooLarge),
         ];
         for (step, status, detail, verdict) in rows {
             assert_eq!(judged(step, status, "", detail), verdict, "{step} {status} {detail}");

@@ -28,15 +28,18 @@ pub enum Dialect {
     V0_1_0,
     /// As 0.1.0, with evidence as an object. Upstream v0.10 and v0.11.
     V0_1_1,
-    /// As 0.1.1, with an RFC 7516 JWE. Upstream v0.12 and v0.13.
+    /// As 0.1.1, with an RFC 7516 JWE and its algorithms. Upstream v0.12 and v0.13.
     V0_2_0,
-    /// ECDH-ES+A256KW, RFC 7516 JWE, evidence of devices. Alibaba Trustee from v1.6.0, upstream from v0.14.
+    /// As 0.2.0, with the nonce in the attest body and evidence of devices. Alibaba Trustee from v1.6.0, upstream from v0.14.
     V0_4_0,
 }
 
 impl Dialect {
     /// Every dialect, oldest first.
     pub const ALL: [Dialect; 4] = [Dialect::V0_1_0, Dialect::V0_1_1, Dialect::V0_2_0, Dialect::V0_4_0];
+
+    /// The best: offered first where the operator has not pinned one.
+    pub const NEWEST: Dialect = Dialect::V0_4_0;
 
     /// Version string on the wire.
     pub const fn version(self) -> &'static str {

@@ -44,6 +44,15 @@ struct Contents {
     storage_class: String,
 }
 
+/// One page of a list, checked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// The objects, paths relative to the prefix.
+    pub objects: Vec<Object>,
+    /// Where the next page begins; `None` on the last.
+    pub next: Option<String>,
+}
+
 impl Client {
     /// Every object below `prefix` (empty, or ending in `/`), its path relative to it, in the order of the keys.
     ///
@@ -55,30 +64,20 @@ impl Client {
         // Each page brings a key or is the last: so many pages cannot be.
         for _ in 0..=MAX_OBJECTS {
             let page = self.list_page(prefix, &token).await?;
-            let url_encoded = page.encoding_type.as_deref() == Some("url");
-            let decode = |text: &str| self.decode(text, url_encoded);
-            for contents in page.contents {
-                let key = decode(&contents.key)?;
-                if let Some(path) = relative(prefix, &key)? {
-                    objects.push(self.object(contents, key, path)?);
-                }
-            }
+            objects.extend(page.objects);
             if objects.len() > MAX_OBJECTS {
                 break;
             }
-            if !page.is_truncated {
-                return Ok(objects);
-            }
-            let next = decode(page.next_continuation_token.as_deref().unwrap_or_default())?;
-            if next.is_empty() || next == token {
-                return Err(self.bad_list("continuation token", next));
+            let Some(next) = page.next else { return Ok(objects) };
+            if next == token {
+                return Err(bad_list(&self.url(""), "continuation token", next));
             }
             token = next;
         }
         Err(OssError::TooMany { prefix: prefix.to_owned(), limit: MAX_OBJECTS })
     }
 
-    async fn list_page(&self, prefix: &str, token: &str) -> Result<Page, OssError> {
+    async fn list_page(&self, prefix: &str, token: &str) -> Result<Listing, OssError> {
         let mut query = vec![
             ("list-type", "2"),
             ("encoding-type", "url"),
@@ -93,40 +92,65 @@ impl Client {
         let answer = self.call(Call::get("", &query)).await?;
         let url = self.url("");
         let body = self.body(answer.into_body(), PAGE_LIMIT, &url).await?;
-        let text = String::from_utf8(body).map_err(|_| self.bad_list("encoding", "not UTF-8".into()))?;
-        quick_xml::de::from_str(&text).map_err(|source| OssError::Xml { url, source })
+        read_page(&url, prefix, &body)
     }
+}
 
-    fn object(&self, contents: Contents, key: String, path: PathBuf) -> Result<Object, OssError> {
-        if ["Archive", "ColdArchive", "DeepColdArchive"].contains(&contents.storage_class.as_str()) {
-            return Err(OssError::Archived { key, storage_class: contents.storage_class });
+/// Read the answer to a list below `prefix`; `url` is for messages. Free of I/O, so that fuzzers reach it.
+///
+/// # Errors
+/// `Xml`, `BadAnswer` for what is no list; `Archived`, `Key` for what cannot be a model.
+pub fn read_page(url: &str, prefix: &str, body: &[u8]) -> Result<Listing, OssError> {
+    let text = std::str::from_utf8(body).map_err(|_| bad_list(url, "encoding", "not UTF-8".into()))?;
+    let page: Page =
+        quick_xml::de::from_str(text).map_err(|source| OssError::Xml { url: url.to_owned(), source })?;
+    let url_encoded = page.encoding_type.as_deref() == Some("url");
+    let mut objects = Vec::new();
+    for contents in page.contents {
+        let key = decode(url, &contents.key, url_encoded)?;
+        if let Some(path) = relative(prefix, &key)? {
+            objects.push(object(url, contents, key, path)?);
         }
-        if contents.kind == "Symlink" {
-            return Err(OssError::Key { key, why: "it is an OSS symbolic link" });
-        }
-        if contents.etag.is_empty() {
-            return Err(self.bad_list("entity tag", key));
-        }
-        let modified: reqsign_core::time::Timestamp = contents
-            .last_modified
-            .parse()
-            .map_err(|_| self.bad_list("modification time", contents.last_modified))?;
-        let modified = SystemTime::UNIX_EPOCH.max(modified.as_system_time());
-        Ok(Object { path, len: contents.size, etag: contents.etag, modified })
     }
+    if !page.is_truncated {
+        return Ok(Listing { objects, next: None });
+    }
+    let next = decode(url, page.next_continuation_token.as_deref().unwrap_or_default(), url_encoded)?;
+    if next.is_empty() {
+        return Err(bad_list(url, "continuation token", next));
+    }
+    Ok(Listing { objects, next: Some(next) })
+}
 
-    /// Text of a list that asked for `encoding-type=url`: percent-encoded once, `+` means itself.
-    fn decode(&self, text: &str, url_encoded: bool) -> Result<String, OssError> {
-        if !url_encoded {
-            return Ok(text.to_owned());
-        }
-        let decoded = percent_decode_str(text).decode_utf8();
-        decoded.map(String::from).map_err(|_| self.bad_list("key encoding", text.to_owned()))
+fn object(url: &str, contents: Contents, key: String, path: PathBuf) -> Result<Object, OssError> {
+    if ["Archive", "ColdArchive", "DeepColdArchive"].contains(&contents.storage_class.as_str()) {
+        return Err(OssError::Archived { key, storage_class: contents.storage_class });
     }
+    if contents.kind == "Symlink" {
+        return Err(OssError::Key { key, why: "it is an OSS symbolic link" });
+    }
+    if contents.etag.is_empty() {
+        return Err(bad_list(url, "entity tag", key));
+    }
+    let modified: reqsign_core::time::Timestamp = contents
+        .last_modified
+        .parse()
+        .map_err(|_| bad_list(url, "modification time", contents.last_modified))?;
+    let modified = SystemTime::UNIX_EPOCH.max(modified.as_system_time());
+    Ok(Object { path, len: contents.size, etag: contents.etag, modified })
+}
 
-    fn bad_list(&self, what: &'static str, got: String) -> OssError {
-        OssError::BadAnswer { url: self.url(""), what, got }
+/// Text of a list that asked for `encoding-type=url`: percent-encoded once, `+` means itself.
+fn decode(url: &str, text: &str, url_encoded: bool) -> Result<String, OssError> {
+    if !url_encoded {
+        return Ok(text.to_owned());
     }
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(String::from).map_err(|_| bad_list(url, "key encoding", text.to_owned()))
+}
+
+fn bad_list(url: &str, what: &'static str, got: String) -> OssError {
+    OssError::BadAnswer { url: url.to_owned(), what, got }
 }
 
 /// Path of `key` below `prefix`; `None` for the markers that some tools leave for directories.

@@ -11,7 +11,7 @@ mod address;
 mod answer;
 mod client;
 mod error;
-mod list;
+pub mod list;
 mod publish;
 mod sign;
 mod source;

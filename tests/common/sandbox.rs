@@ -28,11 +28,18 @@ pub struct Builder {
     with_session_token: bool,
     anonymous_read: bool,
     resources: Vec<(String, Vec<u8>)>,
+    more: Vec<String>,
     state_dir: Option<PathBuf>,
 }
 
 impl Builder {
-    /// `0.4.0` or `0.1.0`.
+    /// Further arguments of `cai-sandbox serve`.
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.more.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
+    /// `0.4.0`, `0.2.0`, `0.1.1` or `0.1.0`.
     pub fn protocol(mut self, protocol: &str) -> Self {
         self.protocol = Some(protocol.to_owned());
         self
@@ -97,6 +104,7 @@ impl Sandbox {
         if let Some(protocol) = &builder.protocol {
             command.args(["--kbs-protocol", protocol]);
         }
+        command.args(&builder.more);
         for (number, (path, bytes)) in builder.resources.iter().enumerate() {
             let file = file(&format!("resource-{number}"), bytes);
             command.arg("--resource").arg(format!("{path}={}", file.display()));

@@ -9,8 +9,13 @@
 //! Vendors' libraries are opened only in a short-lived child, this program with other arguments (`vendor.rs`).
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod gpu;
+mod ioctl;
+mod libtdx;
 mod mount_point;
 mod session;
+mod tdx;
+mod tsm;
 mod vendor;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -41,7 +46,7 @@ fn run() -> anyhow::Result<()> {
     anyhow::ensure!(Uid::effective().is_root(), "must run as root");
     match Arguments::parse(std::env::args_os().skip(1).collect())? {
         Arguments::Serve { root } => serve(&root),
-        Arguments::Vendor { root, act, data } => vendor::child(&root, act, &data),
+        Arguments::Vendor { root, act, data, life_secs } => vendor::child(&root, act, &data, life_secs),
     }
 }
 
@@ -54,8 +59,8 @@ fn serve(root: &Path) -> anyhow::Result<()> {
     let line = stdin.as_fd();
     let daemon = check_peer(line)?;
     check_configuration_is_roots(root)?;
-    let (settings, _) = config::load(root)?;
-    let mut session = Session::new(settings, daemon);
+    let settings = config::load(root).map(|(settings, _)| settings);
+    let mut session = Session::new(root.to_owned(), settings, daemon);
     let served = session.serve(line);
     session.undo();
     served
@@ -67,7 +72,7 @@ enum Arguments {
     /// With its socket as standard input.
     Serve { root: PathBuf },
     /// By itself, to open a vendor's library.
-    Vendor { root: PathBuf, act: vendor::Act, data: Vec<u8> },
+    Vendor { root: PathBuf, act: vendor::Act, data: Vec<u8>, life_secs: u32 },
 }
 
 impl Arguments {
@@ -78,11 +83,16 @@ impl Arguments {
             [flag, root] if flag == "--root" && absolute(root) => {
                 Ok(Arguments::Serve { root: PathBuf::from(root) })
             }
-            [flag, root, vendor, act, data] if flag == "--root" && absolute(root) && vendor == "vendor" => {
-                let (act, data) = act.to_str().zip(data.to_str()).context("arguments are not text")?;
-                let act = vendor::Act::named(act).with_context(|| format!("no such act: {act}"))?;
-                let data = hex::decode(data).context("data is not hexadecimal")?;
-                Ok(Arguments::Vendor { root: PathBuf::from(root), act, data })
+            [flag, root, vendor, act, data, life]
+                if flag == "--root" && absolute(root) && vendor == "vendor" =>
+            {
+                let text = |argument: &'_ std::ffi::OsString| {
+                    argument.clone().into_string().map_err(|_| anyhow::anyhow!("arguments are not text"))
+                };
+                let act = vendor::Act::named(&text(act)?).context("no such act")?;
+                let data = hex::decode(text(data)?).context("data is not hexadecimal")?;
+                let life_secs = text(life)?.parse().context("life is not a number of seconds")?;
+                Ok(Arguments::Vendor { root: PathBuf::from(root), act, data, life_secs })
             }
             _ => anyhow::bail!("usage: cai-helper [--root ABSOLUTE-DIR], with its socket as standard input"),
         }
@@ -135,15 +145,17 @@ mod tests {
         let serve = |root: &str| Arguments::Serve { root: root.into() };
         assert_eq!(Arguments::parse(vec![]).unwrap(), serve("/"));
         assert_eq!(Arguments::parse(vec!["--root".into(), "/x".into()]).unwrap(), serve("/x"));
-        let child = ["--root", "/x", "vendor", "gpu-evidence", "00ff"].map(Into::into).to_vec();
-        let expected =
-            Arguments::Vendor { root: "/x".into(), act: vendor::Act::GpuEvidence, data: vec![0, 0xff] };
+        let child = ["--root", "/x", "vendor", "gpu-evidence", "00ff", "9"].map(Into::into).to_vec();
+        let (act, data) = (vendor::Act::GpuEvidence, vec![0, 0xff]);
+        let expected = Arguments::Vendor { root: "/x".into(), act, data, life_secs: 9 };
         assert_eq!(Arguments::parse(child).unwrap(), expected);
         for refused in [
             &["--point", "/x"][..],
             &["--root", "x"],
-            &["--root", "/x", "vendor", "rm", ""],
-            &["--root", "/x", "vendor", "gpu-evidence", "0"],
+            &["--root", "/x", "vendor", "rm", "", "9"],
+            &["--root", "/x", "vendor", "gpu-evidence", "0", "9"],
+            &["--root", "/x", "vendor", "gpu-evidence", "00", "-1"],
+            &["--root", "/x", "vendor", "gpu-evidence", "00"],
             &["--root", "/x", "vendor", "gpu-evidence"],
         ] {
             let arguments = refused.iter().map(Into::into).collect();

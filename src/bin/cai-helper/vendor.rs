@@ -1,7 +1,7 @@
 //! Vendors' libraries, opened as root only in a short-lived child of the helper: what they do to their process (threads,
 //! signal handlers, leaks, crashes) ends with it.
 //!
-//! The child is this program itself with `vendor ACT HEX`; it prints its result to standard output and exits. Its
+//! The child is this program itself with `vendor ACT HEX SECONDS`; it prints its result to standard output and exits. Its
 //! environment is empty, its output bounded, its time limited.
 
 use std::io::{Read as _, Write as _};
@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use cai::helper::protocol::Reply;
 
 use crate::session::Refusal;
+use crate::{gpu, libtdx};
 
 /// How long a child lives at most, in seconds: eight GPUs sign a report each, one after the other, in about a second
 /// apiece; a slow quoting service takes some thirty.
@@ -49,10 +50,11 @@ impl Act {
     }
 }
 
-/// The child process: does `act` and prints the [`Reply`] to standard output, a result as the reply's text.
-pub(crate) fn child(root: &Path, act: Act, data: &[u8]) -> anyhow::Result<()> {
+/// The child process: does `act` within `life_secs` and prints the [`Reply`] to standard output, a result as the reply's
+/// text.
+pub(crate) fn child(root: &Path, act: Act, data: &[u8], life_secs: u32) -> anyhow::Result<()> {
     // Unhandled, the alarm ends the process, whatever the library is waiting for.
-    nix::unistd::alarm::set(LIFE_SECS);
+    nix::unistd::alarm::set(life_secs.max(1));
     let reply = match perform(root, act, data) {
         Ok(text) => Reply::Done { text },
         Err(Refusal { code, text, hint }) => Reply::Refused { code: code.into_owned(), text, hint },
@@ -62,8 +64,21 @@ pub(crate) fn child(root: &Path, act: Act, data: &[u8]) -> anyhow::Result<()> {
 }
 
 fn perform(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal> {
-    let _ = (root, data);
-    Err(Refusal::new("vendor.child", format!("{} is not built yet", act.name()), "wait for it"))
+    match act {
+        Act::TdxQuote => {
+            let report_data = data.try_into().map_err(|_| failed(act, "expected 64 bytes of report data"))?;
+            libtdx::quote(root, report_data).map(hex::encode)
+        }
+        Act::GpuEvidence => gpu::evidence(root, data),
+        Act::GpuReady => gpu::set_ready(root, true),
+        Act::GpuNotReady => gpu::set_ready(root, false),
+    }
+}
+
+/// The child did not do what it is for.
+pub(crate) fn failed(act: Act, what: impl std::fmt::Display) -> Refusal {
+    let text = format!("cai-helper vendor {}: {what}", act.name());
+    Refusal::new("vendor.child", text, "the vendor's library misbehaved: see the journal for cai-helper")
 }
 
 /// Run a child for `act`: the text it answers with.
@@ -71,15 +86,11 @@ fn perform(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal> {
 /// # Errors
 /// The child's own refusal; `vendor.child` when it died, was too slow or said too much.
 pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal> {
-    let failed = |what: String| {
-        let text = format!("cai-helper vendor {}: {what}", act.name());
-        Refusal::new("vendor.child", text, "the vendor's library misbehaved: see the journal for cai-helper")
-    };
-    let io = |error: std::io::Error| failed(error.to_string());
+    let io = |error: std::io::Error| failed(act, error);
     let mut child = Command::new("/proc/self/exe")
         .arg("--root")
         .arg(root)
-        .args(["vendor", act.name(), &hex::encode(data)])
+        .args(["vendor", act.name(), &hex::encode(data), &LIFE_SECS.to_string()])
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -93,9 +104,9 @@ pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal>
     let status = child.wait().map_err(io)?;
     read.transpose().map_err(io)?;
     if !status.success() {
-        return Err(failed(format!("ended with {status}")));
+        return Err(failed(act, format_args!("ended with {status}")));
     }
-    match serde_json::from_slice(&output).map_err(|error| failed(error.to_string()))? {
+    match serde_json::from_slice(&output).map_err(|error| failed(act, error))? {
         Reply::Done { text } => Ok(text),
         Reply::Refused { code, text, hint } => Err(Refusal { code: code.into(), text, hint }),
     }

@@ -23,10 +23,15 @@
 //! | `kbs_wrong_nonce` | auth: the nonce sent is not the one of the session |
 //! | `kbs_short_nonce` | auth: a nonce of 8 bytes |
 //! | `kbs_token_nonce` | attest: the token carries another nonce than the session's |
+//! | `kbs_token_key` | attest: the token is about another TEE key than the one attested |
+//! | `kbs_token_signature` | attest: the token's signature is not its signer's |
+//! | `kbs_token_expired` | attest: the token had expired an hour ago |
 //! | `kbs_refuse_evidence` | attest: the verifier says no |
 //! | `kbs_expire_session` | attest, resource: the session and the tokens presented count as expired |
+//! | `kbs_lose_session` | attest, resource: the session is not known (another replica has it); tokens still count |
 //! | `kbs_deny` | resource: the policy denies it |
 //! | `kbs_bad_tag` | resource: the JWE's authentication tag is wrong |
+//! | `kbs_swap_key` | resource: the JWE is to another key of the same kind (P-256 only) |
 //! | `oss_drop`, `oss_reset` | the connection is closed (FIN) or reset (RST) without an answer |
 //! | `oss_error {status, code, ec}` | an error answer of OSS (429 QpsLimitExceeded, 403 AccessDenied, 404 NoSuchKey, ...); `ec` may be left out |
 //! | `oss_delay {millis}` | the answer comes that much later |
@@ -110,10 +115,15 @@ pub(crate) enum Act {
     KbsWrongNonce,
     KbsShortNonce,
     KbsTokenNonce,
+    KbsTokenKey,
+    KbsTokenSignature,
+    KbsTokenExpired,
     KbsRefuseEvidence,
     KbsExpireSession,
+    KbsLoseSession,
     KbsDeny,
     KbsBadTag,
+    KbsSwapKey,
     OssDrop,
     OssReset,
     OssError {
@@ -185,12 +195,18 @@ impl Act {
             | Act::OssDrop
             | Act::OssReset
             | Act::OssError { .. } => Place::Instead,
-            Act::KbsExpireSession | Act::OssRemove | Act::OssReplace | Act::OssTruncate { .. } => {
-                Place::State
-            }
+            Act::KbsExpireSession
+            | Act::KbsLoseSession
+            | Act::OssRemove
+            | Act::OssReplace
+            | Act::OssTruncate { .. } => Place::State,
             Act::KbsWrongNonce | Act::KbsShortNonce => Place::Challenge,
-            Act::KbsTokenNonce | Act::KbsRefuseEvidence => Place::Verdict,
-            Act::KbsDeny | Act::KbsBadTag => Place::Release,
+            Act::KbsTokenNonce
+            | Act::KbsTokenKey
+            | Act::KbsTokenSignature
+            | Act::KbsTokenExpired
+            | Act::KbsRefuseEvidence => Place::Verdict,
+            Act::KbsDeny | Act::KbsBadTag | Act::KbsSwapKey => Place::Release,
             Act::OssWrongCrc | Act::OssNoCrc | Act::OssIgnoreRange | Act::OssQosDelay { .. } => Place::Header,
             Act::OssCutBody { .. }
             | Act::OssResetBody { .. }
@@ -208,9 +224,13 @@ impl Act {
             | Act::KbsDelay { .. }
             | Act::KbsOversize { .. } => op.is_kbs(),
             Act::KbsWrongNonce | Act::KbsShortNonce => op == Op::Auth,
-            Act::KbsTokenNonce | Act::KbsRefuseEvidence => op == Op::Attest,
-            Act::KbsExpireSession => matches!(op, Op::Attest | Op::Resource),
-            Act::KbsDeny | Act::KbsBadTag => op == Op::Resource,
+            Act::KbsTokenNonce
+            | Act::KbsTokenKey
+            | Act::KbsTokenSignature
+            | Act::KbsTokenExpired
+            | Act::KbsRefuseEvidence => op == Op::Attest,
+            Act::KbsExpireSession | Act::KbsLoseSession => matches!(op, Op::Attest | Op::Resource),
+            Act::KbsDeny | Act::KbsBadTag | Act::KbsSwapKey => op == Op::Resource,
             Act::OssDrop | Act::OssReset | Act::OssError { .. } | Act::OssDelay { .. } => op.is_oss(),
             Act::OssRemove | Act::OssReplace | Act::OssTruncate { .. } => matches!(op, Op::Get | Op::Head),
             Act::OssWrongCrc | Act::OssNoCrc => matches!(op, Op::Get | Op::Head),

@@ -1,12 +1,11 @@
 //! The stand-in Trustee key broker: `auth`, `attest`, `resource`.
 //!
-//! Owns sessions, resources and the refusals' wire form (statuses and texts of Trustee v1.8.7 for protocol
-//! 0.4.0, of v1.5.2 for 0.1.0). It verifies the sample TEE only; admin operations are refused. One mutex each
-//! for sessions and resources, never both, never across an await. Tested in `tests/sandbox_kbs.rs`.
-//!
-//! Source: `kbs-observed.md`; texts not observed there (token verifier, plugin, JWE) are our own.
+//! Owns sessions and resources; which Trustee it is, and the refusals' wire form, are in `kbs_server.rs`. It verifies the
+//! sample TEE and stand-in TD quotes; admin operations are refused. One mutex each for sessions and resources, never both,
+//! never across an await. Tested in `tests/sandbox_kbs.rs`, `sandbox_tdx.rs` and `sandbox_trustees.rs`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,9 +16,10 @@ use serde_json::json;
 
 use crate::clock::{http_date, unix_secs};
 use crate::faults::{Act, Faults, Op, Place};
-use crate::kbs_evidence::{Protocol, parse_auth, verify};
+use crate::kbs_evidence::{parse_auth, verify};
 use crate::kbs_jwe::{Form, TeeKey};
-use crate::kbs_token::Signer;
+use crate::kbs_server::{Character, Refusal};
+use crate::kbs_token::{Appraisal, Holder, Signer, Spoiled};
 use crate::wire::{Call, Outcome, Reply, Site, collect, header, reply};
 
 /// Trustee's default life of a session, in seconds.
@@ -36,7 +36,7 @@ struct Session {
     tee: String,
     nonce: String,
     expires: u64,
-    attested: Option<(String, TeeKey)>,
+    attested: Option<(String, Holder)>,
 }
 
 /// Named secrets by `repository/type/tag`; the control port fills it too.
@@ -74,54 +74,9 @@ fn is_resource_path(path: &str) -> bool {
         && segments.iter().all(|s| s.starts_with(word) && s.chars().all(|c| word(c) || c == '.'))
 }
 
-enum Refusal {
-    Auth(String),
-    Attest,
-    TokenNotFound,
-    TokenVerifier,
-    PolicyDeny,
-    PluginInternal,
-    Jwe,
-    Admin,
-}
-
-impl Refusal {
-    fn reply(&self, protocol: Protocol) -> Reply {
-        let handshake = match protocol {
-            Protocol::V010 => StatusCode::INTERNAL_SERVER_ERROR,
-            Protocol::V040 => StatusCode::BAD_GATEWAY,
-        };
-        let (status, kind, detail) = match self {
-            Refusal::Auth(cause) => {
-                (handshake, "AttestationError", format!("RCAR handshake Auth failed: {cause}"))
-            }
-            Refusal::Attest => {
-                (handshake, "AttestationError", "Attestation error: RCAR handshake Attest failed".to_owned())
-            }
-            Refusal::TokenNotFound => {
-                (StatusCode::UNAUTHORIZED, "TokenNotFound", "Attestation Token not found".to_owned())
-            }
-            Refusal::TokenVerifier => {
-                (StatusCode::UNAUTHORIZED, "TokenVerifierError", "Token Verifier error".to_owned())
-            }
-            Refusal::PolicyDeny => {
-                (StatusCode::FORBIDDEN, "PolicyDeny", "Access denied by policy".to_owned())
-            }
-            Refusal::PluginInternal => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "PluginInternalError", "Plugin Internal Error".to_owned())
-            }
-            Refusal::Jwe => (StatusCode::BAD_REQUEST, "JweError", "JWE failed".to_owned()),
-            Refusal::Admin => (StatusCode::UNAUTHORIZED, "AdminAuth", "Admin auth error".to_owned()),
-        };
-        let kind = format!("https://github.com/confidential-containers/kbs/errors/{kind}");
-        // The real servers send no Content-Type here.
-        reply(status, None, json!({"type": kind, "detail": detail}).to_string())
-    }
-}
-
 /// The key broker.
 pub(crate) struct Kbs {
-    protocol: Protocol,
+    server: Character,
     faults: Arc<Faults>,
     resources: Arc<Resources>,
     signer: Signer,
@@ -129,12 +84,15 @@ pub(crate) struct Kbs {
 }
 
 impl Kbs {
+    /// With `authority`, tokens carry a certificate, and the authority's own goes to that file.
     pub(crate) fn new(
-        protocol: Protocol,
+        server: Character,
+        authority: Option<&Path>,
         faults: Arc<Faults>,
         resources: Arc<Resources>,
     ) -> anyhow::Result<Kbs> {
-        Ok(Kbs { protocol, faults, resources, signer: Signer::generate()?, sessions: Mutex::default() })
+        let signer = Signer::generate(&server, authority)?;
+        Ok(Kbs { server, faults, resources, signer, sessions: Mutex::default() })
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<String, Session>> {
@@ -146,8 +104,8 @@ impl Kbs {
     }
 
     fn auth(&self, body: &[u8]) -> Result<Reply, Refusal> {
-        let tee = parse_auth(self.protocol, body).map_err(Refusal::Auth)?;
-        let random = |bytes: &mut [u8]| getrandom::fill(bytes).map_err(|e| Refusal::Auth(e.to_string()));
+        let tee = parse_auth(&self.server, body)?;
+        let random = |bytes: &mut [u8]| getrandom::fill(bytes).map_err(|_| Refusal::NoRandom);
         let (mut nonce, mut id) = ([0; NONCE_LEN], [0; 16]);
         random(&mut nonce)?;
         random(&mut id)?;
@@ -176,32 +134,23 @@ impl Kbs {
     }
 
     fn attest(&self, headers: &HeaderMap, body: &[u8]) -> Result<Reply, Refusal> {
-        let id = cookie(headers).ok_or(Refusal::Attest)?;
-        let expire = self.fault(Place::State, Op::Attest, "").is_some();
+        let id = cookie(headers).ok_or(Refusal::NoCookie)?;
+        let lost = self.fault(Place::State, Op::Attest, "").is_some();
         let mut sessions = self.sessions();
-        if expire {
+        if lost {
             sessions.remove(id);
         }
-        let session = sessions.get_mut(id).filter(|s| s.expires > unix_secs()).ok_or(Refusal::Attest)?;
+        let session = sessions.get_mut(id).filter(|s| s.expires > unix_secs()).ok_or(Refusal::LostCookie)?;
         let token = match &session.attested {
             // As the real servers: an attested session repeats its token without looking at the evidence.
             Some((token, _)) => token.clone(),
             None => {
-                let (key, mut appraisal) = verify(self.protocol, &session.nonce, body)
-                    .filter(|_| session.tee == "sample")
-                    .ok_or(Refusal::Attest)?;
-                match self.fault(Place::Verdict, Op::Attest, "") {
-                    Some(Act::KbsRefuseEvidence) => return Err(Refusal::Attest),
-                    Some(_) => {
-                        let other = STANDARD.encode([9; NONCE_LEN]);
-                        if let Some(claims) = appraisal.runtime_data.as_object_mut() {
-                            claims.insert("nonce".to_owned(), other.into());
-                        }
-                    }
-                    None => {}
-                }
-                let token = self.signer.issue(&appraisal).map_err(|_| Refusal::Attest)?;
-                session.attested = Some((token.clone(), key));
+                let (key, appraisal) =
+                    verify(&self.server, &session.tee, &session.nonce, body).map_err(Refusal::Evidence)?;
+                let mrtd = appraisal.verified.claims.pointer("/quote/body/mr_td");
+                let mrtd = mrtd.and_then(|value| value.as_str()).map(str::to_owned);
+                let token = self.token(appraisal)?;
+                session.attested = Some((token.clone(), Holder { key, mrtd }));
                 token
             }
         };
@@ -209,41 +158,67 @@ impl Kbs {
         Ok(with_cookie(reply(StatusCode::OK, Some("application/json"), body), id, session.expires))
     }
 
+    /// A token for evidence that was verified, or what a fault makes of it.
+    fn token(&self, mut appraisal: Appraisal) -> Result<String, Refusal> {
+        let broken = |what: &str| Refusal::Evidence(what.to_owned());
+        let mut spoiled = Spoiled::default();
+        let mut tell = |name: &str, value: serde_json::Value| {
+            if let Some(claims) = appraisal.runtime_data.as_object_mut() {
+                claims.insert(name.to_owned(), value);
+            }
+        };
+        match self.fault(Place::Verdict, Op::Attest, "") {
+            Some(Act::KbsRefuseEvidence) => return Err(broken("refused by a fault")),
+            Some(Act::KbsTokenNonce) => tell("nonce", STANDARD.encode([9; NONCE_LEN]).into()),
+            Some(Act::KbsTokenKey) => {
+                let key = TeeKey::nobodys().map_err(|_| broken("no other key"))?;
+                tell("tee-pubkey", json!(key.canonical()));
+            }
+            Some(Act::KbsTokenSignature) => spoiled.signature = true,
+            Some(Act::KbsTokenExpired) => spoiled.expired = true,
+            _ => {}
+        }
+        self.signer.issue(&appraisal, spoiled).map_err(|_| broken("token broker"))
+    }
+
     fn resource(&self, headers: &HeaderMap, path: &str) -> Result<Reply, Refusal> {
-        let key = self.requester(headers, path)?;
+        let Holder { key, mrtd } = self.requester(headers, path)?;
         if !is_resource_path(path) {
-            return Err(Refusal::PluginInternal);
+            return Err(Refusal::Path);
         }
         let release = self.fault(Place::Release, Op::Resource, path);
-        if release == Some(Act::KbsDeny) {
+        let permitted = self.server.mrtd.is_none() || self.server.mrtd == mrtd;
+        if !permitted || release == Some(Act::KbsDeny) {
             return Err(Refusal::PolicyDeny);
         }
-        let secret = self.resources.get(path).ok_or(Refusal::PluginInternal)?;
-        let form = match self.protocol {
-            Protocol::V010 => Form::Legacy,
-            Protocol::V040 => Form::Flattened,
+        let secret = self.resources.get(path).ok_or(Refusal::NoResource)?;
+        let form = if self.server.protocol.is_legacy() { Form::Legacy } else { Form::Flattened };
+        let key = match release {
+            Some(Act::KbsSwapKey) => TeeKey::nobodys().map_err(|_| Refusal::Jwe)?,
+            _ => key,
         };
         let envelope = key.seal(form, &secret, release == Some(Act::KbsBadTag)).map_err(|_| Refusal::Jwe)?;
         let body = serde_json::to_vec(&envelope).map_err(|_| Refusal::Jwe)?;
         Ok(reply(StatusCode::OK, Some("application/json"), body))
     }
 
-    /// The key of whoever asks: by session cookie, `Attestation` header, or bearer token, in this order.
-    fn requester(&self, headers: &HeaderMap, path: &str) -> Result<TeeKey, Refusal> {
-        let expire = self.fault(Place::State, Op::Resource, path).is_some();
+    /// Whoever asks: by session cookie, `Attestation` header, or bearer token, in this order.
+    fn requester(&self, headers: &HeaderMap, path: &str) -> Result<Holder, Refusal> {
+        let fault = self.fault(Place::State, Op::Resource, path);
         if let Some(id) = cookie(headers) {
             let mut sessions = self.sessions();
-            if expire {
+            if fault.is_some() {
                 sessions.remove(id);
             }
             let live = sessions.get(id).filter(|session| session.expires > unix_secs());
-            if let Some((_, key)) = live.and_then(|session| session.attested.as_ref()) {
-                return Ok(key.clone());
+            if let Some((_, holder)) = live.and_then(|session| session.attested.as_ref()) {
+                return Ok(holder.clone());
             }
         }
         let bearer = || header(headers, "authorization").and_then(|value| value.strip_prefix("Bearer "));
         let token = header(headers, "attestation").or_else(bearer).ok_or(Refusal::TokenNotFound)?;
-        self.signer.verify(token).filter(|_| !expire).ok_or(Refusal::TokenVerifier)
+        let expired = fault == Some(Act::KbsExpireSession);
+        self.signer.verify(token).filter(|_| !expired).ok_or(Refusal::TokenVerifier)
     }
 
     async fn route(&self, op: Op, path: &str, call: Call) -> Reply {
@@ -256,11 +231,11 @@ impl Kbs {
             (Op::Auth, &Method::POST) => self.auth(&body),
             (Op::Attest, &Method::POST) => self.attest(&parts.headers, &body),
             (Op::Resource, &Method::GET) => self.resource(&parts.headers, path),
-            (Op::Resource, _) if !is_resource_path(path) => Err(Refusal::PluginInternal),
+            (Op::Resource, _) if !is_resource_path(path) => Err(Refusal::Path),
             (Op::Resource, _) => Err(Refusal::Admin),
             _ => return reply(StatusCode::NOT_FOUND, None, ""),
         };
-        answer.unwrap_or_else(|refusal| refusal.reply(self.protocol))
+        answer.unwrap_or_else(|refusal| refusal.reply(&self.server))
     }
 }
 

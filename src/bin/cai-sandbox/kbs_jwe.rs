@@ -1,7 +1,7 @@
 //! The TEE's public key, and the JWE that only its owner can open.
 //!
 //! Owns JWK parsing (the members Trustee knows, others dropped), their canonical form for hashing, and both
-//! response forms: RFC 7516 flattened JSON for protocol 0.4.0, and the older form of protocol 0.1.0 (raw JSON
+//! response forms: RFC 7516 flattened JSON from protocol 0.2.0 on, and the older form of 0.1.x (raw JSON
 //! header, no associated data, tag at the end of the ciphertext). Stateless. Tested in `tests/sandbox_kbs.rs`
 //! with other crates' ciphers.
 //!
@@ -42,7 +42,7 @@ pub(crate) enum TeeKey {
 /// Which JSON form a response takes.
 #[derive(Clone, Copy)]
 pub(crate) enum Form {
-    /// Protocol 0.1.0.
+    /// Protocols 0.1.x.
     Legacy,
     /// RFC 7516.
     Flattened,
@@ -79,6 +79,21 @@ impl TeeKey {
                 BTreeMap::from([("alg", alg.as_str()), ("e", e), ("kty", "RSA"), ("n", n)])
             }
         }
+    }
+
+    /// Whether it is the one kind of key that protocols 0.1.x know.
+    pub(crate) fn is_pkcs1(&self) -> bool {
+        matches!(self, TeeKey::Rsa { alg, .. } if alg == "RSA1_5")
+    }
+
+    /// A P-256 key that nobody has the private half of any more.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub(crate) fn nobodys() -> Result<TeeKey, Unusable> {
+        let private = EphemeralPrivateKey::generate(&ECDH_P256, &SystemRandom::new())?;
+        let (x, y) = coordinates(private.compute_public_key()?.as_ref()).ok_or(Unusable)?;
+        Ok(TeeKey::Ec { alg: ECDH_ALG.to_owned(), crv: "P-256".to_owned(), x, y })
     }
 
     /// Encrypts `plaintext` to this key. With `spoil_tag` the authentication tag is wrong.

@@ -24,7 +24,10 @@ mod faults;
 mod journal;
 mod kbs;
 mod kbs_evidence;
+mod kbs_gpu;
 mod kbs_jwe;
+mod kbs_server;
+mod kbs_tdx;
 mod kbs_token;
 mod oss;
 mod oss_error;
@@ -53,7 +56,7 @@ use crate::control::Control;
 use crate::faults::Faults;
 use crate::journal::Journal;
 use crate::kbs::{Kbs, Resources};
-use crate::kbs_evidence::Protocol;
+use crate::kbs_server::{Character, Maker, Protocol};
 use crate::oss::{Bucket, Oss, is_token};
 use crate::oss_sign::Credentials;
 use crate::oss_store::Store;
@@ -116,6 +119,18 @@ struct Arguments {
     /// Protocol of the Trustee.
     #[arg(long, value_enum, default_value = "0.4.0")]
     kbs_protocol: Protocol,
+    /// Whose Trustee it is: alibaba reads GPU evidence inside the TDX evidence, upstream beside it.
+    #[arg(long, value_enum, default_value = "alibaba")]
+    kbs_maker: Maker,
+    /// Answer as Alibaba's Trustee v1.0.0 to v1.1.2 does, with simple tokens; for protocol 0.1.0.
+    #[arg(long)]
+    kbs_oldest: bool,
+    /// Only a TD with this MRTD (96 hexadecimal digits) may read resources.
+    #[arg(long)]
+    require_mrtd: Option<String>,
+    /// Certify the token signer by a new authority, and write the authority's certificate (PEM) to this file.
+    #[arg(long)]
+    token_cert_out: Option<PathBuf>,
     /// Listing and reading need no signature.
     #[arg(long)]
     allow_anonymous_read: bool,
@@ -129,6 +144,17 @@ fn read_credential(path: &Path) -> anyhow::Result<String> {
     let credential = text.trim();
     ensure!(is_token(credential), "{} does not hold one printable word", path.display());
     Ok(credential.to_owned())
+}
+
+fn character(arguments: &Arguments) -> anyhow::Result<Character> {
+    let (protocol, oldest) = (arguments.kbs_protocol, arguments.kbs_oldest);
+    ensure!(!oldest || protocol == Protocol::V010, "--kbs-oldest goes with --kbs-protocol 0.1.0");
+    let mrtd = arguments.require_mrtd.as_ref().map(|mrtd| mrtd.to_lowercase());
+    ensure!(
+        mrtd.as_ref().is_none_or(|mrtd| hex::decode(mrtd).is_ok_and(|bytes| bytes.len() == 48)),
+        "--require-mrtd takes 96 hexadecimal digits"
+    );
+    Ok(Character { protocol, maker: arguments.kbs_maker, oldest, mrtd })
 }
 
 fn bucket(arguments: &Arguments) -> anyhow::Result<Bucket> {
@@ -179,7 +205,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let resources = Arc::new(resources(&arguments)?);
     let store = Store::open(&arguments.state_dir)
         .with_context(|| format!("opening {}", arguments.state_dir.display()))?;
-    let kbs = Arc::new(Kbs::new(arguments.kbs_protocol, faults.clone(), resources.clone())?);
+    let (server, authority) = (character(&arguments)?, arguments.token_cert_out.as_deref());
+    let kbs = Arc::new(Kbs::new(server, authority, faults.clone(), resources.clone())?);
     let oss = Arc::new(Oss::new(bucket(&arguments)?, store, faults.clone()));
     let control = Arc::new(Control { faults, journal: journal.clone(), resources });
 

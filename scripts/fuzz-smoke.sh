@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Every fuzz target for a few seconds each: a line per target, the failing input kept.
+# Usage: scripts/fuzz-smoke.sh [SECONDS [TARGET...]]
+#
+# The corpus is made afresh (fuzz/seeds.py); other people's recordings are used from $CAI_VECTORS where it exists.
+# For a long run of one target: scripts/fuzz-smoke.sh 600 tdx_quote
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seconds=${1:-5}
+[ $# -eq 0 ] || shift
+fuzz=$PWD/.tools/bin/cargo-fuzz
+[ -x "$fuzz" ] || fuzz=$(command -v cargo-fuzz) || { echo "fuzz: no cargo-fuzz; run scripts/setup.sh test" >&2; exit 1; }
+
+# Sanitizers are unstable flags. RUSTC_BOOTSTRAP lets the stable compiler take them: what is fuzzed is what the compiler of
+# the product makes, and no second toolchain is needed.
+export RUSTC_BOOTSTRAP=1
+begin=$SECONDS
+"$fuzz" build --sanitizer address
+printf 'fuzz: built in %d s\n' $((SECONDS - begin))
+
+targets=("$@")
+[ ${#targets[@]} -gt 0 ] || mapfile -t targets < <("$fuzz" list)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 fuzz/seeds.py "$work" "${CAI_VECTORS:-../shared/vectors}"
+
+failed=0
+for target in "${targets[@]}"; do
+    corpus=$work/$target log=$work/$target.log
+    [ -d "$corpus" ] || { echo "fuzz: $target has no seeds in fuzz/seeds.py" >&2; exit 1; }
+    mkdir -p "fuzz/artifacts/$target"
+    # No single allocation over 64 MiB, no more than 1 GiB in all, no input that takes ten seconds.
+    if "fuzz/target/x86_64-unknown-linux-gnu/release/$target" "$corpus" -max_total_time="$seconds" \
+        -malloc_limit_mb=64 -rss_limit_mb=1024 -timeout=10 -max_len=65536 -print_final_stats=1 \
+        -artifact_prefix="fuzz/artifacts/$target/" >"$log" 2>&1; then
+        runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+        coverage=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n1)
+        printf 'fuzz: %-16s ok, %s runs, %s edges\n' "$target" "$runs" "$coverage"
+    else
+        failed=1
+        printf 'fuzz: %-16s FAILED\n' "$target"
+        tail -n 40 "$log"
+    fi
+done
+exit $failed

@@ -1,0 +1,140 @@
+//! Attestation and what follows from it: the model's secret, and GPUs that accept work.
+//!
+//! GPUs accept work only between the release of the key and the end of the agent: never half attested, and not behind an
+//! agent that failed. The helper takes the state back by itself when the agent's line to it closes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::patience::Patience;
+use super::stages::ask;
+use super::state::{Event, State};
+use super::status::Failure;
+use super::voice::Voice;
+use crate::attest::{self, GpuClaims, Tee};
+use crate::config::Settings;
+use crate::error::{Fault, chain};
+use crate::helper::Helper;
+use crate::helper::protocol::Request;
+use crate::kbs::{self, Facts};
+use crate::keyring::Secret;
+
+/// What a broker's consent brings.
+pub(super) struct Released {
+    /// The model's secret.
+    pub(super) secret: Secret,
+    /// Whether the GPUs were attested too, and accept work now.
+    pub(super) gpus_ready: bool,
+}
+
+/// Attest this machine and receive the model's secret, retrying what may pass until the operator's limit.
+pub(super) async fn release_key(
+    settings: &Settings,
+    voice: &Voice,
+    helper: &Arc<Helper>,
+) -> Result<Released, Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
+    let attester = attest::detect(&settings.attesting(), helper).map_err(|error| fail(&error))?;
+    let uri = kbs::ResourceUri::parse(&settings.trustee.key_id).map_err(|error| fail(&error))?;
+    let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
+    voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
+    if attester.tee() != Tee::Sample {
+        // Left by a crash of agent and helper together, or set while the machine booted.
+        hold_gpus_back(helper).await;
+    }
+
+    let mut patience = Patience::new("the key broker", settings.trustee.retry_limit);
+    loop {
+        let mut outcome = Ok(());
+        let released =
+            client.release(attester.clone(), &uri, |facts| outcome = attested(voice, facts, &uri)).await;
+        outcome?;
+        let error = match released {
+            Ok((proof, secret)) => {
+                tracing::info!(event = "key.released", key_id = %uri, "the broker released the key");
+                voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
+                let gpus_ready = !proof.facts().claims.gpus.is_empty();
+                if gpus_ready {
+                    let (text, _) = ask(helper, Request::GpuReady).await.map_err(|error| fail(&error))?;
+                    tracing::info!(event = "gpu.ready", "{text}");
+                }
+                voice.apply(Event::KeyReleased, "listing the model")?;
+                return Ok(Released { secret, gpus_ready });
+            }
+            Err(error) => error,
+        };
+        patience.after(voice, fail(&error)).await?;
+    }
+}
+
+/// A handshake succeeded; the resource is asked for next. After a lost session this is not the first one.
+fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), Failure> {
+    if voice.state() == State::ReleasingKey {
+        voice.apply(Event::SessionLost, "a new handshake was needed")?;
+    }
+    voice.update(|status| {
+        status.attested_at = Some(facts.attested_at);
+        status.attestation_expires = facts.expires;
+        status.attestation = shown(facts);
+    });
+    for notice in &facts.claims.notices {
+        voice.notice(notice);
+    }
+    voice.apply(Event::Attested, format!("asking for {uri}"))
+}
+
+/// The facts of an attestation as the status shows them.
+fn shown(facts: &Facts) -> BTreeMap<&'static str, String> {
+    let server =
+        if facts.server_authenticated { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
+    let token = if facts.token_verified { "signature verified" } else { "signature not checked" };
+    let version = facts.dialect.version();
+    let protocol = if facts.downgraded {
+        format!("{version} (older than cai offered: the answer asked for it)")
+    } else {
+        version.to_owned()
+    };
+    BTreeMap::from([
+        ("tee", facts.tee.name().to_owned()),
+        ("provider", facts.claims.provider.to_owned()),
+        ("gpus", gpus(&facts.claims.gpus)),
+        ("protocol", protocol),
+        ("key-algorithm", facts.algorithm.to_owned()),
+        ("server", server.to_owned()),
+        ("token", token.to_owned()),
+    ])
+}
+
+/// `2 x NVIDIA H20`; `none`.
+fn gpus(gpus: &[GpuClaims]) -> String {
+    let mut names: Vec<&str> = gpus.iter().map(|gpu| gpu.name.as_str()).collect();
+    names.sort_unstable();
+    let kinds: Vec<String> = names
+        .chunk_by(|a, b| a == b)
+        .filter_map(|kind| Some(format!("{} x {}", kind.len(), kind.first()?)))
+        .collect();
+    if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") }
+}
+
+/// Let the GPUs refuse work. A failure is only said: without GPUs there is nothing to hold back, and GPUs whose driver
+/// does not answer are not attested either.
+pub(super) async fn hold_gpus_back(helper: &Arc<Helper>) {
+    match ask(helper, Request::GpuNotReady).await {
+        Ok((text, _)) => tracing::info!(event = "gpu.not-ready", "{text}"),
+        Err(error) => {
+            tracing::warn!(event = "gpu.not-ready-failed", error = ?error, "holding the GPUs back: {}", chain(&error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_are_counted_by_product() {
+        let gpu = |name: &str| GpuClaims { name: name.into(), ..GpuClaims::default() };
+        assert_eq!(gpus(&[]), "none");
+        assert_eq!(gpus(&[gpu("H20"), gpu("H100"), gpu("H20")]), "1 x H100, 2 x H20");
+    }
+}
