@@ -20,3 +20,4 @@ bench:
 	@scripts/setup.sh bench
 	cargo build --release --features sandbox
 	@python3 benches/run.py --bin target/release
+	@python3 benches/encrypt.py --bin target/release

@@ -21,13 +21,14 @@
 //! error:      (none)
 //! task:       (none)
 //! ciphertext: (none)
+//! manifest:   error
 //! keyring:    error
-//! config:     error, keyring
+//! config:     error, keyring, manifest::PublicKey, manifest::Identity, manifest::Pin
 //! pki:        error
 //! helper:     error
 //! attest:     error, config, helper, pki
 //! kbs:        error, config, attest, keyring, pki, task
-//! store:      error, ciphertext, task
+//! store:      error, ciphertext, manifest, task
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring
 //! mount:      error, ciphertext, gocryptfs
@@ -63,6 +64,7 @@ pub mod helper;
 pub mod host;
 pub mod kbs;
 pub mod keyring;
+pub mod manifest;
 pub mod mount;
 pub mod oss;
 pub mod pki;

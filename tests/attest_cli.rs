@@ -18,8 +18,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::{available, write_config};
 use serde_json::{Value, json};
+use tee::Tee;
+use tee::bytes::quote_v4;
 use tee::bytes::{MRTD, grub_log, replay, report_data_of};
-use tee::{Tee, quote_v4};
 
 const NONCE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 

@@ -151,7 +151,7 @@ fn sources_are_tried_in_order_and_the_first_that_works_is_named() {
         return;
     }
     let Some(fixture) = Fixture::new("tee = \"auto\"") else { return };
-    library::giving(fixture.root(), &tee::quote_v4(&[0; 64], &Default::default()));
+    library::giving(fixture.root(), &tee::bytes::quote_v4(&[0; 64], &Default::default()));
     check_bound(&fixture.evidence(Verifier::Current).unwrap(), "libtdx-attest");
 }
 

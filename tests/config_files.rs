@@ -729,3 +729,23 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn pins_of_the_model_are_read_in_their_forms_and_refused_in_others() {
+    let key = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
+    let hex = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+    let pin = |toml: &str| parse_toml(toml).map(|(settings, _)| settings.model.pin);
+    let pinned = pin(&format!("model.publisher_key = \"{key}\"")).unwrap();
+    assert_eq!(pinned.publisher.unwrap().to_string(), key);
+    assert_eq!(pin(&format!("model.publisher_key = \"{hex}\"")).unwrap(), pinned);
+    let identity = pin(&format!("model.manifest_sha256 = \"{hex}\"")).unwrap();
+    assert_eq!((identity.publisher, identity.identity.unwrap().to_string()), (None, hex.to_owned()));
+    assert_eq!(pin("").unwrap(), cai::manifest::Pin::default());
+    assert_eq!(
+        problems(parse_toml("[model]\npublisher_key = \"AAAA\"\nmanifest_sha256 = \"ab\"\n")),
+        [
+            "cai.toml:2: model.publisher_key is no Ed25519 public key",
+            "cai.toml:3: model.manifest_sha256 has not 64 hexadecimal digits",
+        ]
+    );
+}

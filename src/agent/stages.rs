@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::origin;
 use super::patience::Patience;
 use super::state::{Event, State};
 use super::status::{Failure, Progress};
@@ -109,7 +110,9 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
         let inside = inside.map(|directory| directory.display().to_string());
         return Err(fail(&StageError::NoConf { model: settings.oss.location(), inside }));
     }
-    let revision = revision(&objects);
+    let listed = revision(&objects);
+    let (objects, manifest) = origin::judge(settings, voice, &source, objects).await?;
+    let revision = manifest.as_ref().map_or(listed, |manifest| manifest.identity().to_string());
     voice.update(|status| status.model_revision = revision);
     let options = StoreOptions {
         dir: settings.cache.dir.clone(),
@@ -121,7 +124,7 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
     };
     let handle = Handle::current();
     blocking(State::Fetching, move || {
-        Store::open(options, objects, Arc::new(source), handle)
+        Store::open_checked(options, objects, manifest, Arc::new(source), handle)
             .map_err(|error| Failure::new(State::Fetching, &error))
     })
     .await

@@ -23,7 +23,8 @@ pub struct Status {
     pub mount_point: PathBuf,
     /// Counts the keys released since start; 0 before the first.
     pub key_generation: u32,
-    /// SHA-256, hex, of the sorted list of objects (path, length, entity tag); empty before it is known.
+    /// The model identity where the model is signed, else SHA-256, hex, of the sorted list of objects (path, length,
+    /// entity tag); empty before it is known.
     pub model_revision: String,
     /// When the verifier accepted our evidence.
     pub attested_at: Option<SystemTime>,

@@ -204,7 +204,8 @@ mod tests {
 
     /// A version 4 quote whose bytes at and after the header count up.
     fn version_4() -> Vec<u8> {
-        let mut bytes: Vec<u8> = (0..48 + BODY_10).map(|at| (at % 251) as u8).collect();
+        let mut bytes: Vec<u8> =
+            (0..48 + BODY_10).map(|at| u8::try_from(at % 251).unwrap_or_default()).collect();
         bytes[..8].copy_from_slice(&[4, 0, 2, 0, 0x81, 0, 0, 0]);
         bytes.extend(3u32.to_le_bytes());
         bytes.extend(b"sig");
@@ -297,7 +298,8 @@ mod tests {
 
     #[test]
     fn td_report_of_another_length_has_no_report_data() {
-        let report: Vec<u8> = (0..TD_REPORT_LEN).map(|at| (at % 251) as u8).collect();
+        let report: Vec<u8> =
+            (0..TD_REPORT_LEN).map(|at| u8::try_from(at % 251).unwrap_or_default()).collect();
         assert_eq!(td_report_data(&report).unwrap(), report[128..192]);
         assert_eq!(td_report_data(&report[..1023]), None);
         assert_eq!(td_report_data(&[report, vec![0]].concat()), None);

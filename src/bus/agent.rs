@@ -66,7 +66,7 @@ impl AgentInterface {
         self.read(|status| status.key_generation)
     }
 
-    /// SHA-256 of the list of objects (path, length, entity tag).
+    /// Identity of a signed model (SHA-256 of its manifest); of another one, SHA-256 of the list of objects.
     #[zbus(property)]
     fn model_revision(&self) -> String {
         self.read(|status| status.model_revision.clone())

@@ -53,6 +53,9 @@ mod tests {
             dst: path("cipher"),
             passfile: path("password"),
             dereference: false,
+            exclude: Vec::new(),
+            sign: None,
+            about: Default::default(),
         })
         .unwrap();
 

@@ -4,10 +4,13 @@ mod attest;
 mod check_config;
 mod check_key;
 mod encrypt;
+mod manifest;
 mod mount;
+mod passwd;
 mod run;
 mod status;
 mod upload;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +56,14 @@ enum Command {
     CheckKey(check_key::Args),
     /// Encrypt a directory into a new gocryptfs directory.
     Encrypt(encrypt::Args),
+    /// Look at every block and every name of an encrypted directory.
+    Verify(verify::Args),
+    /// Change the password of an encrypted directory.
+    Passwd(passwd::Args),
+    /// Make a publisher's key pair.
+    Keygen(manifest::KeygenArgs),
+    /// Sign an encrypted directory.
+    Manifest(manifest::Args),
     /// Mount an encrypted local directory, read-only, until SIGTERM or Ctrl-C.
     Mount(mount::Args),
     /// Upload an encrypted directory to OSS.
@@ -90,6 +101,10 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
         Command::CheckConfig(args) => return Ok(check_config::run(&cli.root, args).map_err(OutputError)?),
         Command::CheckKey(args) => check_key::run(args)?,
         Command::Encrypt(args) => encrypt::run(args)?,
+        Command::Verify(args) => verify::run(args)?,
+        Command::Passwd(args) => passwd::run(args)?,
+        Command::Keygen(args) => manifest::keygen(args)?,
+        Command::Manifest(args) => manifest::run(args)?,
         Command::Mount(args) => mount::run(args)?,
         Command::Upload(args) => upload::run(&cli.root, args)?,
     }

@@ -70,6 +70,6 @@ async fn serve(settings: Settings, notices: Vec<String>, helper: Helper) -> Resu
 /// Without systemd: start the helper while we may, then drop to the daemon's user.
 fn as_root(root: &Path, settings: &Settings) -> Result<Helper, Box<dyn Fault>> {
     let helper = Helper::start(root)?;
-    host::harden::become_user(host::DAEMON_USER, &[&settings.cache.dir])?;
+    host::harden::become_user(host::DAEMON_USER, &[&settings.cache.dir, &settings.state_dir])?;
     Ok(helper)
 }

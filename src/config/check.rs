@@ -15,9 +15,10 @@ use super::settings::{
 use super::tuning::{Size, Tuning};
 use super::values::{self, Flaw};
 use super::variables::Variables;
-use super::{Facts, summary, under};
+use super::{Facts, STATE_DIR, summary, under};
 use crate::error::chain;
 use crate::keyring::Secret;
+use crate::manifest::{Identity, Pin, PublicKey};
 
 /// The settings, or what stands against them among `findings`.
 pub(super) fn settings(
@@ -30,7 +31,7 @@ pub(super) fn settings(
     let tuning = tuning.as_ref().map_err(|reported| *reported);
     let service_port = variables.optional(&keys::MODEL_SERVICE_PORT, findings, values::port);
     let peers = variables.optional(&keys::MODEL_SHARING_PEER, findings, values::peers);
-    let model = model(variables, findings);
+    let model = model(variables, tuning, findings);
     let trustee = trustee(variables, tuning, root, findings);
     let oss = oss(variables, tuning, root, findings);
     let mount = mount(variables, tuning, root, facts, findings);
@@ -44,6 +45,7 @@ pub(super) fn settings(
         model: model?,
         mount,
         cache,
+        state_dir: under(root, Path::new(STATE_DIR)),
         attest: attest?,
         service_port: service_port?,
         peers: peers?.unwrap_or_default(),
@@ -216,7 +218,11 @@ fn secret(text: &str) -> Result<Secret, Flaw> {
         .map_err(|error| format!("cannot be kept in memory ({})", chain(&error)).into())
 }
 
-fn model(variables: &Variables, findings: &mut Findings) -> Result<Model, Reported> {
+fn model(
+    variables: &Variables,
+    tuning: Result<&Tuning, Reported>,
+    findings: &mut Findings,
+) -> Result<Model, Reported> {
     let encryption = variables.get(&keys::MODEL_ENCRYPTION_METHOD, findings, |text| match text {
         "gocryptfs" => Ok(Encryption::Gocryptfs),
         "sam" => Ok(Encryption::Sam),
@@ -227,7 +233,20 @@ fn model(variables: &Variables, findings: &mut Findings) -> Result<Model, Report
         "full" => Ok(Wait::Full),
         _ => Err("is none of the words it can be".into()),
     });
-    Ok(Model { encryption: encryption?, wait: wait? })
+    let pin = tuning.and_then(|tuning| pin(tuning, findings));
+    Ok(Model { encryption: encryption?, wait: wait?, pin: pin? })
+}
+
+fn pin(all: &Tuning, findings: &mut Findings) -> Result<Pin, Reported> {
+    let mut problem = |name, flaw| findings.problem(tuning_problem(name, all, flaw));
+    let publisher = all.model.publisher_key.as_deref().map(|text| {
+        PublicKey::parse(text).ok_or_else(|| problem("model.publisher_key", "is no Ed25519 public key"))
+    });
+    let publisher = publisher.transpose();
+    let identity = all.model.manifest_sha256.as_deref().map(|text| {
+        Identity::parse(text).ok_or_else(|| problem("model.manifest_sha256", "has not 64 hexadecimal digits"))
+    });
+    Ok(Pin { identity: identity.transpose()?, publisher: publisher? })
 }
 
 /// Read permission of users that are neither the owner nor in the group.

@@ -330,6 +330,14 @@ pub static TOML: &[Key] = &[
     tuning("attest.require_gpu", Form::Flag, Default::Derived("true where the machine has an NVIDIA GPU"), None,
         "Whether attestation fails without sound evidence of every GPU: confidential mode on, report signed by \
          NVIDIA's chain, bound to the challenge.", "true"),
+    tuning("model.publisher_key", Form::Text("an Ed25519 public key in base64, as cai keygen prints it, or in 64 hexadecimal digits"),
+        Default::Derived("nobody vouches for the model, and the status says so"), None,
+        "Public key that must have signed the model's manifest. A model without one, or signed by anybody else, is \
+         refused.", "\"11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\""),
+    tuning("model.manifest_sha256", Form::Text("a model identity of 64 hexadecimal digits, as cai manifest prints it"),
+        Default::Derived("any revision that the publisher signed"), None,
+        "The one model that is accepted, by the SHA-256 of its signed manifest. For those who change this file with \
+         every new revision.", "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\""),
     tuning("oss.ca_file", Form::Path, Default::Derived("the public certificate authorities"), None,
         "PEM file with the certificate authorities trusted for OSS, instead of the public ones.",
         "\"/etc/cai/oss-ca.pem\""),

@@ -43,6 +43,8 @@ pub const ENV_FILE: &str = "/etc/cai/cai.env";
 pub const TOML_FILE: &str = "/etc/cai/cai.toml";
 /// Tuning in pieces; files named `*.toml` are read in the order of their names.
 pub const TOML_DIR: &str = "/etc/cai/cai.toml.d";
+/// What the daemon remembers.
+pub const STATE_DIR: &str = "/var/lib/cai";
 /// Group whose members may read the mounted model unless `mount.gid` names another.
 const MODEL_GROUP: &str = "cai-model";
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::keyring::Secret;
+use crate::manifest::Pin;
 
 /// Everything the operator decided, validated; fields say their unit in type or name.
 pub struct Settings {
@@ -22,6 +23,8 @@ pub struct Settings {
     pub mount: Mount,
     /// Local ciphertext.
     pub cache: Cache,
+    /// What must outlive the cache: [`STATE_DIR`](super::STATE_DIR) with `root` applied. Belongs to the daemon's user.
+    pub state_dir: PathBuf,
     /// Attestation of this machine.
     pub attest: Attest,
     /// Service port (`MODEL_SERVICE_PORT`), kept for the gateway.
@@ -180,6 +183,8 @@ pub struct Model {
     pub encryption: Encryption,
     /// `MODEL_WAIT`.
     pub wait: Wait,
+    /// `model.publisher_key` and `model.manifest_sha256`.
+    pub pin: Pin,
 }
 
 /// How the ciphertext is encrypted.

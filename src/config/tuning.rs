@@ -22,6 +22,8 @@ use super::{FileKind, SourceFile};
 pub(super) struct Tuning {
     pub(super) trustee: Trustee,
     pub(super) attest: Attest,
+    #[serde(default)]
+    pub(super) model: Model,
     pub(super) oss: Oss,
     pub(super) mount: Mount,
     pub(super) cache: Cache,
@@ -50,6 +52,14 @@ pub(super) struct Attest {
     pub(super) quote: QuoteChoice,
     pub(super) event_log: EventLog,
     pub(super) require_gpu: Option<bool>,
+}
+
+/// No key of the section has a value that is built in, so it may be missing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Model {
+    pub(super) publisher_key: Option<String>,
+    pub(super) manifest_sha256: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

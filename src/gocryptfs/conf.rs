@@ -169,23 +169,53 @@ impl Conf {
         let conf = ConfJson {
             creator: &self.creator,
             encrypted_key: STANDARD.encode(self.key.to_bytes()),
-            scrypt_object: ScryptJson {
-                salt: STANDARD.encode(&self.scrypt.salt),
-                n: 1 << self.scrypt.log_n,
-                r: self.scrypt.r,
-                p: self.scrypt.p,
-                key_len: SCRYPT_KEY_LEN,
-            },
+            scrypt_object: ScryptJson::from(&self.scrypt),
             version: VERSION,
             feature_flags: self.flags.iter().map(|flag| flag.name()).collect(),
             long_name_max: Some(self.long_name_max).filter(|&max| max != 0),
         };
-        let mut json = Vec::new();
-        let indent = serde_json::ser::PrettyFormatter::with_indent(b"\t");
-        conf.serialize(&mut serde_json::Serializer::with_formatter(&mut json, indent))
-            .map_err(FormatError::Json)?;
-        json.push(b'\n');
-        Ok(json)
+        to_json(&conf)
+    }
+}
+
+/// As gocryptfs writes JSON: tab indented, with a final newline.
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>, FormatError> {
+    let mut json = Vec::new();
+    let indent = serde_json::ser::PrettyFormatter::with_indent(b"\t");
+    value
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut json, indent))
+        .map_err(FormatError::Json)?;
+    json.push(b'\n');
+    Ok(json)
+}
+
+/// Fields that hold the master key and how its password is stretched.
+const KEY_FIELDS: [&str; 2] = ["EncryptedKey", "ScryptObject"];
+
+impl Conf {
+    /// The conf `json`, which this was parsed from, with `master` sealed under another password: a new salt, the same cost,
+    /// every other field as it is.
+    ///
+    /// # Errors
+    /// [`FormatError::Lock`], [`FormatError::Random`]; [`FormatError::Json`], which no conf has been seen to give.
+    pub(super) fn resealed(
+        &self,
+        json: &[u8],
+        master: &Secret,
+        passphrase: &Passphrase,
+    ) -> Result<Vec<u8>, FormatError> {
+        let mut scrypt = self.scrypt.clone();
+        getrandom::fill(&mut scrypt.salt)?;
+        let key = keys::wrap(master, passphrase, &scrypt, &self.features)?;
+        let Fields(mut fields) = serde_json::from_slice(json).map_err(FormatError::Json)?;
+        // Two spellings of one field would be two again, and only the last counts: both go.
+        fields.retain(|(name, _)| !KEY_FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field)));
+        let key =
+            serde_json::value::to_raw_value(&STANDARD.encode(key.to_bytes())).map_err(FormatError::Json)?;
+        let scrypt =
+            serde_json::value::to_raw_value(&ScryptJson::from(&scrypt)).map_err(FormatError::Json)?;
+        fields.extend(KEY_FIELDS.map(str::to_owned).into_iter().zip([key, scrypt]));
+        to_json(&Fields(fields))
     }
 }
 
@@ -305,4 +335,22 @@ struct ScryptJson {
     r: u32,
     p: u32,
     key_len: u64,
+}
+
+impl From<&ScryptParams> for ScryptJson {
+    fn from(scrypt: &ScryptParams) -> Self {
+        ScryptJson {
+            salt: STANDARD.encode(&scrypt.salt),
+            n: 1 << scrypt.log_n,
+            r: scrypt.r,
+            p: scrypt.p,
+            key_len: SCRYPT_KEY_LEN,
+        }
+    }
+}
+
+impl Serialize for Fields {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, raw)| (name, raw)))
+    }
 }

@@ -6,8 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime};
 
 use nix::dir::Dir;
-use nix::fcntl::OFlag;
-use nix::sys::stat::{FileStat, Mode, SFlag};
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// Deepest nesting of directories that is walked; each level holds descriptors open, and default limits allow 1024.
 pub(super) const DEEPEST: usize = 200;
@@ -30,6 +31,36 @@ pub(super) fn names(dir: &mut Dir) -> nix::Result<Vec<OsString>> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+/// The file type of `name` in `parent`, itself and not what it points to; `None` when there is none.
+pub(super) fn kind_of(parent: impl AsFd, name: &OsStr) -> nix::Result<Option<SFlag>> {
+    match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(kind(&stat))),
+        Err(nix::Error::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Let the owner do everything with the file or directory `name`, which is no symlink.
+pub(super) fn unlock(parent: impl AsFd, name: &OsStr) -> nix::Result<()> {
+    fchmodat(parent, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)
+}
+
+/// Remove `name` and, if it is a directory, everything in it. One that is not there is removed.
+pub(super) fn remove(parent: impl AsFd, name: &OsStr) -> nix::Result<()> {
+    match kind_of(&parent, name)? {
+        None => Ok(()),
+        Some(SFlag::S_IFDIR) => {
+            unlock(&parent, name)?;
+            let mut dir = open_dir(&parent, name)?;
+            for inside in names(&mut dir)? {
+                remove(&dir, &inside)?;
+            }
+            unlinkat(&parent, name, UnlinkatFlags::RemoveDir)
+        }
+        Some(_) => unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir),
+    }
 }
 
 /// The file type of `stat`.

@@ -6,9 +6,9 @@ use super::content::{BadBlock, Damage};
 use super::error::FormatError;
 use super::names::NameError;
 use super::seal::SealError;
-use crate::error::{ErrorClass, Fault};
+use crate::error::{ErrorClass, Fault, chain};
 
-/// Encryption stopped. The target has no `gocryptfs.conf` then and cannot be mounted.
+/// Encryption stopped. What was written waits in `DST.partial` for the next run, and cannot be mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum EncryptError {
     /// Something to be encrypted cannot be read.
@@ -35,6 +35,45 @@ pub enum EncryptError {
         /// Target path.
         path: PathBuf,
     },
+    /// The target cannot be replaced by the complete directory.
+    #[error("{path} is a mount point")]
+    MountPoint {
+        /// Target path.
+        path: PathBuf,
+    },
+    /// Another run works on it.
+    #[error("{path} is in use by another cai encrypt")]
+    Busy {
+        /// Working directory.
+        path: PathBuf,
+    },
+    /// What an interrupted run left cannot be gone on with.
+    #[error("continuing in {path}")]
+    Resume {
+        /// Working directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: FormatError,
+    },
+    /// A pattern of names to leave out is none.
+    #[error("the pattern {pattern:?} cannot be used")]
+    Pattern {
+        /// As given.
+        pattern: String,
+        /// Why.
+        #[source]
+        source: globset::Error,
+    },
+    /// What describes the whole directory could not be added. A fault of any kind cannot be a source: it is shown here.
+    #[error("finishing the encrypted directory: {}", chain(.cause.as_ref()))]
+    Finish {
+        /// Why.
+        cause: Box<dyn Fault>,
+    },
+    /// Somebody else's failure, which is reported in this one's place.
+    #[error("the encryption was stopped")]
+    Stopped,
     /// One directory is in the other, or both are one.
     #[error("{src} and {dst} contain each other")]
     Nested {
@@ -110,7 +149,6 @@ impl EncryptError {
             SealError::Changed => EncryptError::Changed { path },
             SealError::Random(source) => EncryptError::Random(source),
             SealError::Block(source) => EncryptError::Block(source),
-            SealError::Thread(source) => EncryptError::Thread(source),
         }
     }
 }
@@ -121,6 +159,9 @@ impl Fault for EncryptError {
             EncryptError::Source { .. }
             | EncryptError::Target { .. }
             | EncryptError::NotEmpty { .. }
+            | EncryptError::MountPoint { .. }
+            | EncryptError::Busy { .. }
+            | EncryptError::Pattern { .. }
             | EncryptError::Nested { .. }
             | EncryptError::Circle { .. }
             | EncryptError::TooDeep { .. }
@@ -128,10 +169,12 @@ impl Fault for EncryptError {
             | EncryptError::NoSpace { .. }
             | EncryptError::Name { .. }
             | EncryptError::Link { .. } => ErrorClass::Config,
-            EncryptError::Format(source) => source.class(),
-            EncryptError::Random(_) | EncryptError::Block(_) | EncryptError::Thread(_) => {
-                ErrorClass::Internal
-            }
+            EncryptError::Format(source) | EncryptError::Resume { source, .. } => source.class(),
+            EncryptError::Finish { cause } => cause.class(),
+            EncryptError::Random(_)
+            | EncryptError::Block(_)
+            | EncryptError::Thread(_)
+            | EncryptError::Stopped => ErrorClass::Internal,
         }
     }
 
@@ -140,6 +183,12 @@ impl Fault for EncryptError {
             EncryptError::Source { .. } => "encrypt.source",
             EncryptError::Target { .. } => "encrypt.target",
             EncryptError::NotEmpty { .. } => "encrypt.not-empty",
+            EncryptError::MountPoint { .. } => "encrypt.mount-point",
+            EncryptError::Busy { .. } => "encrypt.busy",
+            EncryptError::Resume { .. } => "encrypt.resume",
+            EncryptError::Pattern { .. } => "encrypt.pattern",
+            EncryptError::Finish { cause } => cause.code(),
+            EncryptError::Stopped => "encrypt.stopped",
             EncryptError::Nested { .. } => "encrypt.nested",
             EncryptError::Circle { .. } => "encrypt.circle",
             EncryptError::TooDeep { .. } => "encrypt.too-deep",
@@ -155,18 +204,29 @@ impl Fault for EncryptError {
     }
 
     fn hint(&self) -> String {
-        let again =
-            "then remove the unfinished target directory (it has no gocryptfs.conf) and encrypt again";
+        let again = "then run the same command again: it goes on where it was";
         match self {
             EncryptError::Source { .. } => {
                 format!("make the file readable, or, where a symlink leads nowhere, remove it; {again}")
             }
             EncryptError::Target { .. } => format!("check space and permissions of the target; {again}"),
             EncryptError::Changed { .. } => format!("let nothing write to the model meanwhile; {again}"),
-            EncryptError::NotEmpty { .. } => {
-                "give a new or an empty directory; an unfinished one (without gocryptfs.conf) can be removed"
+            EncryptError::NotEmpty { .. } => "give a new or an empty directory".to_owned(),
+            EncryptError::MountPoint { .. } => {
+                "give the path of a new directory on it: a complete one takes the target's place by its name"
                     .to_owned()
             }
+            EncryptError::Busy { .. } => "wait for it, or give another target".to_owned(),
+            EncryptError::Resume { path, source: FormatError::WrongPassword } => format!(
+                "an interrupted run began there with another password: give that one, or remove {} to begin anew",
+                path.display()
+            ),
+            EncryptError::Resume { path, .. } => format!("remove {} to begin anew", path.display()),
+            EncryptError::Pattern { .. } => {
+                "patterns have *, ?, [abc], {a,b} and **; quote them so that the shell leaves them alone"
+                    .to_owned()
+            }
+            EncryptError::Finish { cause } => cause.hint(),
             EncryptError::Nested { .. } => "choose a target outside of the source directory".to_owned(),
             EncryptError::Circle { .. } => "remove the link, or encrypt without --dereference".to_owned(),
             EncryptError::TooDeep { .. } => "this is no model directory".to_owned(),
@@ -174,7 +234,9 @@ impl Fault for EncryptError {
             EncryptError::Name { .. } | EncryptError::Link { .. } => format!("rename or remove it; {again}"),
             EncryptError::Format(source) => source.hint(),
             EncryptError::Random(_) => "the kernel's random source must work".to_owned(),
-            EncryptError::Block(_) => "this is a defect in cai: please report it".to_owned(),
+            EncryptError::Block(_) | EncryptError::Stopped => {
+                "this is a defect in cai: please report it".to_owned()
+            }
             EncryptError::Thread(_) => format!("raise the limit of processes and threads; {again}"),
         }
     }

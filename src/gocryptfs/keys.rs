@@ -77,14 +77,17 @@ impl Keys {
 /// # Errors
 /// [`FormatError::WrongPassword`]; [`FormatError::Lock`] when no memory can be locked.
 pub fn unlock(conf: &Conf, passphrase: &Passphrase) -> Result<Keys, FormatError> {
-    let features = conf.features();
-    let wrapping = wrapping_key(passphrase, &conf.scrypt, &features)?;
+    Keys::from_master(&unlock_master(conf, passphrase)?, conf.features())
+}
+
+/// The master key in `conf`, for whoever seals it anew. As [`unlock`].
+pub(super) fn unlock_master(conf: &Conf, passphrase: &Passphrase) -> Result<Secret, FormatError> {
+    let wrapping = wrapping_key(passphrase, &conf.scrypt, &conf.features())?;
     let SealedKey { nonce, sealed, tag } = &conf.key;
-    let master = Secret::fill(KEY, |out| match wrapping.open(nonce, WRAP_ASSOCIATED, sealed, tag, out) {
+    Secret::fill(KEY, |out| match wrapping.open(nonce, WRAP_ASSOCIATED, sealed, tag, out) {
         Ok(()) => Ok(KEY),
         Err(_) => Err(FormatError::WrongPassword),
-    })?;
-    Keys::from_master(&master, features)
+    })
 }
 
 /// Seal `master` under the password.

@@ -3,7 +3,7 @@
 //! Owns: everything that knows how a gocryptfs directory is laid out, and the keys that open it. Must not know: where
 //! ciphertext comes from (it asks [`Ciphertext`](crate::ciphertext::Ciphertext)), object stores, sockets, the kernel's
 //! side of a mount. The two files that touch a file system are [`LocalDir`] (a local directory as ciphertext) and
-//! the writer behind [`encrypt_tree`].
+//! the writer behind [`encrypt_tree`]; [`change_password`] replaces one file. [`verify`] looks at all of a directory.
 //!
 //! What is read is everything that gocryptfs v2.4.0 opens with a password: content under AES-256-GCM, AES-SIV or
 //! XChaCha20-Poly1305, with or without HKDF and with padded or unpadded base64; names under directory IVs,
@@ -25,21 +25,26 @@ mod aead;
 mod cipher;
 mod conf;
 pub mod content;
+mod crew;
 mod dirfd;
 mod eme;
 mod encrypt_error;
 mod error;
+mod exclude;
 mod features;
 mod keys;
 pub mod layout;
 mod local;
 pub mod names;
 mod passphrase;
+mod passwd;
 mod plaintext;
 mod seal;
 mod siv;
 mod tree;
 mod tree_build;
+mod verify;
+mod work_dir;
 mod writer;
 mod xattrs;
 
@@ -47,11 +52,14 @@ pub use conf::{CONF_NAME, Conf, DEFAULT_SCRYPT_LOG_N};
 pub use content::{ContentError, Damage, FileReader};
 pub use encrypt_error::EncryptError;
 pub use error::FormatError;
+pub use exclude::Exclude;
 pub use features::{Cipher, Features, Naming};
 pub use keys::{Keys, unlock};
 pub use local::{LocalDir, LocalDirError};
 pub use passphrase::{Passphrase, PassphraseError, PassphraseWarning, read_passfile};
+pub use passwd::{BACKUP, PasswdError, change_password};
 pub use tree::{Kind, Node, NodeId, SkipReason, Skipped, Tree, TreeError};
 pub use tree_build::metadata_entries;
-pub use writer::{EncryptOptions, Encrypted, Progress, encrypt_tree, lone_directory};
+pub use verify::{Damaged, Flaw, Verified, VerifyError, verify};
+pub use writer::{EncryptOptions, Encrypted, Finish, Progress, encrypt_tree, lone_directory};
 pub use xattrs::{XattrError, XattrNames, xattr, xattr_names};

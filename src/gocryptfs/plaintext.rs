@@ -1,7 +1,7 @@
 //! The plaintext side of encryption: a directory to be read, surveyed before anything is written.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
@@ -10,6 +10,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 
 use super::dirfd;
 use super::encrypt_error::EncryptError;
+use super::exclude::Exclude;
 use super::layout::cipher_len;
 
 /// Bytes to be sealed, and what they will take.
@@ -20,14 +21,15 @@ pub(super) struct Totals {
 }
 
 /// The plaintext side: how its directories are listed and its entries opened.
-pub(super) struct Source {
+pub(super) struct Source<'a> {
     pub(super) path: PathBuf,
     dereference: bool,
+    exclude: &'a Exclude,
 }
 
-impl Source {
-    pub(super) fn open(path: &Path, dereference: bool) -> Result<Self, EncryptError> {
-        let source = Source { path: path.to_owned(), dereference };
+impl<'a> Source<'a> {
+    pub(super) fn open(path: &Path, dereference: bool, exclude: &'a Exclude) -> Result<Self, EncryptError> {
+        let source = Source { path: path.to_owned(), dereference, exclude };
         source.root().map(|_| source)
     }
 
@@ -41,6 +43,7 @@ impl Source {
         move |error| EncryptError::Source { path: path.clone(), source: error.into() }
     }
 
+    /// Names and attributes of what is in `dir`, at `path` below the root, without what is excluded.
     pub(super) fn list(&self, dir: &mut Dir, path: &Path) -> Result<Vec<(OsString, FileStat)>, EncryptError> {
         let follow = if self.dereference { AtFlags::empty() } else { AtFlags::AT_SYMLINK_NOFOLLOW };
         let names = dirfd::names(dir).map_err(self.failed(path))?;
@@ -48,7 +51,8 @@ impl Source {
             Ok(stat) => Ok((name, stat)),
             Err(error) => Err(self.failed(&path.join(&name))(error)),
         };
-        names.into_iter().map(stat).collect()
+        let wanted = |name: &OsString| !self.exclude.matches(&path.join(name));
+        names.into_iter().filter(wanted).map(stat).collect()
     }
 
     pub(super) fn open_at(&self, dir: &Dir, name: &OsStr, extra: OFlag) -> nix::Result<OwnedFd> {
@@ -61,7 +65,7 @@ impl Source {
     }
 
     /// Look at everything before anything is written: sizes, nesting, links that lead in circles or into `target`.
-    pub(super) fn survey(&self, target: &OwnedFd) -> Result<Totals, EncryptError> {
+    pub(super) fn survey(&self, target: impl AsFd) -> Result<Totals, EncryptError> {
         let identity = |stat: &FileStat| (stat.st_dev, stat.st_ino);
         let root = self.root()?;
         let failed = self.failed(Path::new(""));

@@ -1,35 +1,44 @@
 //! Encrypting a directory tree into a new gocryptfs directory.
 //!
-//! Both sides are walked by descriptor. `gocryptfs.conf` is written last, after everything else is on disk: a directory
-//! with a conf is complete, and one without cannot be mounted by anybody.
+//! Both sides are walked by descriptor, one thread walking and one per core sealing. Everything is written to a working
+//! directory that gets the target's name when it is complete and on disk: what has the name can be mounted, and what
+//! was interrupted goes on where it was.
+//!
+//! Going on is walking again: a directory keeps its IV, a symlink its text and a file its blocks where opening them gives
+//! what the source holds now; everything else is made anew, and what the source has no more is removed. No journal could be
+//! wrong, because there is none.
 //!
 //! Kept: names, contents, symlinks, permission bits and modification times. Not kept: owners, extended attributes, hard
 //! links (each name becomes a file of its own). Devices, fifos and sockets are left out and reported.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::dir::Dir;
-use nix::fcntl::{OFlag, openat, readlinkat, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, futimens, mkdirat, utimensat};
+use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmod, futimens, mkdirat, utimensat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{symlinkat, syncfs};
+use nix::unistd::symlinkat;
 
-use super::conf::{CONF_NAME, Conf, DEFAULT_SCRYPT_LOG_N};
-use super::content::seal_target;
+use super::conf::DEFAULT_SCRYPT_LOG_N;
+use super::content::{open_target, seal_target};
+use super::crew::{Crew, Job};
 use super::dirfd;
 use super::encrypt_error::EncryptError;
+use super::exclude::Exclude;
 use super::keys::Keys;
 use super::layout::NONCE;
 use super::names::{DIR_IV_NAME, DirIv, Names};
 use super::passphrase::Passphrase;
 use super::plaintext::Source;
-use super::seal::seal_file;
+use super::work_dir::{UNFINISHED_CONF, WorkDir, create};
+use crate::error::Fault;
 
 /// Permission bits; the file type is not ours to set.
 const PERMISSIONS: u32 = 0o7777;
@@ -45,19 +54,32 @@ pub struct Progress {
     pub total: u64,
 }
 
+/// What adds its part to a directory that is complete but for it, such as a signed list of its files.
+pub type Finish<'a> = &'a dyn Fn(&Path) -> Result<(), Box<dyn Fault>>;
+
 /// What [`encrypt_tree`] may be told.
 pub struct EncryptOptions<'a> {
     /// Called from any thread, after every 512 KiB and every file.
     pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
     /// Store what a symlink points to in its place.
     pub dereference: bool,
-    /// scrypt's `N = 2^scrypt_log_n`, 10 to 20.
+    /// What is left out.
+    pub exclude: Exclude,
+    /// Called with the complete directory before it gets its name.
+    pub finish: Option<Finish<'a>>,
+    /// scrypt's `N = 2^scrypt_log_n`, 10 to 20; an interrupted run goes on with its own.
     pub scrypt_log_n: u8,
 }
 
 impl Default for EncryptOptions<'_> {
     fn default() -> Self {
-        EncryptOptions { progress: None, dereference: false, scrypt_log_n: DEFAULT_SCRYPT_LOG_N }
+        EncryptOptions {
+            progress: None,
+            dereference: false,
+            exclude: Exclude::default(),
+            finish: None,
+            scrypt_log_n: DEFAULT_SCRYPT_LOG_N,
+        }
     }
 }
 
@@ -72,131 +94,80 @@ pub struct Encrypted {
     pub symlinks: u64,
     /// Plaintext bytes.
     pub bytes: u64,
+    /// Those of them that an interrupted run had sealed, now opened and compared.
+    pub kept: u64,
     /// Devices, fifos and sockets, which were left out.
     pub skipped: Vec<PathBuf>,
     /// Symlinks that point out of the source: in the mount they lead nowhere.
     pub escaping: Vec<PathBuf>,
 }
 
-/// Encrypt the content of directory `src` into `dst`, which must be missing or empty.
+/// Encrypt the content of directory `src` into `dst`, which must be missing or empty. An interrupted run is continued when
+/// `dst.partial` is there and `passphrase` is the one it began with.
 ///
 /// # Errors
-/// [`EncryptError`]. What has been written to `dst` by then stays, without a `gocryptfs.conf`.
+/// [`EncryptError`]. What has been written by then stays in `dst.partial`, for the next run; `dst` is left as it was.
 pub fn encrypt_tree(
     src: &Path,
     dst: &Path,
     passphrase: &Passphrase,
     options: &EncryptOptions<'_>,
 ) -> Result<Encrypted, EncryptError> {
-    let source = Source::open(src, options.dereference)?;
-    let target = open_target_dir(src, dst)?;
-    let failed = |source: nix::Error| EncryptError::Target { path: dst.to_owned(), source: source.into() };
-
-    let total = source.survey(&target)?;
-    let stat = fstatvfs(&target).map_err(failed)?;
-    let free = stat.fragment_size().saturating_mul(stat.blocks_available());
-    if total.stored > free {
-        return Err(EncryptError::NoSpace { needed: total.stored, free });
-    }
-
-    let (conf, keys) = Conf::create(passphrase, options.scrypt_log_n)?;
-    let writer = Writer {
+    let source = Source::open(src, options.dereference, &options.exclude)?;
+    let work = WorkDir::open(src, dst)?;
+    let total = look_ahead(&source, &work).inspect_err(|_| work.remove_if_empty())?;
+    let keys = work.keys(passphrase, options.scrypt_log_n)?;
+    let crew = Crew::new(&keys, options.progress, source.path.clone(), total);
+    let mut writer = Writer {
         names: keys.names(),
         keys: &keys,
         source: &source,
-        progress: options.progress,
-        total: total.plain,
-        done: AtomicU64::new(0),
+        crew: &crew,
+        resumed: work.resumed,
+        encrypted: Encrypted::default(),
     };
-    let mut encrypted = Encrypted::default();
-    writer.directory(&mut source.root()?, &target, Path::new(""), &mut encrypted)?;
-
-    syncfs(&target).map_err(failed)?;
-    put_conf(&target, &conf.to_json()?)
-        .map_err(|source| EncryptError::Target { path: dst.join(CONF_NAME), source })?;
+    let root = work.root()?;
+    let kept = crew.run(|| writer.directory(&mut source.root()?, &root, Path::new("")))?;
+    let encrypted = Encrypted { kept, ..writer.encrypted };
+    work.finish(|complete| match options.finish {
+        Some(finish) => finish(complete).map_err(|cause| EncryptError::Finish { cause }),
+        None => Ok(()),
+    })?;
     Ok(encrypted)
 }
 
-/// Open `dst`, made if missing: empty, and neither inside `src` nor around it.
-fn open_target_dir(src: &Path, dst: &Path) -> Result<OwnedFd, EncryptError> {
-    let failed = |source: std::io::Error| EncryptError::Target { path: dst.to_owned(), source };
-    let real_src =
-        src.canonicalize().map_err(|source| EncryptError::Source { path: src.to_owned(), source })?;
-    let real_dst = match dst.canonicalize() {
-        Ok(real) => real,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let parent =
-                dst.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let name = dst.file_name().ok_or_else(|| failed(error))?;
-            parent.canonicalize().map_err(failed)?.join(name)
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    if real_dst.starts_with(&real_src) || real_src.starts_with(&real_dst) {
-        return Err(EncryptError::Nested { src: src.to_owned(), dst: dst.to_owned() });
+/// Plaintext bytes of `source`, once it is known that what they become fits.
+fn look_ahead(source: &Source<'_>, work: &WorkDir) -> Result<u64, EncryptError> {
+    let total = source.survey(work)?;
+    let stat = fstatvfs(work).map_err(|error| work.failed(error))?;
+    let free = stat.fragment_size().saturating_mul(stat.blocks_available());
+    // What an interrupted run has written is not free any more, and needed all the same.
+    if total.stored > free && !work.resumed {
+        return Err(EncryptError::NoSpace { needed: total.stored, free });
     }
-    match std::fs::create_dir(&real_dst) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(failed(error)),
-    }
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let target = nix::fcntl::open(&real_dst, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
-    let listed = dirfd::open_dir(&target, OsStr::new(".")).and_then(|mut dir| dirfd::names(&mut dir));
-    if listed.map_err(|error| failed(error.into()))?.is_empty() {
-        Ok(target)
-    } else {
-        Err(EncryptError::NotEmpty { path: dst.to_owned() })
-    }
-}
-
-/// Put the conf in place, whole or not at all.
-fn put_conf(dir: &OwnedFd, json: &[u8]) -> std::io::Result<()> {
-    let temporary = format!("{CONF_NAME}.tmp");
-    write_new(dir, &temporary, json, Mode::from_bits_truncate(0o400))?.sync_all()?;
-    renameat(dir, temporary.as_str(), dir, CONF_NAME)?;
-    nix::unistd::fsync(dir)?;
-    Ok(())
-}
-
-/// A new file `name` with `bytes` and exactly `mode`.
-fn write_new(dir: impl AsFd, name: &str, bytes: &[u8], mode: Mode) -> std::io::Result<File> {
-    let mut file = create(dir, name)?;
-    file.write_all(bytes)?;
-    fchmod(&file, mode)?;
-    Ok(file)
-}
-
-fn create(dir: impl AsFd, name: &str) -> nix::Result<File> {
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(File::from(openat(dir, name, flags, Mode::from_bits_truncate(0o600))?))
+    Ok(total.plain)
 }
 
 struct Writer<'a> {
     keys: &'a Keys,
     names: Names,
-    source: &'a Source,
-    progress: Option<&'a (dyn Fn(Progress) + Sync)>,
-    total: u64,
-    done: AtomicU64,
+    source: &'a Source<'a>,
+    crew: &'a Crew<'a>,
+    /// Whether the target may hold something already.
+    resumed: bool,
+    encrypted: Encrypted,
 }
 
 impl Writer<'_> {
-    /// Seal everything in `dir` into the empty directory `target`. `path` is below the source's root.
-    fn directory(
-        &self,
-        dir: &mut Dir,
-        target: &OwnedFd,
-        path: &Path,
-        encrypted: &mut Encrypted,
-    ) -> Result<(), EncryptError> {
-        let iv = new_dir_iv()?;
-        write_new(target, DIR_IV_NAME, iv.as_bytes(), READ_ONLY).map_err(|error| self.failed(path, error))?;
+    /// Seal everything in `dir` into the directory `target`. `path` is below the source's root.
+    fn directory(&mut self, dir: &mut Dir, target: &OwnedFd, path: &Path) -> Result<(), EncryptError> {
+        let iv = self.dir_iv(target).map_err(|error| self.failed(path, error))?;
+        let mut stored_names = HashSet::from([OsString::from(DIR_IV_NAME)]);
         for (name, stat) in self.source.list(dir, path)? {
             let path = path.join(&name);
             let kind = dirfd::kind(&stat);
             if !matches!(kind, SFlag::S_IFDIR | SFlag::S_IFREG | SFlag::S_IFLNK) {
-                encrypted.skipped.push(path);
+                self.encrypted.skipped.push(path);
                 continue;
             }
             let stored = self
@@ -204,94 +175,133 @@ impl Writer<'_> {
                 .encrypt(&iv, &name)
                 .map_err(|source| EncryptError::Name { path: self.source.path.join(&path), source })?;
             if let Some((text_name, text)) = &stored.text_file {
-                write_new(target, text_name, text.as_bytes(), READ_ONLY)
-                    .map_err(|error| self.failed(&path, error))?;
+                self.put(target, text_name, text.as_bytes()).map_err(|error| self.failed(&path, error))?;
+                stored_names.insert(text_name.into());
             }
             let object = stored.object.as_str();
-            match kind {
-                SFlag::S_IFDIR => {
-                    encrypted.directories += 1;
-                    let mut child = self.source.open_dir(dir, &name).map_err(self.source.failed(&path))?;
-                    self.subdirectory(&mut child, target, object, &stat, &path, encrypted)?;
-                }
-                SFlag::S_IFLNK => {
-                    encrypted.symlinks += 1;
-                    let link = readlinkat(&*dir, name.as_os_str()).map_err(self.source.failed(&path))?;
-                    if escapes(&path, Path::new(&link)) {
-                        encrypted.escaping.push(path.clone());
-                    }
-                    self.symlink(&link, target, object, &stat, &path)?;
-                }
-                _ => {
-                    encrypted.files += 1;
-                    encrypted.bytes += self.file(dir, &name, target, object, &path)?;
-                }
+            if self.resumed {
+                clear_way(target, object, kind).map_err(|error| self.failed(&path, error.into()))?;
             }
+            match kind {
+                SFlag::S_IFDIR => self.subdirectory(dir, &name, target, object, &stat, &path)?,
+                SFlag::S_IFLNK => self.symlink(dir, &name, target, object, &stat, &path)?,
+                _ => self.file(dir, &name, target, object, &path)?,
+            }
+            stored_names.insert(object.into());
+        }
+        if self.resumed {
+            remove_others(target, &stored_names, path).map_err(|error| self.failed(path, error.into()))?;
         }
         Ok(())
     }
 
     fn subdirectory(
-        &self,
-        dir: &mut Dir,
-        parent: &OwnedFd,
+        &mut self,
+        parent: &Dir,
+        name: &OsStr,
+        target: &OwnedFd,
         object: &str,
         stat: &FileStat,
         path: &Path,
-        encrypted: &mut Encrypted,
     ) -> Result<(), EncryptError> {
-        let failed = |error: nix::Error| self.failed(path, error.into());
-        mkdirat(parent, object, Mode::S_IRWXU).map_err(failed)?;
+        self.encrypted.directories += 1;
+        let mut dir = self.source.open_dir(parent, name).map_err(self.source.failed(path))?;
+        let failed = |error: nix::Error| EncryptError::Target { path: path.to_owned(), source: error.into() };
+        match mkdirat(target, object, Mode::S_IRWXU) {
+            Err(nix::Error::EEXIST) if self.resumed => {}
+            made => made.map_err(failed)?,
+        }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let target = openat(parent, object, flags, Mode::empty()).map_err(failed)?;
-        self.directory(dir, &target, path, encrypted)?;
-        keep_attributes(&target, stat).map_err(failed)
+        let child = openat(target, object, flags, Mode::empty()).map_err(failed)?;
+        self.directory(&mut dir, &child, path)?;
+        // After the last name in it: its files are made by now, and sealing them changes nothing here.
+        keep_attributes(&child, stat).map_err(failed)
     }
 
     fn file(
-        &self,
+        &mut self,
         dir: &Dir,
         name: &OsStr,
         target: &OwnedFd,
         object: &str,
         path: &Path,
-    ) -> Result<u64, EncryptError> {
-        let failed = |error: nix::Error| self.failed(path, error.into());
+    ) -> Result<(), EncryptError> {
         let from = self.source.open_at(dir, name, OFlag::O_NONBLOCK).map_err(self.source.failed(path))?;
-        let from = File::from(from);
-        let stat = fstat(&from).map_err(self.source.failed(path))?;
-        let to = create(target, object).map_err(failed)?;
-        let advanced = |bytes| self.advance(bytes);
-        seal_file(self.keys, &from, &to, &advanced)
-            .map_err(|error| EncryptError::from_seal(error, self.source.path.join(path)))?;
-        keep_attributes(&to, &stat).map_err(failed)?;
-        self.advance(0);
-        Ok(u64::try_from(stat.st_size).unwrap_or(0))
+        let stat = nix::sys::stat::fstat(&from).map_err(self.source.failed(path))?;
+        let to = match create(target, object) {
+            Err(error) if self.resumed && error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                openat(target, object, flags, Mode::empty()).map(File::from).map_err(Into::into)
+            }
+            made => made,
+        };
+        let to = to.map_err(|error| self.failed(path, error))?;
+        self.encrypted.files += 1;
+        self.encrypted.bytes += u64::try_from(stat.st_size).unwrap_or(0);
+        let job = Job { path: path.to_owned(), source: File::from(from), target: to, stat };
+        if self.crew.add(job) { Ok(()) } else { Err(EncryptError::Stopped) }
     }
 
     fn symlink(
-        &self,
-        link: &OsStr,
+        &mut self,
+        dir: &Dir,
+        name: &OsStr,
         target: &OwnedFd,
         object: &str,
         stat: &FileStat,
         path: &Path,
     ) -> Result<(), EncryptError> {
         let failed = |error: nix::Error| self.failed(path, error.into());
-        let mut nonce = [0; NONCE];
-        getrandom::fill(&mut nonce)?;
-        let sealed = seal_target(self.keys, &nonce, link)
-            .map_err(|source| EncryptError::Link { path: self.source.path.join(path), source })?;
-        symlinkat(sealed.as_str(), target, object).map_err(failed)?;
+        let link = readlinkat(dir, name).map_err(self.source.failed(path))?;
+        let kept = self.resumed
+            && readlinkat(target, object)
+                .is_ok_and(|stored| open_target(self.keys, stored.as_bytes()).is_ok_and(|old| old == link));
+        if !kept {
+            dirfd::remove(target, OsStr::new(object)).map_err(failed)?;
+            let mut nonce = [0; NONCE];
+            getrandom::fill(&mut nonce)?;
+            let sealed = seal_target(self.keys, &nonce, &link)
+                .map_err(|source| EncryptError::Link { path: self.source.path.join(path), source })?;
+            symlinkat(sealed.as_str(), target, object).map_err(failed)?;
+        }
         let (accessed, modified) = times(stat);
-        utimensat(target, object, &accessed, &modified, UtimensatFlags::NoFollowSymlink).map_err(failed)
+        utimensat(target, object, &accessed, &modified, UtimensatFlags::NoFollowSymlink).map_err(failed)?;
+        self.encrypted.symlinks += 1;
+        if escapes(path, Path::new(&link)) {
+            self.encrypted.escaping.push(path.to_owned());
+        }
+        Ok(())
     }
 
-    fn advance(&self, bytes: u64) {
-        let done = self.done.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if let Some(progress) = self.progress {
-            progress(Progress { done, total: self.total });
+    /// The directory's IV: the one it has, or a new one.
+    fn dir_iv(&self, target: &OwnedFd) -> std::io::Result<DirIv> {
+        if self.resumed
+            && let Some(bytes) = read_small(target, DIR_IV_NAME)
+            && let Some(iv) = bytes.try_into().ok().and_then(DirIv::new)
+        {
+            return Ok(iv);
         }
+        loop {
+            let mut bytes = [0; DirIv::LEN];
+            getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+            if let Some(iv) = DirIv::new(bytes) {
+                self.put(target, DIR_IV_NAME, &bytes)?;
+                return Ok(iv);
+            }
+        }
+    }
+
+    /// One of the format's own files, which is left alone where it is what it should be.
+    fn put(&self, target: &OwnedFd, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+        if self.resumed {
+            if read_small(target, name).is_some_and(|found| found == bytes) {
+                return Ok(());
+            }
+            dirfd::remove(target, OsStr::new(name))?;
+        }
+        let mut file = create(target, name)?;
+        file.write_all(bytes)?;
+        Ok(fchmod(&file, READ_ONLY)?)
     }
 
     fn failed(&self, path: &Path, source: std::io::Error) -> EncryptError {
@@ -299,17 +309,39 @@ impl Writer<'_> {
     }
 }
 
-fn new_dir_iv() -> Result<DirIv, EncryptError> {
-    loop {
-        let mut bytes = [0; DirIv::LEN];
-        getrandom::fill(&mut bytes)?;
-        if let Some(iv) = DirIv::new(bytes) {
-            return Ok(iv);
-        }
+/// Remove what is in the way of an object of `kind`, and make writable what an interrupted run left of it.
+fn clear_way(target: &OwnedFd, object: &str, kind: SFlag) -> nix::Result<()> {
+    let object = OsStr::new(object);
+    match dirfd::kind_of(target, object)? {
+        None | Some(SFlag::S_IFLNK) => Ok(()),
+        Some(found) if found == kind => dirfd::unlock(target, object),
+        Some(_) => dirfd::remove(target, object),
     }
 }
 
-fn keep_attributes(target: impl AsFd, stat: &FileStat) -> nix::Result<()> {
+/// Remove everything of `target` that is not in `names`; in the root, the conf stays.
+fn remove_others(target: &OwnedFd, names: &HashSet<OsString>, path: &Path) -> nix::Result<()> {
+    for name in dirfd::names(&mut dirfd::open_dir(target, OsStr::new("."))?)? {
+        let is_conf = path.as_os_str().is_empty() && name == UNFINISHED_CONF;
+        if !is_conf && !names.contains(&name) {
+            dirfd::remove(target, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The format's own file `name`, if it is there and as small as such files are.
+fn read_small(dir: &OwnedFd, name: &str) -> Option<Vec<u8>> {
+    /// The longest is a long name's text of 342 bytes.
+    const LIMIT: u64 = 1024;
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let mut bytes = Vec::new();
+    let file = File::from(openat(dir, name, flags, Mode::empty()).ok()?);
+    file.take(LIMIT).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+pub(super) fn keep_attributes(target: impl AsFd, stat: &FileStat) -> nix::Result<()> {
     let (accessed, modified) = times(stat);
     fchmod(target.as_fd(), Mode::from_bits_truncate(stat.st_mode & PERMISSIONS))?;
     futimens(target, &accessed, &modified)

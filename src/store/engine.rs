@@ -24,6 +24,7 @@ use super::progress::{Counters, Problem};
 use super::source::{ChunkSource, Fetched, Object, SourceError};
 use super::state::{Broken, ObjectState, State, Whole, wanted};
 use crate::error::chain;
+use crate::manifest::Manifest;
 
 /// Failures of one chunk in a row from which on they are a problem: one 503 is everyday life, and four attempts take the
 /// better part of a second.
@@ -44,6 +45,8 @@ pub struct Engine {
     pub slots: Vec<Slot>,
     pub cache: CacheDir,
     source: Arc<dyn ChunkSource>,
+    /// What every chunk must be in.
+    manifest: Option<Arc<Manifest>>,
     state: Mutex<State>,
     /// Held while chunk maps are saved: one writer of a sidecar at a time. Taken before `state`, never the other way round.
     pub saving: Mutex<()>,
@@ -65,6 +68,7 @@ impl Engine {
         options: StoreOptions,
         slots: Vec<Slot>,
         maps: Vec<ChunkMap>,
+        manifest: Option<Arc<Manifest>>,
         cache: CacheDir,
         source: Arc<dyn ChunkSource>,
     ) -> Self {
@@ -86,6 +90,7 @@ impl Engine {
             slots,
             cache,
             source,
+            manifest,
             state: Mutex::new(state),
             saving: Mutex::default(),
             work: Notify::new(),
@@ -246,8 +251,9 @@ impl Engine {
         let range = slot.layout.range(key.chunk);
         let generation = slot.file.generation();
         let mut bytes = vec![0; usize::try_from(slot.layout.len_of(key.chunk)).unwrap_or(0)];
-        let sound =
-            slot.file.read_at(generation, range.start, &mut bytes).is_ok() && crc64::of(&bytes) == crc;
+        let sound = slot.file.read_at(generation, range.start, &mut bytes).is_ok()
+            && crc64::of(&bytes) == crc
+            && self.is_genuine(slot, key, std::iter::once(bytes.as_slice()));
         let mut state = self.lock();
         let same = slot.file.generation() == generation && state.chunk(key) == Some(Chunk::Unverified(crc));
         if !sound || !same {
@@ -275,6 +281,9 @@ impl Engine {
             let path = slot.path.clone();
             return Err(Failure::Source(SourceError::Unavailable { path, detail, retry_after: None }));
         }
+        if !self.is_genuine(slot, key, fetched.frames.iter().map(|frame| frame.as_ref())) {
+            return Err(self.forged(slot, key));
+        }
         let crc = crc64::of_frames(&fetched.frames);
         let (mut state, generation) = loop {
             // Not one expression: the guard of the first half would live through the second.
@@ -300,6 +309,28 @@ impl Engine {
         self.check_object(key.object).map(|()| Ready::Disk(generation))
     }
 
+    /// Whether these are the bytes of the chunk that the manifest names; without one, nobody knows better.
+    fn is_genuine<'a>(&self, slot: &Slot, key: ChunkKey, bytes: impl Iterator<Item = &'a [u8]>) -> bool {
+        self.manifest.as_ref().is_none_or(|manifest| {
+            let object = manifest.object(&slot.object.path).filter(|object| object.len == slot.object.len);
+            object.is_some_and(|object| object.is_chunk(key.chunk.0, bytes))
+        })
+    }
+
+    /// A source delivered other bytes than the manifest names: fetched once more, for the network may have done it; the second
+    /// time in a row the object is broken.
+    fn forged(&self, slot: &Slot, key: ChunkKey) -> Failure {
+        let mut state = self.lock();
+        let Some(object) = state.objects.get_mut(key.object.0) else { return Failure::Closed };
+        tracing::error!(event = "chunk.forged", object = slot.path, chunk = key.chunk.0);
+        if object.forged.replace(key.chunk) == Some(key.chunk) {
+            object.broken = Some(Broken::Corrupt);
+            return Failure::Corrupt;
+        }
+        let detail = format!("chunk {} is not the one that the manifest names", key.chunk.0);
+        Failure::Source(SourceError::Unavailable { path: slot.path.clone(), detail, retry_after: None })
+    }
+
     /// When `object` is whole: compare its checksum with the origin's. The first difference discards it, to be fetched
     /// once more (the failure is transient then); the second breaks it.
     fn check_object(&self, index: ObjectIndex) -> Result<(), Failure> {
@@ -310,7 +341,8 @@ impl Engine {
             let Some(object) = state.objects.get_mut(index.0).filter(whole) else { return Ok(()) };
             object.whole = Whole::Checking;
             let crcs: Vec<u64> = object.map.chunks.iter().filter_map(|chunk| chunk.crc()).collect();
-            (crcs, object.map.object_crc64)
+            // A manifest has vouched for every chunk; what the origin promised of some earlier object says less.
+            (crcs, object.map.object_crc64.filter(|_| self.manifest.is_none()))
         };
         let lens = (0..).map(|chunk| slot.layout.len_of(ChunkIndex(chunk)));
         // Outside the lock: milliseconds for a large object.

@@ -5,7 +5,7 @@
 //!
 //! A chunk is *missing*, *unverified* (left by an unclean stop, or in doubt since; checked against its CRC-64 before its
 //! next use) or *present*. A reader that misses creates a flight or joins the one there is; workers of the runtime bring it in:
-//! source -> write -> mark in memory -> wake readers; the sidecar follows after `fdatasync`. A read gives every byte it
+//! source -> manifest, where there is one -> write -> mark in memory -> wake readers; the sidecar follows after `fdatasync`. A read gives every byte it
 //! asked for or an error; a chunk is never marked before all of it is written.
 //!
 //! | file | holds |
@@ -55,6 +55,7 @@ use self::disk::CacheDir;
 use self::engine::{Engine, Slot};
 use self::layout::Layout;
 use self::tree::Tree;
+use crate::manifest::Manifest;
 use crate::task::Tasks;
 
 /// How long workers get to end at [`Store::close`]; they end at their next await.
@@ -83,13 +84,28 @@ impl Store {
         source: Arc<dyn ChunkSource>,
         handle: Handle,
     ) -> Result<Arc<Self>, StoreError> {
+        Store::open_checked(options, objects, None, source, handle)
+    }
+
+    /// The same, with a manifest that every chunk must be in before anybody sees it, wherever it came from: also what an
+    /// earlier run left on the disk is checked with it before its first use. The chunk length must be the manifest's.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_checked(
+        options: StoreOptions,
+        objects: Vec<Object>,
+        manifest: Option<Arc<Manifest>>,
+        source: Arc<dyn ChunkSource>,
+        handle: Handle,
+    ) -> Result<Arc<Self>, StoreError> {
         let tree = tree::build(&objects)?;
         let (cache, clean) = CacheDir::open(&options.dir)?;
         cache.remove_leftovers(&objects)?;
         let slots: Vec<Slot> =
             objects.into_iter().map(|object| Slot::new(object, &options, &cache)).collect();
-        let maps = load(&cache, &options, &slots, clean)?;
-        let engine = Arc::new(Engine::new(options, slots, maps, cache, source));
+        let maps = load(&cache, &options, &slots, clean && manifest.is_none())?;
+        let engine = Arc::new(Engine::new(options, slots, maps, manifest, cache, source));
         let (sender, progress) = watch::channel(engine.snapshot(&mut Default::default()));
         let tasks = upkeep::start(&engine, sender, &handle);
         let fill_turn = tokio::sync::Mutex::new(());

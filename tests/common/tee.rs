@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use fuser::{BackgroundSession, Config, Errno, MountOption, SessionACL};
 
-pub use bytes::{Measured, quote_v4};
+pub use bytes::Measured;
 
 /// What goes wrong with one report directory of configfs-tsm.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::Mutex;
 
 use super::*;
-use crate::gocryptfs::{FileReader, Kind, LocalDir, Tree, unlock};
+use crate::gocryptfs::{CONF_NAME, Conf, FileReader, FormatError, Kind, LocalDir, Tree, unlock};
 use crate::keyring::Secret;
 
 struct Dirs {
@@ -28,22 +28,45 @@ impl Dirs {
         self.root.path().join("dst")
     }
 
+    fn partial(&self) -> PathBuf {
+        self.root.path().join("dst.partial")
+    }
+
     fn encrypt_with(&self, options: &EncryptOptions<'_>) -> Result<Encrypted, EncryptError> {
         encrypt_tree(&self.src(), &self.dst(), &passphrase(), options)
     }
 
     fn encrypt(&self) -> Result<Encrypted, EncryptError> {
-        self.encrypt_with(&OPTIONS)
+        self.encrypt_with(&options())
     }
 
     /// Whether something a mount would accept has been written.
     fn looks_finished(&self) -> bool {
-        self.dst().join(CONF_NAME).exists()
+        self.dst().exists() || self.partial().join(CONF_NAME).exists()
+    }
+
+    /// Make a complete target what it was before its last two steps.
+    fn unfinish(&self) {
+        fs::rename(self.dst(), self.partial()).unwrap();
+        fs::rename(self.partial().join(CONF_NAME), self.partial().join(UNFINISHED_CONF)).unwrap();
+    }
+
+    /// Where the file called `name` in the source is stored below `base`.
+    fn stored(&self, base: &Path, name: &str) -> PathBuf {
+        let source = LocalDir::open(base).unwrap();
+        let conf =
+            [CONF_NAME, UNFINISHED_CONF].iter().find_map(|conf| fs::read(base.join(conf)).ok()).unwrap();
+        let keys = unlock(&Conf::parse(&conf).unwrap(), &passphrase()).unwrap();
+        let tree = Tree::build(&source, &keys).unwrap();
+        let at = Path::new(name).iter().fold(tree.root(), |at, name| tree.lookup(at, name).unwrap().id);
+        let entry = tree.node(at).unwrap().entry.unwrap();
+        base.join(&crate::ciphertext::Ciphertext::entries(&source)[entry.0 as usize].path)
     }
 }
 
-const OPTIONS: EncryptOptions<'static> =
-    EncryptOptions { progress: None, dereference: false, scrypt_log_n: 10 };
+fn options() -> EncryptOptions<'static> {
+    EncryptOptions { scrypt_log_n: 10, ..EncryptOptions::default() }
+}
 
 fn passphrase() -> Passphrase {
     Passphrase::from_secret(&Secret::copy_of(b"test").unwrap()).unwrap()
@@ -71,7 +94,7 @@ fn large_file_sealed_by_several_threads_reads_back_whole() {
     fs::write(dirs.src().join("small"), b"x").unwrap();
     let seen = Mutex::new(Vec::new());
     let progress = |progress| seen.lock().unwrap().push(progress);
-    let encrypted = dirs.encrypt_with(&EncryptOptions { progress: Some(&progress), ..OPTIONS }).unwrap();
+    let encrypted = dirs.encrypt_with(&EncryptOptions { progress: Some(&progress), ..options() }).unwrap();
     assert_eq!((encrypted.files, encrypted.bytes), (2, 11_000_002));
     assert!(content_of(&dirs.dst(), "big").is_some_and(|read| read == plain));
     let seen = seen.into_inner().unwrap();
@@ -142,7 +165,7 @@ fn source_and_target_in_each_other_are_refused_and_nothing_is_made() {
         ("src", "src/../src/new"),
     ] {
         let result =
-            encrypt_tree(&dirs.root.path().join(src), &dirs.root.path().join(dst), &passphrase(), &OPTIONS);
+            encrypt_tree(&dirs.root.path().join(src), &dirs.root.path().join(dst), &passphrase(), &options());
         assert!(matches!(result, Err(EncryptError::Nested { .. })), "{src} into {dst}");
     }
     assert_eq!(fs::read_dir(dirs.src()).unwrap().count(), 1);
@@ -154,10 +177,10 @@ fn source_that_is_missing_or_a_file_makes_no_target() {
     fs::write(dirs.root.path().join("file"), b"").unwrap();
     for src in ["missing", "file"] {
         let src = dirs.root.path().join(src);
-        let result = encrypt_tree(&src, &dirs.dst(), &passphrase(), &OPTIONS);
+        let result = encrypt_tree(&src, &dirs.dst(), &passphrase(), &options());
         assert!(matches!(&result, Err(EncryptError::Source { path, .. }) if *path == src), "{result:?}");
     }
-    assert!(!dirs.dst().exists());
+    assert!(!dirs.dst().exists() && !dirs.partial().exists());
 }
 
 #[test]
@@ -167,9 +190,8 @@ fn failure_on_the_way_leaves_no_conf() {
     symlink("t".repeat(3040), dirs.src().join("b")).unwrap();
     let error = dirs.encrypt().unwrap_err();
     assert!(matches!(&error, EncryptError::Link { path, .. } if *path == dirs.src().join("b")), "{error}");
-    assert!(dirs.dst().exists() && !dirs.looks_finished());
-    use crate::error::Fault;
-    assert!(error.hint().contains("remove the unfinished target"), "{}", error.hint());
+    assert!(dirs.partial().exists() && !dirs.looks_finished());
+    assert!(error.hint().contains("goes on where it was"), "{}", error.hint());
 }
 
 #[test]
@@ -179,7 +201,7 @@ fn file_written_to_meanwhile_is_a_failure_and_leaves_no_conf() {
     fs::write(&path, vec![1; 700_000]).unwrap();
     let once = std::sync::Once::new();
     let grow = |_| once.call_once(|| fs::write(&path, vec![2; 700_001]).unwrap());
-    let error = dirs.encrypt_with(&EncryptOptions { progress: Some(&grow), ..OPTIONS }).unwrap_err();
+    let error = dirs.encrypt_with(&EncryptOptions { progress: Some(&grow), ..options() }).unwrap_err();
     assert!(matches!(&error, EncryptError::Changed { path: changed } if *changed == path), "{error}");
     assert!(!dirs.looks_finished());
 }
@@ -196,7 +218,7 @@ fn dereference_stores_what_symlinks_point_to() {
     assert_eq!((kept.symlinks, kept.files), (2, 0));
     assert_eq!(kept.escaping, [Path::new("dir"), Path::new("model")]);
     fs::remove_dir_all(dirs.dst()).unwrap();
-    let followed = dirs.encrypt_with(&EncryptOptions { dereference: true, ..OPTIONS }).unwrap();
+    let followed = dirs.encrypt_with(&EncryptOptions { dereference: true, ..options() }).unwrap();
     assert_eq!((followed.symlinks, followed.files, followed.directories), (0, 2, 1));
     assert_eq!(followed.escaping, [] as [PathBuf; 0]);
     assert_eq!(content_of(&dirs.dst(), "model").unwrap(), b"weights");
@@ -208,18 +230,18 @@ fn dereference_of_a_circle_or_of_nothing_is_refused() {
     let dirs = Dirs::new();
     fs::create_dir(dirs.src().join("a")).unwrap();
     symlink("..", dirs.src().join("a/up")).unwrap();
-    let follow = EncryptOptions { dereference: true, ..OPTIONS };
+    let follow = EncryptOptions { dereference: true, ..options() };
     let circle = dirs.encrypt_with(&follow);
     assert!(matches!(&circle, Err(EncryptError::Circle { path }) if path.ends_with("a/up")), "{circle:?}");
     fs::remove_file(dirs.src().join("a/up")).unwrap();
-    symlink(dirs.dst(), dirs.src().join("into")).unwrap();
+    symlink(dirs.partial(), dirs.src().join("into")).unwrap();
     let into = dirs.encrypt_with(&follow);
     assert!(matches!(&into, Err(EncryptError::Circle { path }) if path.ends_with("into")), "{into:?}");
     fs::remove_file(dirs.src().join("into")).unwrap();
     symlink("nowhere", dirs.src().join("dangling")).unwrap();
     let dangling = dirs.encrypt_with(&follow);
     assert!(matches!(&dangling, Err(EncryptError::Source { path, .. }) if path.ends_with("dangling")));
-    assert!(!dirs.looks_finished());
+    assert_eq!(fs::read_dir(dirs.root.path()).unwrap().count(), 1, "only the source is there");
 }
 
 #[test]
@@ -270,4 +292,149 @@ fn lone_directory_is_found_only_when_it_is_alone() {
     assert_eq!(lone_directory(&dirs.src()).unwrap(), None);
     fs::remove_dir(dirs.src().join("Qwen2.5-3B-Instruct")).unwrap();
     assert_eq!(lone_directory(&dirs.src()).unwrap(), None);
+}
+
+#[test]
+fn interrupted_run_keeps_what_opens_to_the_source_and_seals_the_rest() {
+    let dirs = Dirs::new();
+    let plain: Vec<u8> = (0..=250).cycle().take(1_500_000).collect();
+    let zeros = vec![0; 40_960];
+    fs::create_dir(dirs.src().join("sub")).unwrap();
+    for name in ["kept", "flipped", "cut", "longer", "headless", "sub/in"] {
+        fs::write(dirs.src().join(name), &plain).unwrap();
+    }
+    fs::write(dirs.src().join("zeros"), &zeros).unwrap();
+    fs::write(dirs.src().join("empty"), b"").unwrap();
+    symlink("kept", dirs.src().join("link")).unwrap();
+    symlink("cut", dirs.src().join("changed-link")).unwrap();
+    dirs.encrypt().unwrap();
+    dirs.unfinish();
+
+    let at = |name: &str| dirs.stored(&dirs.partial(), name);
+    let edit = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = fs::read(at(name)).unwrap();
+        change(&mut bytes);
+        fs::write(at(name), bytes).unwrap();
+    };
+    let before = fs::read(at("kept")).unwrap();
+    edit("flipped", &|bytes| bytes[18 + 200 * 4128 + 100] ^= 1);
+    edit("cut", &|bytes| bytes.truncate(18 + 100 * 4128 + 7));
+    edit("longer", &|bytes| bytes.extend([7; 5000]));
+    edit("headless", &|bytes| bytes[0] = 9);
+    // What a sparse file or a lost write leaves: it reads as zeros, which is what the source holds.
+    edit("zeros", &|bytes| bytes[18 + 4128..18 + 3 * 4128].fill(0));
+    edit("empty", &|bytes| bytes.extend([1; 60]));
+    let iv = at("sub").join(DIR_IV_NAME);
+    fs::remove_file(&iv).unwrap();
+    fs::write(&iv, [1; 7]).unwrap();
+    fs::write(dirs.partial().join("stranger"), b"x").unwrap();
+    fs::remove_file(dirs.src().join("changed-link")).unwrap();
+    symlink("kept", dirs.src().join("changed-link")).unwrap();
+    fs::write(dirs.src().join("new"), b"new").unwrap();
+
+    let encrypted = dirs.encrypt().unwrap();
+    let block = 4096;
+    let whole = 1_500_000;
+    // kept and longer whole; flipped but for one block; cut at its 100 whole blocks; zeros but for its two holes.
+    assert_eq!(encrypted.kept, 2 * whole + (whole - block) + 100 * block + (40_960 - 2 * block));
+    assert_eq!(fs::read(dirs.stored(&dirs.dst(), "kept")).unwrap(), before, "not one byte was sealed again");
+    for name in ["kept", "flipped", "cut", "longer", "headless", "sub/in"] {
+        assert!(content_of(&dirs.dst(), name).is_some_and(|read| read == plain), "{name}");
+    }
+    assert_eq!(content_of(&dirs.dst(), "zeros").unwrap(), zeros);
+    assert_eq!(content_of(&dirs.dst(), "empty").unwrap(), b"");
+    assert_eq!(content_of(&dirs.dst(), "new").unwrap(), b"new");
+    let sealed = fs::read(dirs.stored(&dirs.dst(), "zeros")).unwrap();
+    assert!(sealed[18..].chunks(4128).all(|block| block[..16] != [0; 16]), "no hole is left");
+    assert!(!dirs.partial().exists() && !dirs.dst().join("stranger").exists());
+    assert!(!dirs.dst().join(UNFINISHED_CONF).exists());
+}
+
+#[test]
+fn file_that_the_source_has_no_more_is_removed_from_an_interrupted_run() {
+    let dirs = Dirs::new();
+    fs::create_dir(dirs.src().join("old")).unwrap();
+    fs::write(dirs.src().join("old/file"), b"x").unwrap();
+    fs::write(dirs.src().join("o".repeat(200)), b"x").unwrap();
+    fs::write(dirs.src().join("stays"), b"x").unwrap();
+    dirs.encrypt().unwrap();
+    dirs.unfinish();
+    fs::remove_dir_all(dirs.src().join("old")).unwrap();
+    fs::remove_file(dirs.src().join("o".repeat(200))).unwrap();
+    assert_eq!(dirs.encrypt().unwrap().kept, 1);
+    // The file, the directory's IV and the conf.
+    assert_eq!(fs::read_dir(dirs.dst()).unwrap().count(), 3);
+}
+
+#[test]
+fn interrupted_run_of_another_password_is_neither_used_nor_destroyed() {
+    let dirs = Dirs::new();
+    fs::write(dirs.src().join("file"), b"x").unwrap();
+    dirs.encrypt().unwrap();
+    dirs.unfinish();
+    let other = Passphrase::from_secret(&Secret::copy_of(b"other").unwrap()).unwrap();
+    let result = encrypt_tree(&dirs.src(), &dirs.dst(), &other, &options());
+    assert!(
+        matches!(&result, Err(EncryptError::Resume { path, source: FormatError::WrongPassword }) if *path == dirs.partial()),
+        "{result:?}"
+    );
+    assert_eq!(dirs.encrypt().unwrap().kept, 1);
+}
+
+#[test]
+fn working_directory_of_somebody_else_is_left_alone() {
+    let dirs = Dirs::new();
+    fs::create_dir(dirs.partial()).unwrap();
+    fs::write(dirs.partial().join("precious"), b"data").unwrap();
+    assert!(matches!(dirs.encrypt(), Err(EncryptError::NotEmpty { path }) if path == dirs.partial()));
+    fs::remove_file(dirs.partial().join("precious")).unwrap();
+    fs::write(dirs.partial().join("gocryptfs.conf.draft"), b"{").unwrap();
+    assert!(dirs.encrypt().is_ok(), "a run that was interrupted in its first step");
+}
+
+#[test]
+fn second_run_at_the_same_time_is_told_so() {
+    let dirs = Dirs::new();
+    fs::write(dirs.src().join("file"), b"x").unwrap();
+    let second = Mutex::new(None);
+    let meanwhile = |_: Progress| {
+        second.lock().unwrap().get_or_insert_with(|| dirs.encrypt());
+    };
+    dirs.encrypt_with(&EncryptOptions { progress: Some(&meanwhile), ..options() }).unwrap();
+    let second = second.into_inner().unwrap();
+    assert!(
+        matches!(&second, Some(Err(EncryptError::Busy { path })) if *path == dirs.partial()),
+        "{second:?}"
+    );
+}
+
+#[test]
+fn excluded_names_are_left_out_with_everything_in_them() {
+    let dirs = Dirs::new();
+    fs::create_dir_all(dirs.src().join(".git/objects")).unwrap();
+    fs::write(dirs.src().join(".git/objects/x"), vec![0; 100]).unwrap();
+    fs::write(dirs.src().join("model.pth"), vec![0; 100]).unwrap();
+    fs::write(dirs.src().join("model.safetensors"), b"weights").unwrap();
+    let exclude = Exclude::new(&[".git".to_owned(), "*.pth".to_owned()]).unwrap();
+    let encrypted = dirs.encrypt_with(&EncryptOptions { exclude, ..options() }).unwrap();
+    assert_eq!((encrypted.files, encrypted.directories, encrypted.bytes), (1, 0, 7));
+    assert_eq!(content_of(&dirs.dst(), "model.safetensors").unwrap(), b"weights");
+}
+
+#[test]
+fn finish_sees_the_complete_directory_and_its_failure_leaves_it_for_the_next_run() {
+    let dirs = Dirs::new();
+    fs::write(dirs.src().join("file"), b"x").unwrap();
+    let refuse = |complete: &Path| -> Result<(), Box<dyn Fault>> {
+        assert!(complete.join(CONF_NAME).exists());
+        Err(FormatError::NoConf.into())
+    };
+    let error = dirs.encrypt_with(&EncryptOptions { finish: Some(&refuse), ..options() }).unwrap_err();
+    assert_eq!((error.code(), dirs.dst().exists()), ("format.no-conf", false));
+    let add = |complete: &Path| -> Result<(), Box<dyn Fault>> {
+        fs::write(complete.join("added"), b"x").unwrap();
+        Ok(())
+    };
+    assert_eq!(dirs.encrypt_with(&EncryptOptions { finish: Some(&add), ..options() }).unwrap().kept, 1);
+    assert!(dirs.dst().join("added").exists());
 }

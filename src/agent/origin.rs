@@ -1,0 +1,115 @@
+//! Where the model comes from: fetch its manifest before anything else, judge it, and keep what it names.
+//!
+//! The manifest comes from the object store alone, never from a peer. Objects it does not name are no part of the model: they
+//! are left out of what is listed, fetched and shown.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::patience::Patience;
+use super::state::State;
+use super::status::Failure;
+use super::voice::Voice;
+use crate::config::Settings;
+use crate::error::{ErrorClass, Fault};
+use crate::manifest::{self, Manifest, ManifestError, Policy, StateDir};
+use crate::oss::OssSource;
+use crate::store::{ChunkSource, Object, SourceError, StoreOptions};
+
+/// The store's chunk is the manifest's: a chunk that arrived can be checked by itself.
+const _: () = assert!(StoreOptions::CHUNK_LEN == manifest::CHUNK_LEN);
+
+/// The manifest is listed and cannot be fetched.
+#[derive(Debug, thiserror::Error)]
+#[error("fetching the manifest")]
+struct FetchError(#[source] SourceError);
+
+impl Fault for FetchError {
+    fn class(&self) -> ErrorClass {
+        self.0.class()
+    }
+
+    fn code(&self) -> &'static str {
+        "model.manifest-fetch"
+    }
+
+    fn hint(&self) -> String {
+        "the access key must be allowed to read it; while an upload is under way, wait for its end".into()
+    }
+}
+
+/// Judge the model that `objects` list: those of them that belong to it, and its manifest.
+pub(super) async fn judge(
+    settings: &Settings,
+    voice: &Voice,
+    source: &OssSource,
+    objects: Vec<Object>,
+) -> Result<(Vec<Object>, Option<Arc<Manifest>>), Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
+    let manifest = match objects.iter().find(|object| object.path == Path::new(manifest::NAME)) {
+        Some(object) => Some(fetch(settings, voice, source, object).await?),
+        None => None,
+    };
+    let state = StateDir::new(&settings.state_dir);
+    let key_id = &settings.trustee.key_id;
+    let policy = Policy {
+        pin: settings.model.pin,
+        seen: state.load(key_id).map_err(|error| fail(&error))?,
+        // The token's end: the only time in it that the broker's dialects share. Minutes after it was issued, so that a
+        // licence ends a little early and begins a little early, and the host's clock has no say.
+        now: voice.read(|status| status.attestation_expires),
+        attestation_policy: &settings.trustee.policy,
+    };
+    let origin = policy.judge(manifest.as_ref()).map_err(|error| fail(&error))?;
+    if let Some(notice) = origin.notice {
+        tracing::warn!(event = "model.origin", "{notice}");
+        voice.update(|status| status.notices.push(notice));
+    }
+    let (Some(manifest), Some(seen)) = (manifest, origin.seen) else { return Ok((objects, None)) };
+    let listed = objects.iter().map(|object| (object.path.as_path(), object.len));
+    manifest.check_list(listed).map_err(|error| fail(&error))?;
+    if policy.seen != Some(seen) {
+        state.store(key_id, &seen).map_err(|error| fail(&error))?;
+    }
+    tracing::info!(
+        event = "model.signed", identity = %seen.identity, revision = seen.revision, publisher = %seen.publisher,
+        "model {} is revision {}, signed by {}", seen.identity, seen.revision, seen.publisher
+    );
+    Ok((named(&manifest, objects), Some(Arc::new(manifest))))
+}
+
+/// The objects that the manifest names.
+fn named(manifest: &Manifest, objects: Vec<Object>) -> Vec<Object> {
+    let (named, others): (Vec<_>, Vec<_>) =
+        objects.into_iter().partition(|object| manifest.object(&object.path).is_some());
+    for object in others.iter().filter(|object| object.path != Path::new(manifest::NAME)) {
+        tracing::warn!(
+            event = "model.unnamed", object = %object.path.display(),
+            "{} is not in the manifest and left out", object.path.display()
+        );
+    }
+    named
+}
+
+/// Fetch and verify the manifest, retrying what may pass.
+async fn fetch(
+    settings: &Settings,
+    voice: &Voice,
+    source: &OssSource,
+    object: &Object,
+) -> Result<Manifest, Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
+    if object.len > Manifest::largest() {
+        return Err(fail(&ManifestError::TooLarge));
+    }
+    voice.stage("fetching the manifest");
+    let mut patience = Patience::new("the object store", settings.trustee.retry_limit);
+    loop {
+        match source.fetch(object, 0..object.len).await {
+            Ok(fetched) => {
+                return Manifest::parse(&fetched.frames.concat()).map_err(|error| fail(&error));
+            }
+            Err(error) => patience.after(voice, fail(&FetchError(error))).await?,
+        }
+    }
+}
