@@ -158,7 +158,7 @@ async fn gpus_that_are_not_required_and_not_sound_are_said_and_do_not_work() {
 #[tokio::test(flavor = "multi_thread")]
 async fn old_and_upstream_brokers_release_the_key_to_the_same_machine() {
     for (arguments, protocol, toml) in [
-        (&["--kbs-protocol", "0.1.0"][..], "0.1.0 (older than cai offered: the answer asked for it)", ""),
+        (&["--kbs-protocol", "0.1.0"][..], "0.1.0", ""),
         (&["--kbs-maker", "upstream"], "0.4.0", "[trustee]\ngpu_evidence = \"upstream\"\n"),
     ] {
         let machine = machine!(Machine::new(Builder::default().with(arguments), toml, false).await);
@@ -166,6 +166,9 @@ async fn old_and_upstream_brokers_release_the_key_to_the_same_machine() {
         let status = machine.world.wait_state(&mut agent, "Serving");
         assert_eq!(status["Attestation"]["protocol"], protocol);
         assert_eq!(status["Attestation"]["gpus"], "2 x NVIDIA H20");
+        let downgraded =
+            status["Notices"].to_string().contains("asked for protocol 0.1.0, which is not the newest");
+        assert_eq!(downgraded, protocol == "0.1.0");
         assert_eq!(agent.stop().code(), Some(0));
         assert_eq!(machine.driver.ready_states(), "010");
     }

@@ -307,7 +307,7 @@ fn service_without_a_port_is_not_there_and_one_that_does_not_listen_is_vsocks_fa
     fs::write(fixture.root().join("etc/tdx-attest.conf"), "#port=4050\n").unwrap();
     assert_eq!(fixture.attempts(), absent);
     fs::write(fixture.root().join("etc/tdx-attest.conf"), "port=4051\n").unwrap();
-    assert_eq!(fixture.attempts(), [("qgs", "tdx.vsock", ErrorClass::Config)]);
+    assert_eq!(fixture.attempts(), [("qgs", "tdx.vsock", ErrorClass::Transient)]);
     let hint = fixture.evidence(Verifier::Current).unwrap_err().hint();
     assert!(hint.contains("port 4051") && hint.contains("CID 2"), "{hint}");
 }
@@ -337,7 +337,7 @@ fn codes_and_crashes_of_the_vendors_library_are_told_apart() {
         return;
     }
     for (code, expected, class) in [
-        (0x4, "tdx.library-vsock", ErrorClass::Config),
+        (0x4, "tdx.library-vsock", ErrorClass::Transient),
         (0x8, "tdx.library-quote", ErrorClass::Transient),
         (0xa, "tdx.library-device", ErrorClass::Config),
         (0x1, "tdx.library", ErrorClass::Config),
@@ -346,8 +346,8 @@ fn codes_and_crashes_of_the_vendors_library_are_told_apart() {
         assert_eq!(fixture.attempts(), [("libtdx-attest", expected, class)], "{code:#x}");
     }
     for (behaviour, expected, class) in [
-        ("abort();", "vendor.child", ErrorClass::Config),
-        ("exit(0);", "vendor.child", ErrorClass::Config),
+        ("abort();", "vendor.child", ErrorClass::Transient),
+        ("exit(0);", "vendor.child", ErrorClass::Transient),
         ("*quote = malloc(1); *size = 0;", "tdx.empty-quote", ErrorClass::Transient),
         ("*quote = malloc(1); *size = 0x7fffffff;", "tdx.empty-quote", ErrorClass::Transient),
         ("*quote = calloc(1, 700); *size = 700;", "tdx.bad-quote", ErrorClass::Transient),

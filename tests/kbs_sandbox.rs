@@ -266,7 +266,7 @@ async fn faults_on_the_way_are_told_apart() {
         (json!({ "do": "kbs_wrong_nonce" }), "kbs.attestation-refused", ErrorClass::Denied),
         (json!({ "do": "kbs_token_nonce" }), "kbs.token", ErrorClass::Corrupt),
         (json!({ "do": "kbs_token_key" }), "kbs.token", ErrorClass::Corrupt),
-        (json!({ "do": "kbs_token_expired" }), "kbs.token", ErrorClass::Config),
+        (json!({ "do": "kbs_token_expired" }), "kbs.token", ErrorClass::Transient),
         (json!({ "do": "kbs_swap_key" }), "kbs.jwe", ErrorClass::Corrupt),
     ];
     for (fault, code, class) in rows {

@@ -309,7 +309,7 @@ async fn tokens_of_every_release_are_verified_to_the_sandboxs_authority_and_to_n
         assert!(told(&error).1.starts_with(CHAIN), "{protocol}: {}", chain(&error));
         for (fault, class, text) in [
             ("kbs_token_signature", ErrorClass::Corrupt, SIGNATURE),
-            ("kbs_token_expired", ErrorClass::Config, "the attestation token had expired"),
+            ("kbs_token_expired", ErrorClass::Transient, "the attestation token had expired"),
             ("kbs_token_nonce", ErrorClass::Corrupt, "the attestation token is about another nonce"),
             ("kbs_token_key", ErrorClass::Corrupt, "the attestation token is about another TEE key"),
         ] {

@@ -35,7 +35,11 @@ struct Publisher {
 
 impl Publisher {
     async fn new() -> Option<Self> {
-        let mut world = World::new(Builder::default())?;
+        Self::with(Builder::default()).await
+    }
+
+    async fn with(builder: Builder) -> Option<Self> {
+        let mut world = World::new(builder)?;
         let cipher = world.upload(world::small_model()).await;
         generate(&world.path("key")).unwrap();
         let key = SigningKey::read(&world.path("key")).unwrap();
@@ -188,7 +192,10 @@ async fn damaged_manifest_is_refused_also_without_a_pin() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn licence_that_has_ended_or_asks_for_another_policy_is_denied() {
-    let publisher = world!(Publisher::new().await);
+    let directory = tempfile::tempdir().unwrap();
+    let signers = directory.path().join("signers.pem");
+    let builder = Builder::default().with(&["--token-cert-out", signers.to_str().unwrap()]);
+    let mut publisher = world!(Publisher::with(builder).await);
     let licence = Licence {
         id: "L-1".into(),
         licensee: "Example".into(),
@@ -197,8 +204,14 @@ async fn licence_that_has_ended_or_asks_for_another_policy_is_denied() {
         not_before: None,
         not_after: Some(1_600_000_000),
     };
-    let licensed = |licence| Contents { licence: Some(licence), ..publisher.contents(1) };
+    let contents = publisher.contents(1);
+    let licensed = |licence| Contents { licence: Some(licence), ..contents.clone() };
     publisher.publish(&licensed(licence.clone())).await;
+    // Over plain http whoever answers could write any time into a token that nobody signs.
+    publisher.refused(77, "licence.no-time");
+    let etc = publisher.world.root().join("etc/cai");
+    fs::copy(&signers, etc.join("signers.pem")).unwrap();
+    publisher.world.toml = "[trustee]\ntoken_cert = \"/etc/cai/signers.pem\"\n".into();
     let log = publisher.refused(77, "licence.expired");
     assert!(log.contains("licence L-1 ended at 2020-09-13T12:26:40Z"), "{log}");
     publisher

@@ -141,6 +141,18 @@ fn forged_chunk_is_fetched_once_more_and_never_served() {
 }
 
 #[test]
+fn file_that_was_swapped_as_a_whole_is_corrupt_however_its_chunks_come() {
+    let (rt, dir) = (runtime(), TempDir::new().unwrap());
+    let source = Source::new(content(1));
+    let store = open(dir.path(), Some(manifest(&content(0))), source.clone(), &rt);
+    assert!(rt.block_on(store.fill(CancellationToken::new())).is_err());
+    let problems = store.progress().borrow().problems.clone();
+    assert!(problems.iter().any(|problem| problem.class == ErrorClass::Corrupt), "{problems:?}");
+    assert!(source.fetches() <= 6, "each chunk twice at most, not {} fetches", source.fetches());
+    rt.block_on(store.close()).unwrap();
+}
+
+#[test]
 fn chunk_damaged_on_the_way_is_fetched_again_and_served() {
     let (rt, dir, right) = (runtime(), TempDir::new().unwrap(), content(0));
     let source = Source::new(right.clone());

@@ -129,9 +129,9 @@ async fn start_and_serve(
     helper: &Arc<Helper>,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Released { secret, gpus_ready } = release::release_key(settings, voice, helper).await?;
+    let Released { secret, gpus_ready, time } = release::release_key(settings, voice, helper).await?;
     in_place.gpus_ready = gpus_ready;
-    let store = stages::open_store(settings, voice).await?;
+    let store = stages::open_store(settings, voice, time).await?;
     in_place.store = Some(store.clone());
     let model = stages::open_model(voice, &store, secret).await?;
 

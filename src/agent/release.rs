@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::patience::Patience;
 use super::stages::ask;
 use super::state::{Event, State};
 use super::status::Failure;
 use super::voice::Voice;
-use crate::attest::{self, GpuClaims, Tee};
-use crate::config::Settings;
+use crate::attest::{self, GpuClaims};
+use crate::config::{Settings, TeeChoice};
 use crate::error::{Fault, chain};
 use crate::helper::Helper;
 use crate::helper::protocol::Request;
@@ -25,6 +26,9 @@ pub(super) struct Released {
     pub(super) secret: Secret,
     /// Whether the GPUs were attested too, and accept work now.
     pub(super) gpus_ready: bool,
+    /// The time of the attestation token, where nobody on the way can have written it: the broker proved who it is, or the
+    /// token is signed by a named signer. The token's end, the only time that the broker's dialects share.
+    pub(super) time: Option<SystemTime>,
 }
 
 /// Attest this machine and receive the model's secret, retrying what may pass until the operator's limit.
@@ -34,14 +38,14 @@ pub(super) async fn release_key(
     helper: &Arc<Helper>,
 ) -> Result<Released, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
+    if settings.attest.tee != TeeChoice::Sample {
+        // Left by a crash of agent and helper together, or set while the machine booted. Before anything that can fail.
+        hold_gpus_back(helper).await;
+    }
     let attester = attest::detect(&settings.attesting(), helper).map_err(|error| fail(&error))?;
     let uri = kbs::ResourceUri::parse(&settings.trustee.key_id).map_err(|error| fail(&error))?;
     let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
     voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
-    if attester.tee() != Tee::Sample {
-        // Left by a crash of agent and helper together, or set while the machine booted.
-        hold_gpus_back(helper).await;
-    }
 
     let mut patience = Patience::new("the key broker", settings.trustee.retry_limit);
     loop {
@@ -53,13 +57,15 @@ pub(super) async fn release_key(
             Ok((proof, secret)) => {
                 tracing::info!(event = "key.released", key_id = %uri, "the broker released the key");
                 voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
-                let gpus_ready = !proof.facts().claims.gpus.is_empty();
+                let facts = proof.facts();
+                let gpus_ready = !facts.claims.gpus.is_empty();
+                let time = facts.expires.filter(|_| facts.token_verified || facts.server_authenticated);
                 if gpus_ready {
                     let (text, _) = ask(helper, Request::GpuReady).await.map_err(|error| fail(&error))?;
                     tracing::info!(event = "gpu.ready", "{text}");
                 }
                 voice.apply(Event::KeyReleased, "listing the model")?;
-                return Ok(Released { secret, gpus_ready });
+                return Ok(Released { secret, gpus_ready, time });
             }
             Err(error) => error,
         };
@@ -80,6 +86,13 @@ fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), 
     for notice in &facts.claims.notices {
         voice.notice(notice);
     }
+    if facts.downgraded {
+        voice.notice(&format!(
+            "the key broker, or whoever answers in its place, asked for protocol {}, which is not the newest: pin it with \
+             trustee.protocol if that is right",
+            facts.dialect.version()
+        ));
+    }
     voice.apply(Event::Attested, format!("asking for {uri}"))
 }
 
@@ -88,17 +101,11 @@ fn shown(facts: &Facts) -> BTreeMap<&'static str, String> {
     let server =
         if facts.server_authenticated { "authenticated by TLS" } else { "NOT AUTHENTICATED (plain http)" };
     let token = if facts.token_verified { "signature verified" } else { "signature not checked" };
-    let version = facts.dialect.version();
-    let protocol = if facts.downgraded {
-        format!("{version} (older than cai offered: the answer asked for it)")
-    } else {
-        version.to_owned()
-    };
     BTreeMap::from([
         ("tee", facts.tee.name().to_owned()),
         ("provider", facts.claims.provider.to_owned()),
         ("gpus", gpus(&facts.claims.gpus)),
-        ("protocol", protocol),
+        ("protocol", facts.dialect.version().to_owned()),
         ("key-algorithm", facts.algorithm.to_owned()),
         ("server", server.to_owned()),
         ("token", token.to_owned()),

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -97,7 +97,11 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// List the model and open its local store.
-pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc<Store>, Failure> {
+pub(super) async fn open_store(
+    settings: &Settings,
+    voice: &Voice,
+    time: Option<SystemTime>,
+) -> Result<Arc<Store>, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
     let client = oss::Client::new(&settings.oss).map_err(|error| fail(&error))?;
     let source = OssSource::new(Arc::new(client), settings.oss.prefix.clone());
@@ -111,7 +115,7 @@ pub(super) async fn open_store(settings: &Settings, voice: &Voice) -> Result<Arc
         return Err(fail(&StageError::NoConf { model: settings.oss.location(), inside }));
     }
     let listed = revision(&objects);
-    let (objects, manifest) = origin::judge(settings, voice, &source, objects).await?;
+    let (objects, manifest) = origin::judge(settings, voice, &source, objects, time).await?;
     let revision = manifest.as_ref().map_or(listed, |manifest| manifest.identity().to_string());
     voice.update(|status| status.model_revision = revision);
     let options = StoreOptions {

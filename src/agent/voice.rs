@@ -42,11 +42,6 @@ impl Voice {
         self.status.borrow().state
     }
 
-    /// Look at what is shown.
-    pub(super) fn read<T>(&self, pick: impl FnOnce(&Status) -> T) -> T {
-        pick(&self.status.borrow())
-    }
-
     /// Apply `event`; `stage` says what is done in the new state.
     pub(super) fn apply(&self, event: Event, stage: impl Into<String>) -> Result<(), Failure> {
         let from = self.state();

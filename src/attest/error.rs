@@ -3,6 +3,8 @@
 use super::gpu::GpuError;
 use super::qgs::QgsError;
 use super::quote::QuoteError;
+use nix::libc;
+
 use crate::error::{ErrorClass, Fault, chain};
 use crate::helper::HelperError;
 
@@ -84,7 +86,12 @@ impl Fault for SourceError {
     fn class(&self) -> ErrorClass {
         match self {
             SourceError::Helper(source) => source.class(),
-            SourceError::Qgs(QgsError::NoPort { .. } | QgsError::Connect { .. }) => ErrorClass::Config,
+            // A machine without vsock stays one; a service that does not answer may be restarting.
+            SourceError::Qgs(QgsError::Connect { source, .. }) => match source.raw_os_error() {
+                Some(libc::ENODEV | libc::EAFNOSUPPORT) => ErrorClass::Config,
+                _ => ErrorClass::Transient,
+            },
+            SourceError::Qgs(QgsError::NoPort { .. }) => ErrorClass::Config,
             SourceError::Qgs(QgsError::Line(_) | QgsError::Answer { .. } | QgsError::Refused { .. })
             | SourceError::Quote(_)
             | SourceError::Report

@@ -1,6 +1,7 @@
 //! `cai run`: the daemon.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nix::unistd::Uid;
 use tokio::sync::watch;
@@ -32,6 +33,9 @@ impl Fault for RuntimeError {
     }
 }
 
+/// How long blocking work that nobody waits for any more may take to end.
+const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
+
 /// Read the configuration, get a line to the helper, become an ordinary user, serve.
 pub(super) fn run(root: &Path) -> Result<(), Box<dyn Fault>> {
     host::log_to_journal_or_stderr();
@@ -54,7 +58,10 @@ pub(super) fn run(root: &Path) -> Result<(), Box<dyn Fault>> {
         .enable_all()
         .build()
         .map_err(RuntimeError)?;
-    runtime.block_on(serve(settings, notices, helper))
+    let outcome = runtime.block_on(serve(settings, notices, helper));
+    // Everything is taken down; what still blocks (a quote that the host does not give) must not keep the process.
+    runtime.shutdown_timeout(LEFTOVER_GRACE);
+    outcome
 }
 
 /// Offer the status on the bus, and run the agent behind it.

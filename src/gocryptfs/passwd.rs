@@ -105,7 +105,10 @@ pub fn change_password(dir: &Path, old: &Passphrase, new: &Passphrase) -> Result
         let _ = fs::remove_file(&draft);
         return Err(error);
     }
-    fs::hard_link(&conf_path, &backup).map_err(failed(&backup))?;
+    if let Err(source) = fs::hard_link(&conf_path, &backup) {
+        let _ = fs::remove_file(&draft);
+        return Err(PasswdError::Write { path: backup, source });
+    }
     fs::rename(&draft, &conf_path).map_err(failed(&conf_path))?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed(dir))?;
     proven(&conf_path)?;

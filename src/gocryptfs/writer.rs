@@ -313,7 +313,9 @@ impl Writer<'_> {
 fn clear_way(target: &OwnedFd, object: &str, kind: SFlag) -> nix::Result<()> {
     let object = OsStr::new(object);
     match dirfd::kind_of(target, object)? {
-        None | Some(SFlag::S_IFLNK) => Ok(()),
+        None => Ok(()),
+        // A link is made anew, not written to; its mode means nothing.
+        Some(SFlag::S_IFLNK) if kind == SFlag::S_IFLNK => Ok(()),
         Some(found) if found == kind => dirfd::unlock(target, object),
         Some(_) => dirfd::remove(target, object),
     }

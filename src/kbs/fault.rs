@@ -43,9 +43,9 @@ impl Fault for KbsError {
             }
             KbsError::Evidence { source, .. } => source.class(),
             KbsError::Token { source, .. } => match source {
-                TokenError::Expired { .. }
-                | TokenError::NotYetValid { .. }
-                | TokenError::Missing { .. }
+                // A clock, here or there, that may be set soon.
+                TokenError::Expired { .. } | TokenError::NotYetValid { .. } => ErrorClass::Transient,
+                TokenError::Missing { .. }
                 | TokenError::Untrusted
                 | TokenError::Chain(_) => ErrorClass::Config,
                 TokenError::Malformed

@@ -72,6 +72,8 @@ impl Negotiation {
             KbsError::AuthRefused { .. } if first.dialect == Dialect::NEWEST => {
                 Ok(self.offer(Dialect::V0_1_0).ok())
             }
+            // A broker that spoke an old version may have been upgraded.
+            KbsError::AuthRefused { .. } => Ok(self.offer(Dialect::NEWEST).ok()),
             _ => Ok(None),
         }
     }

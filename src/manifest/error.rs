@@ -372,7 +372,11 @@ impl Fault for PolicyError {
                 "ask the model's owner for a licence; the date of the attestation token counts, not this machine's clock"
                     .into()
             }
-            PolicyError::NoTime { .. } => "the key broker must issue attestation tokens with an expiry".into(),
+            PolicyError::NoTime { .. } => {
+                "a licence needs a time that can be trusted: use an https TRUSTEE_URL, or set trustee.token_cert; the \
+                 attestation token must have an expiry"
+                    .into()
+            }
             PolicyError::OtherPolicy { .. } => "set TRUSTEE_POLICY to the policy of the licence".into(),
             PolicyError::Objects { .. } => {
                 "upload the model again, with its manifest; while an upload is under way, wait for its end".into()

@@ -297,6 +297,9 @@ impl Engine {
             }
         };
         state.counters.bytes_fetched = state.counters.bytes_fetched.saturating_add(got);
+        if let Some(object) = state.objects.get_mut(key.object.0) {
+            object.forged.remove(&key.chunk);
+        }
         let Some(generation) = generation.filter(|_| state.caching) else {
             return Ok(state.recent.serve(key, fetched.frames));
         };
@@ -323,7 +326,7 @@ impl Engine {
         let mut state = self.lock();
         let Some(object) = state.objects.get_mut(key.object.0) else { return Failure::Closed };
         tracing::error!(event = "chunk.forged", object = slot.path, chunk = key.chunk.0);
-        if object.forged.replace(key.chunk) == Some(key.chunk) {
+        if !object.forged.insert(key.chunk) {
             object.broken = Some(Broken::Corrupt);
             return Failure::Corrupt;
         }

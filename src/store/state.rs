@@ -45,8 +45,8 @@ pub struct ObjectState {
     pub broken: Option<Broken>,
     /// Times the whole object did not have the origin's checksum.
     pub mismatches: u32,
-    /// The chunk that was last delivered with other bytes than the manifest names.
-    pub forged: Option<ChunkIndex>,
+    /// Chunks that were last delivered with other bytes than the manifest names.
+    pub forged: HashSet<ChunkIndex>,
     /// The sidecar is older than the map.
     pub dirty: bool,
     /// Chunks written since the last sync began.
@@ -108,7 +108,7 @@ impl ObjectState {
             whole,
             broken: None,
             mismatches: 0,
-            forged: None,
+            forged: HashSet::new(),
             dirty: contradicted,
             unsynced: Vec::new(),
             distrusted: HashSet::new(),

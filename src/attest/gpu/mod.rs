@@ -98,7 +98,14 @@ impl Devices for Gpus {
     }
 
     fn embedded(&self, digest: &Digest) -> Result<(Option<Box<RawValue>>, DeviceClaims), AttestError> {
-        let (verified, claims) = self.read(digest)?;
+        let (verified, mut claims) = self.read(digest)?;
+        if self.form == GpuForm::Upstream && verified.is_some() {
+            claims.notices.push(
+                "the GPUs were attested here and their evidence not sent: this protocol has no room for it in the form of \
+                 trustee.gpu_evidence"
+                    .to_owned(),
+            );
+        }
         let value = match self.form {
             GpuForm::Auto | GpuForm::Alibaba => {
                 verified.map(|verified| form::alibaba(&verified, SystemTime::now())).transpose()?

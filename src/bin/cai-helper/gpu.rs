@@ -51,14 +51,23 @@ pub(crate) fn evidence(root: &Path, nonce: &[u8]) -> Result<String, Refusal> {
 pub(crate) fn set_ready(root: &Path, ready: bool) -> Result<String, Refusal> {
     let nvml = open(root)?;
     let state = if ready { "ready" } else { "not ready" };
-    let device = nvml.device_by_index(0).map_err(|error| failed("opening GPU 0", error))?;
-    match device.set_confidential_compute_state(ready) {
+    match set_state(&nvml, ready) {
         Ok(()) => Ok(format!("the GPUs are {state}")),
         Err(NvmlError::NotSupported) if !ready => {
             Ok("the GPUs are not in confidential mode, which alone has a ready state".into())
         }
         Err(error) => Err(failed(&format!("setting the GPUs {state}"), error)),
     }
+}
+
+/// Set the ready state, which is the system's. Not through a device, as nvml-wrapper does it: the one it takes may be lost,
+/// and the others must be held back all the same.
+#[allow(unsafe_code)]
+fn set_state(nvml: &Nvml, ready: bool) -> Result<(), NvmlError> {
+    let set = nvml.lib().nvmlSystemSetConfComputeGpusReadyState.as_ref();
+    let set = set.map_err(|error| NvmlError::FailedToLoadSymbol(error.to_string()))?;
+    // JUSTIFICATION: as above. SAFETY: the symbol is NVML's function of that name, which takes one unsigned number.
+    nvml_try(unsafe { set(u32::from(ready)) })
 }
 
 fn open(root: &Path) -> Result<Nvml, Refusal> {

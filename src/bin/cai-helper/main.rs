@@ -52,18 +52,18 @@ fn run() -> anyhow::Result<()> {
 
 /// Answer the daemon until its line closes.
 fn serve(root: &Path) -> anyhow::Result<()> {
-    // The end of the line is the only stop signal: the daemon's terminal and cgroup send us theirs too, and a helper that
-    // died first could not detach the mount.
-    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).thread_block()?;
+    // The end of the line is the only stop signal: the daemon's terminal, cgroup and watchdog send us theirs too, and a
+    // helper that died first could not detach the mount.
+    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGABRT];
+    SigSet::from_iter(stops).thread_block()?;
     let stdin = std::io::stdin();
     let line = stdin.as_fd();
     let daemon = check_peer(line)?;
     check_configuration_is_roots(root)?;
     let settings = config::load(root).map(|(settings, _)| settings);
     let mut session = Session::new(root.to_owned(), settings, daemon);
-    let served = session.serve(line);
-    session.undo();
-    served
+    // Undone when dropped, also behind a panic.
+    session.serve(line)
 }
 
 /// How the program was called.

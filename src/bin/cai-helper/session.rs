@@ -109,6 +109,8 @@ impl Session {
     }
 
     fn gpus_not_ready(&mut self) -> Result<String, Refusal> {
+        // Until it is done: what failed now is tried once more at the end.
+        self.gpus_ready = true;
         let text = vendor::run(&self.root, Act::GpuNotReady, &[])?;
         self.gpus_ready = false;
         Ok(text)
@@ -116,7 +118,7 @@ impl Session {
 
     /// Undo what was done through this connection: behind a daemon that crashed no dead mount stays, and no GPU goes on
     /// working for whoever asks.
-    pub(crate) fn undo(&mut self) {
+    fn undo(&mut self) {
         let detached = self.mount_point.detach().map(drop);
         let not_ready = if self.gpus_ready { self.gpus_not_ready().map(drop) } else { Ok(()) };
         for undone in [detached, not_ready] {
@@ -124,6 +126,12 @@ impl Session {
                 eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
             }
         }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.undo();
     }
 }
 

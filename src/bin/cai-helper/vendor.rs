@@ -5,10 +5,16 @@
 //! environment is empty, its output bounded, its time limited.
 
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use cai::helper::protocol::Reply;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::session::Refusal;
 use crate::{gpu, libtdx};
@@ -18,7 +24,29 @@ use crate::{gpu, libtdx};
 const LIFE_SECS: u32 = 120;
 
 /// Longest result, in bytes: sixteen GPUs with report and chains of 8 and 9 KiB each, in base64, take half of it.
-const RESULT_LIMIT: u64 = 1 << 20;
+const RESULT_LIMIT: usize = 1 << 20;
+
+/// How much longer than a child lives its output is waited for: what it started may hold on to it.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Everything from `stdout`, within its limit and before `deadline`.
+fn read_until(mut stdout: ChildStdout, deadline: Instant) -> std::io::Result<Vec<u8>> {
+    let (mut output, mut buffer) = (Vec::new(), [0; 64 << 10]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        if poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)], left)? == 0 {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        match stdout.read(&mut buffer)? {
+            0 => return Ok(output),
+            count => output.extend(buffer.iter().take(count)),
+        }
+        if output.len() > RESULT_LIMIT {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+    }
+}
 
 /// What a child can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,15 +122,19 @@ pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal>
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        // With whatever it starts: NVML runs programs of its own.
+        .process_group(0)
         .spawn()
         .map_err(io)?;
-    let mut output = Vec::new();
-    let read = child.stdout.take().map(|stdout| stdout.take(RESULT_LIMIT + 1).read_to_end(&mut output));
-    if output.len() as u64 > RESULT_LIMIT {
-        child.kill().map_err(io)?;
+    let deadline = Instant::now() + Duration::from_secs(u64::from(LIFE_SECS)) + GRACE;
+    let output = child.stdout.take().map_or(Ok(Vec::new()), |stdout| read_until(stdout, deadline));
+    if output.is_err() {
+        let group = Pid::from_raw(child.id().try_into().unwrap_or_default());
+        let _ = killpg(group, Signal::SIGKILL);
     }
+    // One that a driver holds in the kernel is left to the end of this process.
+    let output = output.map_err(io)?;
     let status = child.wait().map_err(io)?;
-    read.transpose().map_err(io)?;
     if !status.success() {
         return Err(failed(act, format_args!("ended with {status}")));
     }
