@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use cai::ciphertext::{Ciphertext, EntryId, ReadError};
-use cai::error::ErrorClass;
+use cai::error::{ErrorClass, Fault};
 use cai::manifest::{CHUNK_LEN, Contents, Manifest, SigningKey, generate, list};
 use cai::store::{ChunkSource, FetchFuture, Fetched, Filled, Object, Retry, Store, StoreOptions};
 use tempfile::TempDir;
@@ -145,9 +145,8 @@ fn file_that_was_swapped_as_a_whole_is_corrupt_however_its_chunks_come() {
     let (rt, dir) = (runtime(), TempDir::new().unwrap());
     let source = Source::new(content(1));
     let store = open(dir.path(), Some(manifest(&content(0))), source.clone(), &rt);
-    assert!(rt.block_on(store.fill(CancellationToken::new())).is_err());
-    let problems = store.progress().borrow().problems.clone();
-    assert!(problems.iter().any(|problem| problem.class == ErrorClass::Corrupt), "{problems:?}");
+    let error = rt.block_on(store.fill(CancellationToken::new())).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Corrupt, "{error:?}");
     assert!(source.fetches() <= 6, "each chunk twice at most, not {} fetches", source.fetches());
     rt.block_on(store.close()).unwrap();
 }

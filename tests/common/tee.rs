@@ -21,6 +21,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use nix::mount::{MntFlags, umount2};
+
+use crate::common::wait_until;
 use fuser::{BackgroundSession, Config, Errno, MountOption, SessionACL};
 
 pub use bytes::Measured;
@@ -105,7 +108,7 @@ impl Parts {
 pub struct Tee {
     root: PathBuf,
     machine: Shared,
-    mounts: Vec<BackgroundSession>,
+    mounts: Vec<(PathBuf, BackgroundSession)>,
     _qgs: Option<qgs::Service>,
 }
 
@@ -125,10 +128,10 @@ impl Tee {
         let mut mounts = Vec::new();
         if parts.tsm {
             let at = root.join("sys/kernel/config/tsm/report");
-            mounts.push(mount(tsm::Tsm::new(Arc::clone(&machine)), &at));
+            mounts.push(mount(tsm::Tsm::new(Arc::clone(&machine)), at));
         }
         if parts.device {
-            mounts.push(mount(device::Dev::new(Arc::clone(&machine)), &root.join("dev")));
+            mounts.push(mount(device::Dev::new(Arc::clone(&machine)), root.join("dev")));
         }
         let qgs = parts.qgs.then(|| {
             write(&root.join("etc/tdx-attest.conf"), b"# the host's service\nport = 4050\n");
@@ -160,19 +163,27 @@ impl Tee {
 
 impl Drop for Tee {
     fn drop(&mut self) {
-        for mount in self.mounts.drain(..) {
-            let ended = mount.umount_and_join();
-            assert!(ended.is_ok() || std::thread::panicking(), "unmounting a stand-in: {ended:?}");
+        for (at, session) in self.mounts.drain(..) {
+            // Between fork and exec a program that another test starts has everything open that is open here.
+            let gone = || umount2(&at, MntFlags::empty()) != Err(nix::Error::EBUSY);
+            if std::thread::panicking() {
+                let _ = umount2(&at, MntFlags::MNT_DETACH);
+            } else {
+                wait_until("a stand-in to be unmounted", gone);
+            }
+            // What is no longer mounted it cannot unmount; its thread ends all the same.
+            let _ = session.umount_and_join();
         }
     }
 }
 
-fn mount(fs: impl fuser::Filesystem + 'static, at: &Path) -> BackgroundSession {
-    fs::create_dir_all(at).unwrap();
+fn mount(fs: impl fuser::Filesystem + 'static, at: PathBuf) -> (PathBuf, BackgroundSession) {
+    fs::create_dir_all(&at).unwrap();
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName("cai-test-tee".into())];
     config.acl = SessionACL::All;
-    fuser::spawn_mount(fs, at, &config).unwrap()
+    let session = fuser::spawn_mount(fs, &at, &config).unwrap();
+    (at, session)
 }
 
 fn write(path: &Path, bytes: &[u8]) {
