@@ -393,6 +393,14 @@ fn ready_state_that_does_not_exist_is_refused_but_its_clearing_is_not() {
     assert_eq!(machine.driver.ready_states(), "");
 }
 
+#[test]
+fn machine_without_a_gpu_has_none_to_hold_back_and_its_driver_is_not_asked() {
+    let Some(machine) = Machine::new(&[]) else { return };
+    machine.driver.say("crash", 1);
+    let (text, _) = machine.helper().ask(Request::GpuNotReady).unwrap();
+    assert_eq!(text, "there is no NVIDIA GPU to hold back");
+}
+
 // ---- Real reports ---------------------------------------------------------------------------------------------------
 
 /// A real Hopper report, its chain in DER, and what it says.

@@ -117,7 +117,10 @@ impl Devices for Gpus {
 }
 
 /// Number of NVIDIA GPUs on the PCI bus below `root`: what the driver does not show is there all the same.
-fn on_pci(root: &Path) -> Result<usize, GpuError> {
+///
+/// # Errors
+/// [`GpuError::Pci`] with the file that cannot be read.
+pub fn on_pci(root: &Path) -> Result<usize, GpuError> {
     let bus = root.join("sys/bus/pci/devices");
     let failed = |path: &Path| {
         let path = path.to_owned();

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use cai::attest::gpu::on_pci;
 use cai::config::{Problems, Settings};
 use cai::error::Fault;
 use cai::helper::channel;
@@ -109,6 +110,9 @@ impl Session {
     }
 
     fn gpus_not_ready(&mut self) -> Result<String, Refusal> {
+        if matches!(on_pci(&self.root), Ok(0)) {
+            return Ok("there is no NVIDIA GPU to hold back".into());
+        }
         // Until it is done: what failed now is tried once more at the end.
         self.gpus_ready = true;
         let text = vendor::run(&self.root, Act::GpuNotReady, &[])?;
