@@ -63,6 +63,22 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// A second since 1970 as people write it: `2026-11-22T09:51:24Z`.
+pub fn utc(seconds: u64) -> String {
+    const DAY: u64 = 24 * 60 * 60;
+    let (days, time) = (seconds / DAY, seconds % DAY);
+    // Years counted from 1 March of year 0, so that the leap day is the last of its year; 719468 days before 1970.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", time / 3600, time / 60 % 60, time % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,5 +98,22 @@ mod tests {
         use ErrorClass::*;
         let codes = [Transient, Denied, Corrupt, Config, Internal].map(ErrorClass::exit_code);
         assert_eq!(codes, [69, 77, 65, 78, 70]);
+    }
+
+    #[test]
+    fn utc_of_known_instants_is_their_date() {
+        for (secs, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_827_415, "2000-02-29T12:30:15Z"),
+            (951_868_799, "2000-02-29T23:59:59Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (1_795_341_084, "2026-11-22T09:51:24Z"),
+            (1_798_761_599, "2026-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(secs), text);
+        }
     }
 }

@@ -146,7 +146,7 @@ fn revision(objects: &[store::Object]) -> String {
             hash.update(field);
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(hash.finalize())
 }
 
 /// Fetch the whole model in the background. What fails is tried again later; the store reports it meanwhile.

@@ -1,6 +1,5 @@
 //! The effective configuration as text, without secrets: for the fingerprint and for `cai check-config`.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -81,11 +80,7 @@ pub(super) fn fingerprint(settings: &Settings) -> String {
         // Lengths keep (`a`, `bc`) and (`ab`, `c`) apart.
         hash.update(format!("{} {} {name}={value}\n", name.len(), value.len()));
     }
-    hash.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex::encode(hash.finalize())
 }
 
 const fn encryption(encryption: Encryption) -> &'static str {

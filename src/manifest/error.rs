@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use super::code::{Identity, NAME};
 use super::key::PublicKey;
-use super::licence::shown;
-use crate::error::{ErrorClass, Fault};
+use crate::error::{ErrorClass, Fault, utc};
 
 /// A manifest, a key or a licence that cannot be used or made.
 #[derive(Debug, thiserror::Error)]
@@ -276,7 +275,7 @@ pub enum PolicyError {
         found: Identity,
     },
     /// The licence begins later.
-    #[error("licence {id} is not valid before {}", shown(*.from))]
+    #[error("licence {id} is not valid before {}", utc(*.from))]
     NotYetValid {
         /// Licence id.
         id: String,
@@ -284,7 +283,7 @@ pub enum PolicyError {
         from: u64,
     },
     /// The licence has ended.
-    #[error("licence {id} ended at {}", shown(*.until))]
+    #[error("licence {id} ended at {}", utc(*.until))]
     Expired {
         /// Licence id.
         id: String,

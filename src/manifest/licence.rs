@@ -109,21 +109,6 @@ impl Licence {
     }
 }
 
-/// A second since 1970 as people write it: `2026-12-31T23:59:59Z`.
-pub(super) fn shown(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Years from 1 March of year 0, so that the leap day is the last of its year; 719468 days before 1970.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) =
-        if month < 10 { (era * 400 + year, month + 3) } else { (era * 400 + year + 1, month - 9) };
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -153,19 +138,6 @@ pub(super) mod tests {
         assert_eq!(sample().allows(None, "default"), Err(PolicyError::NoTime { id: "LD-0001".into() }));
         let unlimited = Licence { not_before: None, not_after: None, ..sample() };
         assert_eq!(unlimited.allows(None, "default"), Ok(()));
-    }
-
-    #[test]
-    fn seconds_are_shown_as_dates() {
-        // date -u -d @N +%FT%TZ
-        for (seconds, date) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_827_415, "2000-02-29T12:30:15Z"),
-            (1_798_761_599, "2026-12-31T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(shown(seconds), date);
-        }
     }
 
     #[test]

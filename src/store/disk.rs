@@ -4,7 +4,6 @@
 //! object's path, so no listed name ever becomes a file name. Tested here and through `tests/store_resume.rs`.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -330,11 +329,7 @@ pub fn is_lost(error: &io::Error) -> bool {
 /// Name of an object's files, without extension.
 fn file_stem(path: &Path) -> String {
     let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
-    digest.iter().take(NAME_BYTES).fold(String::new(), |mut name, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(name, "{byte:02x}");
-        name
-    })
+    hex::encode(digest.iter().take(NAME_BYTES).copied().collect::<Vec<u8>>())
 }
 
 /// A file's content, or `None` when it does not exist. One byte over `limit` is read at most: enough for the decoder to

@@ -3,7 +3,6 @@
 //! nvml-wrapper slices the driver's buffers with the driver's sizes; one that is too large is a panic, which ends this
 //! child and is an ordinary error in the helper.
 
-use std::ffi::OsString;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -17,12 +16,10 @@ use nvml_wrapper_sys::bindings::{
 };
 
 use crate::session::Refusal;
+use crate::vendor::library;
 
 /// Soname of the library.
 const LIBRARY: &str = "libnvidia-ml.so.1";
-
-/// Where distributions put it, for a root that is not `/`.
-const DIRECTORIES: [&str; 2] = ["usr/lib64", "usr/lib/x86_64-linux-gnu"];
 
 /// Report and certificates of every GPU over `nonce`, as JSON.
 pub(crate) fn evidence(root: &Path, nonce: &[u8]) -> Result<String, Refusal> {
@@ -71,10 +68,8 @@ fn set_state(nvml: &Nvml, ready: bool) -> Result<(), NvmlError> {
 }
 
 fn open(root: &Path) -> Result<Nvml, Refusal> {
-    let below = DIRECTORIES.iter().map(|directory| root.join(directory).join(LIBRARY));
-    let found = (root != Path::new("/")).then(|| below.into_iter().find(|path| path.exists())).flatten();
-    let library: OsString = found.map_or_else(|| LIBRARY.into(), Into::into);
-    Nvml::builder().lib_path(&library).init().map_err(|error| match error {
+    let library = library(root, LIBRARY);
+    Nvml::builder().lib_path(library.as_os_str()).init().map_err(|error| match error {
         NvmlError::LibloadingError(error) => Refusal::new(
             "gpu.no-library",
             format!("opening {}: {error}", library.display()),

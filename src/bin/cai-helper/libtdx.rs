@@ -3,18 +3,16 @@
 //! Source of the interface: `tdx_attest.h` of Intel's DCAP, as told in kbs.md section 7.1.5 path 4.
 #![allow(unsafe_code)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::ptr;
 
 use libloading::{Library, Symbol};
 
 use crate::session::Refusal;
+use crate::vendor::library;
 
 /// Name of the library: the dynamic linker's to find.
 const NAME: &str = "libtdx_attest.so.1";
-
-/// Where it is looked for below a root of its own.
-const DIRECTORIES: [&str; 2] = ["usr/lib64", "usr/lib/x86_64-linux-gnu"];
 
 /// Longest quote, in bytes. Real ones have 5 KiB.
 const QUOTE_LIMIT: u32 = 64 << 10;
@@ -42,7 +40,7 @@ pub(crate) fn quote(root: &Path, report_data: &[u8; 64]) -> Result<Vec<u8>, Refu
             "install the vendor's libtdx-attest, or leave attest.quote at auto",
         )
     };
-    let path = find(root);
+    let path = library(root, NAME);
     // JUSTIFICATION: the vendor's library is reached by dlopen alone, so that cai needs none. SAFETY: its constructors run
     // in this child, which does nothing else and has one thread.
     let library = unsafe { Library::new(&path) }.map_err(failed)?;
@@ -70,15 +68,6 @@ pub(crate) fn quote(root: &Path, report_data: &[u8; 64]) -> Result<Vec<u8>, Refu
     // JUSTIFICATION: as above. SAFETY: `quote` came from the library, and is freed once.
     unsafe { free(quote) };
     Ok(bytes)
-}
-
-/// The library's file below `root`, if that has one; otherwise its name, for the dynamic linker's own search.
-fn find(root: &Path) -> PathBuf {
-    if root == Path::new("/") {
-        return NAME.into();
-    }
-    let places = DIRECTORIES.map(|directory| root.join(directory).join(NAME));
-    places.into_iter().find(|path| path.exists()).unwrap_or_else(|| NAME.into())
 }
 
 /// What the library's codes mean (`tdx_attest_error_t`).
@@ -130,16 +119,5 @@ mod tests {
             ]
         );
         assert_eq!(refusal(8).text, "libtdx_attest.so.1 failed with 0x8 (quote failure)");
-    }
-
-    #[test]
-    fn library_below_a_root_comes_before_the_systems() {
-        let root = tempfile::tempdir().unwrap();
-        assert_eq!(find(root.path()), Path::new(NAME));
-        assert_eq!(find(Path::new("/")), Path::new(NAME));
-        let below = root.path().join("usr/lib64");
-        std::fs::create_dir_all(&below).unwrap();
-        std::fs::write(below.join(NAME), "").unwrap();
-        assert_eq!(find(root.path()), below.join(NAME));
     }
 }

@@ -7,7 +7,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,18 @@ fn read_until(mut stdout: ChildStdout, deadline: Instant) -> std::io::Result<Vec
             return Err(std::io::ErrorKind::FileTooLarge.into());
         }
     }
+}
+
+/// Where distributions put libraries, for a root that is not `/`.
+const DIRECTORIES: [&str; 2] = ["usr/lib64", "usr/lib/x86_64-linux-gnu"];
+
+/// The library's file below `root`, if that has one; otherwise its name, for the dynamic linker's own search.
+pub(crate) fn library(root: &Path, name: &str) -> PathBuf {
+    if root == Path::new("/") {
+        return name.into();
+    }
+    let places = DIRECTORIES.map(|directory| root.join(directory).join(name));
+    places.into_iter().find(|path| path.exists()).unwrap_or_else(|| name.into())
 }
 
 /// What a child can do.
@@ -141,5 +153,23 @@ pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal>
     match serde_json::from_slice(&output).map_err(|error| failed(act, error))? {
         Reply::Done { text } => Ok(text),
         Reply::Refused { code, text, hint } => Err(Refusal { code: code.into(), text, hint }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "libvendor.so.1";
+
+    #[test]
+    fn library_below_a_root_comes_before_the_systems() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(library(root.path(), NAME), Path::new(NAME));
+        assert_eq!(library(Path::new("/"), NAME), Path::new(NAME));
+        let below = root.path().join("usr/lib64");
+        std::fs::create_dir_all(&below).unwrap();
+        std::fs::write(below.join(NAME), "").unwrap();
+        assert_eq!(library(root.path(), NAME), below.join(NAME));
     }
 }
