@@ -252,7 +252,7 @@ fn example_of_the_solutions_document_works_as_it_is() {
     assert!(settings.oss.credentials.is_none());
     assert_eq!((settings.model.encryption, settings.model.wait), (Encryption::Gocryptfs, Wait::Metadata));
     assert_eq!(settings.mount.point, Path::new("/tmp/model"));
-    assert_eq!((settings.mount.gid, settings.mount.mode), (990, 0o440));
+    assert_eq!((settings.mount.gid, settings.mount.permissions), (990, 0o440));
     assert_eq!(settings.service_port, Some(8080));
     assert_eq!(settings.trustee.policy, "default");
     assert_eq!(settings.peers, []);
@@ -319,7 +319,7 @@ fn every_problem_of_all_files_is_listed_at_once() {
          what is this\n\
          HTTP_PROXY=http://proxy\n");
     let toml = toml(
-        "oss.concurrency = 0\n[mount]\nmode = \"0644\"\nreadahead = 4\n[trustees]\nrequire_https = true\n",
+        "oss.concurrency = 0\n[mount]\npermissions = \"0644\"\nreadahead = 4\n[trustees]\nrequire_https = true\n",
     );
     let drop_in = file("10.toml", FileKind::Toml, "[cache\n");
     let parsed = parse(&[toml, drop_in, env]);
@@ -343,7 +343,7 @@ fn every_problem_of_all_files_is_listed_at_once() {
             "cai.env:12: model_service_port is not a variable of cai; did you mean MODEL_SERVICE_PORT?",
             "cai.env:13: this line has no `=`",
             "cai.toml:1: oss.concurrency is out of range",
-            "cai.toml:3: mount.mode has other bits than read, on a read-only mount",
+            "cai.toml:3: mount.permissions has other bits than read, on a read-only mount",
             "cai.toml:4: mount.readahead is not a tuning key; did you mean mount.readahead_kib?",
             "cai.toml:6: trustees.require_https is not a tuning key; did you mean trustee.require_https?",
         ]
@@ -459,7 +459,7 @@ fn sample_attester_is_refused_outside_sandbox_builds_and_noticed_in_them() {
 
 #[test]
 fn who_may_read_the_model_is_noticed_when_it_is_everybody_or_only_root() {
-    assert_eq!(notices(&parse_toml("mount.mode = \"0444\"")), ["cai.toml:1 config.world-readable"]);
+    assert_eq!(notices(&parse_toml("mount.permissions = \"0444\"")), ["cai.toml:1 config.world-readable"]);
     let no_group = config::Facts { model_gid: None, ..FACTS };
     let parsed = config::parse(&[env(MINIMAL)], Path::new("/"), &no_group);
     assert_eq!(notices(&parsed), ["built-in values config.no-model-group"]);

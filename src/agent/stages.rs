@@ -321,7 +321,7 @@ pub(super) fn see_it_answer(point: &Path) -> nix::Result<()> {
 }
 
 fn shown_attributes(mount: &Mount) -> Attributes {
-    Attributes::Fixed { uid: mount.uid, gid: mount.gid, mode: mount.mode }
+    Attributes::Fixed { uid: mount.uid, gid: mount.gid, mode: mount.permissions }
 }
 
 /// Ask the helper, which blocks.

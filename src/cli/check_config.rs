@@ -78,14 +78,14 @@ fn summary(settings: &Settings) -> Vec<(&'static str, String)> {
         Some(key) => format!("AccessKey {}", key.access_key_id),
     };
     let region = oss.region.as_deref().unwrap_or("not known");
-    let Mount { uid, gid, mode, .. } = mount;
+    let Mount { uid, gid, permissions, .. } = mount;
     let mut lines = vec![
         ("trustee", trustee.url.to_string()),
         ("", authentication),
         ("key", trustee.key_id.clone()),
         ("model", format!("{} at {}", oss.location(), oss.endpoint)),
         ("", format!("region {region}, access {access}")),
-        ("mount", format!("{}, owner {uid}, group {gid}, mode {mode:04o}", mount.point.display())),
+        ("mount", format!("{}, owner {uid}, group {gid}, permissions {permissions:04o}", mount.point.display())),
         ("cache", format!("{}, {} bytes left free", cache.dir.display(), cache.reserve_bytes)),
     ];
     lines.extend(settings.service_port.map(|port| ("service", format!("port {port}"))));
@@ -174,7 +174,7 @@ mod tests {
                key         kbs:///default/aliyun/key\n  \
                model       conf-ai:/qwen/ at https://oss-cn-beijing.aliyuncs.com/\n              \
              region cn-beijing, access AccessKey LTAI5t\n  \
-               mount       /tmp/model, owner 0, group 990, mode 0440\n  \
+               mount       /tmp/model, owner 0, group 990, permissions 0440\n  \
                cache       /var/cache/cai, 1073741824 bytes left free\n"
         );
     }

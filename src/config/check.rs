@@ -262,13 +262,14 @@ fn mount(
     let point = variables.get(&keys::MODEL_MOUNT_POINT, findings, values::mount_point);
     let all = tuning?;
     let tuning = &all.mount;
-    let mode = values::mode(&tuning.mode)
-        .map_err(|flaw| findings.problem(tuning_problem("mount.mode", all, &flaw)))?;
-    if mode & OTHERS_READ != 0 {
+    let permissions = values::permissions(&tuning.permissions)
+        .map_err(|flaw| findings.problem(tuning_problem("mount.permissions", all, &flaw)))?;
+    let memory_bytes = bytes(&tuning.memory_bytes, "mount.memory_bytes", all, findings)?;
+    if permissions & OTHERS_READ != 0 {
         findings.notice(
-            all.at("mount.mode"),
+            all.at("mount.permissions"),
             "config.world-readable",
-            format!("mount.mode is {mode:04o}: every local user can read the decrypted model"),
+            format!("mount.permissions is {permissions:04o}: every local user can read the decrypted model"),
             "put the inference service's user into group cai-model and use \"0440\"".to_owned(),
         );
     }
@@ -285,7 +286,10 @@ fn mount(
         point: under(root, &point?),
         uid: tuning.uid,
         gid: gid.unwrap_or(0),
-        mode,
+        permissions,
+        mode: tuning.mode,
+        memory_bytes,
+        idle: Duration::from_secs(tuning.idle_secs),
         threads: tuning.threads,
         readahead_kib: tuning.readahead_kib,
         read_timeout: Duration::from_secs(tuning.read_timeout_secs),
@@ -293,13 +297,17 @@ fn mount(
 }
 
 fn cache(all: &Tuning, root: &Path, findings: &mut Findings) -> Result<Cache, Reported> {
-    let reserve_bytes = match &all.cache.reserve_bytes {
+    let reserve_bytes = bytes(&all.cache.reserve_bytes, "cache.reserve_bytes", all, findings)?;
+    Ok(Cache { dir: under(root, &all.cache.dir), reserve_bytes })
+}
+
+/// The number of bytes that the tuning key `name` has.
+fn bytes(size: &Size, name: &str, all: &Tuning, findings: &mut Findings) -> Result<u64, Reported> {
+    let bytes = match size {
         Size::Bytes(bytes) => Ok(*bytes),
         Size::Text(text) => values::size(text),
     };
-    let reserve_bytes =
-        reserve_bytes.map_err(|flaw| findings.problem(tuning_problem("cache.reserve_bytes", all, &flaw)))?;
-    Ok(Cache { dir: under(root, &all.cache.dir), reserve_bytes })
+    bytes.map_err(|flaw| findings.problem(tuning_problem(name, all, &flaw)))
 }
 
 /// The attester; all that `cai attest` needs.

@@ -90,7 +90,7 @@ impl Form {
                 None => Err("is not a whole number".into()),
             },
             Form::Path => values::path(text.ok_or("is not a path in quotes")?).map(drop),
-            Form::Mode => values::mode(text.ok_or("is not octal digits in quotes")?).map(drop),
+            Form::Mode => values::permissions(text.ok_or("is not octal digits in quotes")?).map(drop),
             Form::Size => match (value.as_integer(), text) {
                 (Some(number), _) => u64::try_from(number).map(drop).map_err(|_| "is negative".into()),
                 (None, Some(text)) => values::size(text).map(drop),
@@ -349,11 +349,21 @@ pub static TOML: &[Key] = &[
         "Owner of every file under the mount point.", "1000"),
     tuning("mount.gid", Form::Whole(0, 4_294_967_294), Default::Derived("the group cai-model, 0 where it does not exist"),
         Some("group number"), "Group of every file under the mount point.", "1000"),
-    tuning("mount.mode", Form::Mode, Default::Is("\"0440\""), Some("octal permission bits"),
+    tuning("mount.permissions", Form::Mode, Default::Is("\"0440\""), Some("octal permission bits"),
         "Who may read the model's files; directories get x where they have r. \"0444\" lets every local user read \
          the decrypted model.", "\"0444\""),
+    tuning("mount.mode", Form::Word(&["auto", "on-demand", "load", "ram"]), Default::Is("\"auto\""), None,
+        "How files are decrypted. on-demand: block by block as they are read, on every kernel. load: a weight file as a \
+         whole when it is opened, into memory that its readers share (Linux 6.9 and newer); on demand where that cannot \
+         be. ram: the whole model into memory before it is offered. auto: load where the machine can, else on-demand; \
+         the status says which and why.", "\"on-demand\""),
+    tuning("mount.memory_bytes", Form::Size, Default::Is("0"), Some("bytes"),
+        "Most memory for decrypted files in modes load and ram. 0 means half of the available memory for load, and all \
+         but a sixteenth of the machine's for ram.", "\"96GiB\""),
+    tuning("mount.idle_secs", Form::Whole(1, 86_400), Default::Is("300"), Some("seconds"),
+        "How long load mode keeps a file that nobody has open.", "60"),
     tuning("mount.threads", Form::Whole(0, 1024), Default::Is("0"), Some("threads"),
-        "Threads that serve the mount. 0 means one per processor, but at least 16.", "8"),
+        "Threads that serve the mount, each with at most 1.2 MiB of buffers. 0 means one per processor, but 16 to 64.", "8"),
     tuning("mount.readahead_kib", Form::Whole(0, 1_048_576), Default::Is("1024"), Some("KiB"),
         "How far the kernel reads ahead in a file under the mount point.", "4096"),
     tuning("mount.read_timeout_secs", Form::Whole(1, 86_400), Default::Is("300"), Some("seconds"),

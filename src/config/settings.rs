@@ -214,14 +214,34 @@ pub struct Mount {
     pub uid: u32,
     /// `mount.gid`: group shown for every file; the number of group `cai-model` by default, 0 where it does not exist.
     pub gid: u32,
-    /// `mount.mode`: permission bits of files; directories add `x` where `r` is.
-    pub mode: u32,
-    /// `mount.threads`: FUSE worker threads; 0 = one per core, but at least 16.
+    /// `mount.permissions`: permission bits of files; directories add `x` where `r` is.
+    pub permissions: u32,
+    /// `mount.mode`.
+    pub mode: MountMode,
+    /// `mount.memory_bytes`: most memory for decrypted files; 0 = derived from the machine's.
+    pub memory_bytes: u64,
+    /// `mount.idle_secs`: how long load mode keeps a file that nobody has open.
+    pub idle: Duration,
+    /// `mount.threads`: FUSE worker threads; 0 = one per core, but 16 to 64.
     pub threads: usize,
     /// `mount.readahead_kib`: kernel read-ahead of the mount in KiB.
     pub readahead_kib: u32,
     /// `mount.read_timeout_secs`: how long a read waits for its bytes before `EIO`.
     pub read_timeout: Duration,
+}
+
+/// `mount.mode`: how files are decrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountMode {
+    /// [`MountMode::Load`] where the machine can, else [`MountMode::OnDemand`].
+    Auto,
+    /// Block by block as they are read.
+    OnDemand,
+    /// A weight file as a whole when it is opened.
+    Load,
+    /// The whole model before it is offered.
+    Ram,
 }
 
 /// Local ciphertext cache.

@@ -5,7 +5,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::settings::{
-    Encryption, EventLog, GpuForm, KeyAlgorithm, Protocol, QuoteChoice, Settings, TeeChoice, Wait,
+    Encryption, EventLog, GpuForm, KeyAlgorithm, MountMode, Protocol, QuoteChoice, Settings, TeeChoice, Wait,
 };
 
 impl Settings {
@@ -63,7 +63,10 @@ impl Settings {
             ("oss.timeout_secs", oss.timeout.as_secs().to_string()),
             ("mount.uid", mount.uid.to_string()),
             ("mount.gid", mount.gid.to_string()),
-            ("mount.mode", format!("{:04o}", mount.mode)),
+            ("mount.permissions", format!("{:04o}", mount.permissions)),
+            ("mount.mode", mount_mode(mount.mode).to_owned()),
+            ("mount.memory_bytes", mount.memory_bytes.to_string()),
+            ("mount.idle_secs", mount.idle.as_secs().to_string()),
             ("mount.threads", mount.threads.to_string()),
             ("mount.readahead_kib", mount.readahead_kib.to_string()),
             ("mount.read_timeout_secs", mount.read_timeout.as_secs().to_string()),
@@ -94,6 +97,15 @@ const fn wait(wait: Wait) -> &'static str {
     match wait {
         Wait::Metadata => "metadata",
         Wait::Full => "full",
+    }
+}
+
+const fn mount_mode(mode: MountMode) -> &'static str {
+    match mode {
+        MountMode::Auto => "auto",
+        MountMode::OnDemand => "on-demand",
+        MountMode::Load => "load",
+        MountMode::Ram => "ram",
     }
 }
 

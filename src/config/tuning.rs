@@ -13,7 +13,7 @@ use toml_edit::{Document, Item, TableLike};
 
 use super::keys::{self, Default, Key};
 use super::report::{Findings, Place, Problem, Reported};
-use super::settings::{EventLog, GpuForm, KeyAlgorithm, Protocol, QuoteChoice, TeeChoice};
+use super::settings::{EventLog, GpuForm, KeyAlgorithm, MountMode, Protocol, QuoteChoice, TeeChoice};
 use super::{FileKind, SourceFile};
 
 /// The merged values of `cai.toml`, as far as types go; the table's ranges and grammars hold for each.
@@ -75,7 +75,10 @@ pub(super) struct Oss {
 pub(super) struct Mount {
     pub(super) uid: u32,
     pub(super) gid: Option<u32>,
-    pub(super) mode: String,
+    pub(super) permissions: String,
+    pub(super) mode: MountMode,
+    pub(super) memory_bytes: Size,
+    pub(super) idle_secs: u64,
     pub(super) threads: usize,
     pub(super) readahead_kib: u32,
     pub(super) read_timeout_secs: u64,

@@ -253,8 +253,8 @@ pub(super) fn mount_point(text: &str) -> Result<PathBuf, Flaw> {
     Ok(path)
 }
 
-/// `mount.mode`: octal digits, read bits only, at least one.
-pub(super) fn mode(text: &str) -> Result<u32, Flaw> {
+/// `mount.permissions`: octal digits, read bits only, at least one.
+pub(super) fn permissions(text: &str) -> Result<u32, Flaw> {
     let digits = text.len() <= 4 && !text.is_empty() && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
     match u32::from_str_radix(text, 8) {
         Ok(mode) if digits && mode & !0o444 != 0 => {
@@ -266,7 +266,7 @@ pub(super) fn mode(text: &str) -> Result<u32, Flaw> {
     }
 }
 
-/// `cache.reserve_bytes` as text: `1GiB`, `512 MiB`, `1073741824`.
+/// `cache.reserve_bytes`, `mount.memory_bytes` as text: `1GiB`, `512 MiB`, `1073741824`.
 pub(super) fn size(text: &str) -> Result<u64, Flaw> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at_checked(digits).unwrap_or((text, ""));

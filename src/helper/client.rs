@@ -1,7 +1,7 @@
 //! The daemon's side: get a line to the helper, ask, wait for the answer.
 
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -95,7 +95,7 @@ impl Fault for HelperError {
 }
 
 /// Codes the helper may answer with, and what they mean for a retry. Anything else is reported as `helper.refused`.
-const CODES: [(&str, ErrorClass); 33] = [
+const CODES: [(&str, ErrorClass); 38] = [
     ("config.invalid", ErrorClass::Config),
     ("mount-point.symlink", ErrorClass::Config),
     ("mount-point.not-a-directory", ErrorClass::Config),
@@ -107,6 +107,11 @@ const CODES: [(&str, ErrorClass); 33] = [
     ("fuse.device", ErrorClass::Config),
     ("fuse.mount", ErrorClass::Config),
     ("readahead.failed", ErrorClass::Config),
+    ("memory.swap", ErrorClass::Config),
+    ("memory.kernel", ErrorClass::Config),
+    ("memory.failed", ErrorClass::Config),
+    ("memory.register", ErrorClass::Config),
+    ("memory.publish", ErrorClass::Config),
     ("vendor.child", ErrorClass::Transient),
     ("tdx.event-log", ErrorClass::Config),
     ("tdx.no-tsm", ErrorClass::Config),
@@ -181,20 +186,42 @@ impl Helper {
     /// # Errors
     /// [`HelperError::Refused`] with the helper's reason, [`HelperError::Line`] when the line broke.
     pub fn ask(&self, verb: Request) -> Result<(String, Option<OwnedFd>), HelperError> {
+        match self.exchange(verb, None)? {
+            (Reply::Done { text }, descriptor) => Ok((text, descriptor)),
+            (other, _) => Err(unexpected(verb, &other)),
+        }
+    }
+
+    /// Ask for [`Request::Register`] of `file`; the kernel's number for it.
+    ///
+    /// # Errors
+    /// As [`Helper::ask`].
+    pub fn register(&self, file: BorrowedFd<'_>) -> Result<u32, HelperError> {
+        match self.exchange(Request::Register, Some(file))? {
+            (Reply::Registered { id }, _) => Ok(id),
+            (other, _) => Err(unexpected(Request::Register, &other)),
+        }
+    }
+
+    fn exchange(
+        &self,
+        verb: Request,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<(Reply, Option<OwnedFd>), HelperError> {
         let fail = |source: io::Error| HelperError::Line { verb, source };
         let line = self.socket.lock().map_err(|_| fail(io::ErrorKind::Deadlock.into()))?;
         let message = verb.to_packet().map_err(|error| fail(error.into()))?;
-        channel::send(line.as_fd(), &message, None).map_err(fail)?;
+        channel::send(line.as_fd(), &message, file).map_err(fail)?;
         let (answer, descriptor) = channel::receive(line.as_fd())
             .map_err(fail)?
             .ok_or_else(|| fail(io::ErrorKind::UnexpectedEof.into()))?;
         match serde_json::from_slice(&answer).map_err(|error| fail(error.into()))? {
-            Reply::Done { text } => Ok((text, descriptor)),
             Reply::Refused { code, text, hint } => {
                 let known = CODES.into_iter().find(|(known, _)| *known == code);
                 let code = known.map_or("helper.refused", |(code, _)| code);
                 Err(HelperError::Refused { code, text, hint })
             }
+            reply => Ok((reply, descriptor)),
         }
     }
 
@@ -208,6 +235,12 @@ impl Helper {
         let descriptor = descriptor.ok_or_else(|| fail(io::ErrorKind::NotFound.into()))?;
         Ok((text, read_bounded(descriptor).map_err(fail)?))
     }
+}
+
+/// An answer that belongs to another verb.
+fn unexpected(verb: Request, reply: &Reply) -> HelperError {
+    let source = io::Error::new(io::ErrorKind::InvalidData, format!("the helper answered {reply:?}"));
+    HelperError::Line { verb, source }
 }
 
 /// All of a memory file, which starts at its beginning.

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 /// Longest message either side accepts, in bytes. The longest real one is an error text with two paths.
 pub const MESSAGE_LIMIT: usize = 16 * 1024;
 
-/// Something only root can do, asked for by the daemon. Where and how is said by the root-owned configuration; the only
-/// bytes taken from the daemon are what evidence is to be bound to.
+/// Something only root can do, asked for by the daemon. Where and how is said by the root-owned configuration; taken from
+/// the daemon is only what evidence is to be bound to, and a file of its own that the kernel is to read through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// Open `/dev/fuse`, mount it at the configured point, hand the descriptor over.
@@ -16,6 +16,20 @@ pub enum Request {
     Readahead,
     /// Detach the mount this connection made.
     Unmount,
+    /// Make the private memory file system of this connection: huge pages, never swapped, the configured size, the daemon's
+    /// alone. Its root directory in the descriptor; it is mounted nowhere.
+    Memory,
+    /// Let the kernel read a file of that file system in place of one of the mount's (FUSE passthrough). The file travels
+    /// beside the request; the answer is [`Reply::Registered`].
+    Register,
+    /// Take that back: the number that [`Reply::Registered`] gave.
+    Unregister {
+        /// The number.
+        id: u32,
+    },
+    /// Give every file of that file system the configured owner and permissions, make it read-only for everybody, and mount
+    /// it at the configured point. The daemon must have closed what it wrote.
+    Publish,
     /// Read the boot event log and the agents' event log: [`EventLogs`] in the descriptor.
     EventLogs,
     /// A TDX quote from configfs-tsm: the quote in the descriptor.
@@ -60,6 +74,10 @@ enum Verb {
     Mount,
     Readahead,
     Unmount,
+    Memory,
+    Register,
+    Unregister,
+    Publish,
     EventLogs,
     TsmQuote,
     TdxReport,
@@ -79,6 +97,10 @@ impl Request {
             Request::Mount => (Verb::Mount, None),
             Request::Readahead => (Verb::Readahead, None),
             Request::Unmount => (Verb::Unmount, None),
+            Request::Memory => (Verb::Memory, None),
+            Request::Register => (Verb::Register, None),
+            Request::Unregister { id } => (Verb::Unregister, Some(hex::encode(id.to_be_bytes()))),
+            Request::Publish => (Verb::Publish, None),
             Request::EventLogs => (Verb::EventLogs, None),
             Request::TsmQuote { report_data } => (Verb::TsmQuote, Some(hex::encode(report_data))),
             Request::TdxReport { report_data } => (Verb::TdxReport, Some(hex::encode(report_data))),
@@ -100,6 +122,10 @@ impl Request {
             Verb::Mount => nothing(data, Request::Mount),
             Verb::Readahead => nothing(data, Request::Readahead),
             Verb::Unmount => nothing(data, Request::Unmount),
+            Verb::Memory => nothing(data, Request::Memory),
+            Verb::Register => nothing(data, Request::Register),
+            Verb::Unregister => exactly(data).map(|id| Request::Unregister { id: u32::from_be_bytes(id) }),
+            Verb::Publish => nothing(data, Request::Publish),
             Verb::EventLogs => nothing(data, Request::EventLogs),
             Verb::TsmQuote => exactly(data).map(|report_data| Request::TsmQuote { report_data }),
             Verb::TdxReport => exactly(data).map(|report_data| Request::TdxReport { report_data }),
@@ -171,8 +197,8 @@ pub struct GpuReport {
     pub device_chain: String,
 }
 
-/// The helper's answer. Beside `Done` travels the FUSE device for `Mount`, and for the verbs that give data a memory file
-/// that holds it.
+/// The helper's answer. Beside `Done` travels the FUSE device for `Mount`, a directory for `Memory`, and for the verbs that
+/// give data a memory file that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Reply {
@@ -180,6 +206,11 @@ pub enum Reply {
     Done {
         /// What was done, for the journal.
         text: String,
+    },
+    /// The file that came beside [`Request::Register`] is registered.
+    Registered {
+        /// The kernel's number for it.
+        id: u32,
     },
     /// It was refused or failed; nothing has been changed.
     Refused {
@@ -197,10 +228,14 @@ mod tests {
     use super::*;
 
     /// One of each.
-    const REQUESTS: [Request; 10] = [
+    const REQUESTS: [Request; 14] = [
         Request::Mount,
         Request::Readahead,
         Request::Unmount,
+        Request::Memory,
+        Request::Register,
+        Request::Unregister { id: 7 },
+        Request::Publish,
         Request::EventLogs,
         Request::TsmQuote { report_data: [1; 64] },
         Request::TdxReport { report_data: [2; 64] },
@@ -212,6 +247,8 @@ mod tests {
 
     #[test]
     fn request_on_the_wire_is_the_documented_object() {
+        let unregister = Request::Unregister { id: 258 }.to_packet().unwrap();
+        assert_eq!(unregister, br#"{"verb":"unregister","data":"00000102"}"#);
         assert_eq!(Request::Readahead.to_packet().unwrap(), br#"{"verb":"readahead"}"#);
         let evidence = format!(r#"{{"verb":"gpu-evidence","data":"{}"}}"#, "04".repeat(32));
         assert_eq!(Request::GpuEvidence { nonce: [4; 32] }.to_packet().unwrap(), evidence.as_bytes());

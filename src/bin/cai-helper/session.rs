@@ -87,6 +87,10 @@ impl Session {
                 self.mount_point.readahead(kib).map(|text| (text, None))
             }
             Request::Unmount => self.mount_point.detach().map(|text| (text, None)),
+            Request::Memory | Request::Register | Request::Unregister { .. } | Request::Publish => {
+                let text = "this helper has no private memory yet";
+                Err(Refusal::new("memory.failed", text, "set mount.mode = \"on-demand\""))
+            }
             Request::EventLogs => give("event logs", &tdx::event_logs(root)?),
             Request::TsmQuote { report_data } => give("a TDX quote", &tsm::quote(root, &report_data)?),
             Request::TdxReport { report_data } => give("a TDREPORT", &tdx::report(root, &report_data)?),

@@ -153,6 +153,7 @@ pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal>
     match serde_json::from_slice(&output).map_err(|error| failed(act, error))? {
         Reply::Done { text } => Ok(text),
         Reply::Refused { code, text, hint } => Err(Refusal { code: code.into(), text, hint }),
+        Reply::Registered { .. } => Err(failed(act, "gave another verb's answer")),
     }
 }
 

@@ -214,8 +214,8 @@ fn mount_point_is_normalised_and_hides_nothing_of_the_system() {
 }
 
 #[test]
-fn mode_has_read_bits_only() {
-    assert_eq!((mode("0440"), mode("444"), mode("0004")), (Ok(0o440), Ok(0o444), Ok(0o004)));
+fn permissions_have_read_bits_only() {
+    assert_eq!((permissions("0440"), permissions("444"), permissions("0004")), (Ok(0o440), Ok(0o444), Ok(0o004)));
     for (text, flaw) in [
         ("0640", "has other bits than read, on a read-only mount"),
         ("4440", "has other bits than read, on a read-only mount"),
@@ -226,7 +226,7 @@ fn mode_has_read_bits_only() {
         ("0480", "is not octal permission bits"),
         ("", "is not octal permission bits"),
     ] {
-        assert_eq!(mode(text).unwrap_err(), flaw, "{text}");
+        assert_eq!(permissions(text).unwrap_err(), flaw, "{text}");
     }
 }
 
@@ -269,6 +269,6 @@ proptest::proptest! {
         if let Ok(url) = trustee_url(&text) {
             proptest::prop_assert_eq!(trustee_url(url.as_str()).unwrap(), url);
         }
-        let _ = (endpoint(&text), key_id(&text), peers(&text), mode(&text), size(&text), region(&text));
+        let _ = (endpoint(&text), key_id(&text), peers(&text), permissions(&text), size(&text), region(&text));
     }
 }
