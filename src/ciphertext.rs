@@ -147,6 +147,12 @@ pub trait Ciphertext: Send + Sync + 'static {
     /// Any [`ReadError`]; `buf` then holds nothing of meaning.
     fn read_at(&self, id: EntryId, offset: u64, buf: &mut [u8]) -> Result<(), ReadError>;
 
+    /// Whether every byte of file `id` can be read without waiting for anybody.
+    fn is_complete(&self, id: EntryId) -> bool {
+        let _ = id;
+        true
+    }
+
     /// The file `id` has been opened and will probably be read whole soon. A hint; returns at once.
     fn will_need(&self, id: EntryId) {
         let _ = id;

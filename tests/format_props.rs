@@ -79,20 +79,21 @@ proptest! {
 }
 
 #[test]
-fn whole_range_is_one_ciphertext_read_and_the_header_is_read_once() {
-    let plain = pattern(100_000, 3);
+fn range_is_read_in_pieces_of_32_blocks_and_the_header_once() {
+    let plain = pattern(300_000, 3);
     let (source, _, reader) = one_file(seal(&plain, 1));
     let before = source.reads().len();
     assert_eq!(read(&source, &reader, 5000, 60_000).unwrap(), &plain[5000..65_000]);
     assert_eq!(source.reads()[before..], [(0, 18), (4146, 15 * 4128)]);
     let before = source.reads().len();
-    assert_eq!(read(&source, &reader, 0, 100_000).unwrap(), plain);
-    assert_eq!(source.reads()[before..], [(18, cipher_len(100_000).unwrap() - 18)]);
-
-    let (source, _, reader) = one_file(seal(&plain, 1));
+    assert_eq!(read(&source, &reader, 0, 300_000).unwrap(), plain);
+    let piece = 32 * 4128;
+    let rest = cipher_len(300_000).unwrap() - 18 - 2 * piece;
+    assert_eq!(source.reads()[before..], [(18, piece), (18 + piece, piece), (18 + 2 * piece, rest)]);
+    // One that begins inside a block is cut at the next border, so that no block is read twice.
     let before = source.reads().len();
-    assert_eq!(read(&source, &reader, 0, 4096).unwrap(), &plain[..4096]);
-    assert_eq!(source.reads()[before..], [(0, 18 + 4128)]);
+    assert_eq!(read(&source, &reader, 4095, 131_073).unwrap(), &plain[4095..135_168]);
+    assert_eq!(source.reads()[before..], [(18, piece), (18 + piece, 4128)]);
 }
 
 #[test]

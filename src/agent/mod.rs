@@ -5,6 +5,7 @@
 //! `spawn_blocking`. Order of work is held by types too: an [`Attested`](crate::kbs::Attested) comes only from a
 //! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
+pub mod mounting;
 mod origin;
 mod patience;
 mod release;
@@ -20,14 +21,13 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::{Settings, Wait};
-use crate::error::{ErrorClass, Fault, chain};
+use crate::config::{MountMode, Settings, Wait};
+use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
-use crate::helper::protocol::Request;
 use crate::host::Notifier;
-use crate::mount::Mounted;
 use crate::store::Store;
 use crate::task::{Ended, Tasks};
+use mounting::Mount;
 use release::Released;
 use state::{Event, State};
 use status::{Failure, Status};
@@ -35,8 +35,6 @@ use voice::Voice;
 
 /// How long background tasks get to end after they were asked to.
 const TASK_GRACE: Duration = Duration::from_secs(5);
-/// How long open files of the detached mount are waited for before the process ends under them.
-const MOUNT_GRACE: Duration = Duration::from_secs(2);
 
 /// Failures of the orchestration itself.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +84,7 @@ impl Fault for AgentError {
 struct InPlace {
     gpus_ready: bool,
     store: Option<Arc<Store>>,
-    mounted: Option<Mounted>,
+    mounted: Option<Mount>,
 }
 
 /// Run until SIGTERM or SIGINT, or until something final goes wrong. Every change is published through `status`; `tasks`
@@ -137,16 +135,17 @@ async fn start_and_serve(
 
     let mut background = Tasks::new();
     background.supervise("fill", stages::fill(store.clone(), background.token()));
-    if settings.model.wait == Wait::Full {
+    // RAM mode decrypts every byte before it shows one.
+    if settings.model.wait == Wait::Full || settings.mount.mode == MountMode::Ram {
         stages::wait_until_complete(voice, &store).await?;
     }
-    let mounted = in_place.mounted.insert(stages::mount(settings, voice, helper, model).await?);
+    let mounted = in_place.mounted.insert(mounting::mount(settings, voice, helper, model).await?);
     let point = settings.mount.point.clone();
     let failure = tokio::select! {
         () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
         ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
         failure = stages::watch_progress(voice, &store) => failure,
-        () = watchdog(voice, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
+        () = watchdog(voice, mounted, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
     };
     background.stop(TASK_GRACE).await;
     Err(failure)
@@ -154,38 +153,17 @@ async fn start_and_serve(
 
 /// Tell the service manager's watchdog that the agent turns *and* the mount answers: `statfs` is never cached by the kernel.
 /// A mount that hangs keeps this waiting, and the service manager restarts us. Returns when the mount answers with an error.
-async fn watchdog(voice: &Voice, point: PathBuf) {
+async fn watchdog(voice: &Voice, mounted: &Mount, point: PathBuf) {
     let Some(interval) = Notifier::watchdog_interval() else { return std::future::pending().await };
     let mut ticks = tokio::time::interval(interval);
     loop {
         ticks.tick().await;
-        let point = point.clone();
-        match tokio::task::spawn_blocking(move || stages::see_it_answer(&point)).await {
+        let (point, kind) = (point.clone(), mounted.kind());
+        match tokio::task::spawn_blocking(move || mounting::see_it_answer(&point, kind)).await {
             Ok(Ok(())) => voice.alive(),
             Ok(Err(_)) | Err(_) => return,
         }
     }
-}
-
-/// Take the mount away. One that stays is a failure of its own: readers would find it dead.
-async fn detach(mounted: Mounted, voice: &Voice, helper: &Arc<Helper>) -> Result<(), Failure> {
-    let detached = match stages::ask(helper, Request::Unmount).await {
-        Ok((text, _)) => {
-            tracing::info!(event = "mount.detached", "{text}");
-            Ok(())
-        }
-        Err(error) => {
-            tracing::error!(event = "mount.detach-failed", error = ?error, "detaching the mount: {}", chain(&error));
-            Err(Failure::new(voice.state(), &error))
-        }
-    };
-    if tokio::time::timeout(MOUNT_GRACE, mounted.ended()).await.is_err() {
-        tracing::warn!(
-            event = "mount.busy",
-            "files of the model are still open; their readers will get an error"
-        );
-    }
-    detached
 }
 
 /// Take everything down, in the order in which nobody sees a half: mount, background work, store, keys.
@@ -212,7 +190,7 @@ async fn close(
         }
     };
     let detached = match in_place.mounted {
-        Some(mounted) => detach(mounted, voice, helper).await,
+        Some(mounted) => mounting::detach(mounted, voice, helper).await,
         None => Ok(()),
     };
     if in_place.gpus_ready {

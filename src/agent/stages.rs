@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -18,13 +16,12 @@ use super::state::{Event, State};
 use super::status::{Failure, Progress};
 use super::voice::Voice;
 use crate::ciphertext::Ciphertext;
-use crate::config::{Mount, Settings};
+use crate::config::Settings;
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::{self, CONF_NAME, Conf, Keys, Passphrase, Tree};
 use crate::helper::protocol::Request;
 use crate::helper::{Helper, HelperError};
 use crate::keyring::Secret;
-use crate::mount::{Attributes, ModelFs, Mounted};
 use crate::oss::{self, OssSource};
 use crate::store;
 use crate::store::{Filled, Retry, Store, StoreOptions};
@@ -37,7 +34,7 @@ const SHOW_EVERY: Duration = Duration::from_millis(250);
 
 /// What a stage found wrong that is nobody else's error.
 #[derive(Debug, thiserror::Error)]
-enum StageError {
+pub(super) enum StageError {
     #[error("{model} holds no {CONF_NAME}")]
     NoConf { model: String, inside: Option<String> },
     #[error("the mount at {} cannot be reached by the daemon's user", point.display())]
@@ -46,8 +43,10 @@ enum StageError {
         #[source]
         source: nix::Error,
     },
-    #[error("the helper gave no descriptor for the mount")]
+    #[error("the helper gave no descriptor")]
     NoDevice,
+    #[error("the private memory does not say its size")]
+    Memory(#[source] std::io::Error),
     #[error("a blocking stage panicked")]
     Panicked,
 }
@@ -56,7 +55,7 @@ impl Fault for StageError {
     fn class(&self) -> ErrorClass {
         match self {
             StageError::NoConf { .. } | StageError::Unreachable { .. } => ErrorClass::Config,
-            StageError::NoDevice | StageError::Panicked => ErrorClass::Internal,
+            StageError::NoDevice | StageError::Memory(_) | StageError::Panicked => ErrorClass::Internal,
         }
     }
 
@@ -65,6 +64,7 @@ impl Fault for StageError {
             StageError::NoConf { .. } => "model.no-conf",
             StageError::Unreachable { .. } => "mount.unreachable",
             StageError::NoDevice => "helper.no-device",
+            StageError::Memory(_) => "memory.size",
             StageError::Panicked => "agent.panicked",
         }
     }
@@ -80,13 +80,13 @@ impl Fault for StageError {
             StageError::Unreachable { .. } => {
                 "every directory above MODEL_MOUNT_POINT must let user cai pass (chmod o+x), as its readers need it too".into()
             }
-            StageError::NoDevice | StageError::Panicked => "this is a defect: please report it with the journal".into(),
+            StageError::NoDevice | StageError::Memory(_) | StageError::Panicked => "this is a defect: please report it with the journal".into(),
         }
     }
 }
 
 /// Run what blocks, off the runtime's workers.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     stage: State,
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -181,9 +181,9 @@ async fn list(settings: &Settings, voice: &Voice, source: &OssSource) -> Result<
 
 /// A model that can be read: its tree and the keys that open it.
 pub(super) struct OpenModel {
-    store: Arc<Store>,
-    keys: Arc<Keys>,
-    tree: Arc<Tree>,
+    pub(super) store: Arc<Store>,
+    pub(super) keys: Arc<Keys>,
+    pub(super) tree: Arc<Tree>,
 }
 
 /// Fetch the metadata, derive the keys, decrypt the tree.
@@ -273,55 +273,6 @@ impl Fault for Incomplete {
             ErrorClass::Internal => "this is a defect: please report it with the journal".into(),
         }
     }
-}
-
-/// Put the mount in place and see it answer.
-pub(super) async fn mount(
-    settings: &Settings,
-    voice: &Voice,
-    helper: &Arc<Helper>,
-    model: OpenModel,
-) -> Result<Mounted, Failure> {
-    let fail = |fault: &dyn Fault| Failure::new(State::Mounting, fault);
-    voice.apply(Event::MetadataReady, format!("mounting at {}", settings.mount.point.display()))?;
-    let (text, device) = ask(helper, Request::Mount).await.map_err(|error| fail(&error))?;
-    tracing::info!(event = "mount.made", "{text}");
-    let device = device.ok_or_else(|| fail(&StageError::NoDevice))?;
-    let fs = ModelFs::new(model.tree, model.store, model.keys, shown_attributes(&settings.mount));
-    let files = fs.file_count();
-    let threads = settings.mount.threads;
-    let point = settings.mount.point.clone();
-    let mounted = blocking(State::Mounting, move || {
-        let fail = |fault: &dyn Fault| Failure::new(State::Mounting, fault);
-        let mounted = Mounted::from_device(fs, device, threads).map_err(|error| fail(&error))?;
-        see_it_answer(&point).map_err(|source| fail(&StageError::Unreachable { point, source }))?;
-        Ok(mounted)
-    })
-    .await?;
-    match ask(helper, Request::Readahead).await {
-        Ok((text, _)) => tracing::info!(event = "mount.readahead", "{text}"),
-        Err(error) => {
-            tracing::warn!(event = "mount.readahead", error = ?error, "setting the read-ahead: {error}")
-        }
-    }
-    voice.apply(Event::Mounted, format!("{files} files at {}", settings.mount.point.display()))?;
-    Ok(mounted)
-}
-
-/// Ask the file system at `point` a question that the kernel never answers for it, `statfs`. No descriptor of it is kept: it
-/// would make the mount busy for everybody who wants to take it away.
-///
-/// # Errors
-/// What the system says; `ENODEV` when what is there is no FUSE mount.
-pub(super) fn see_it_answer(point: &Path) -> nix::Result<()> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let root = nix::fcntl::open(point, flags, Mode::empty())?;
-    let kind = nix::sys::statfs::fstatfs(&root)?.filesystem_type();
-    if kind == nix::sys::statfs::FUSE_SUPER_MAGIC { Ok(()) } else { Err(nix::Error::ENODEV) }
-}
-
-fn shown_attributes(mount: &Mount) -> Attributes {
-    Attributes::Fixed { uid: mount.uid, gid: mount.gid, mode: mount.permissions }
 }
 
 /// Ask the helper, which blocks.

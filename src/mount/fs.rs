@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::info::{Attributes, NodeInfo};
@@ -39,7 +40,10 @@ pub enum FsError {
     /// An extended attribute that a mount without set-user-id programs has no use for.
     #[error("not supported")]
     NotSupported,
-    /// Damaged, or not to be had before the deadline; logged with file and block.
+    /// It does not authenticate; logged with file and block.
+    #[error("damaged")]
+    Damaged,
+    /// Not to be had before the deadline, or not from the disk; logged with file and offset.
     #[error("unreadable")]
     Unreadable,
 }
@@ -210,7 +214,8 @@ impl ModelFs {
     /// Up to `size` plaintext bytes of a regular file from `offset`; fewer only at its end.
     ///
     /// # Errors
-    /// [`FsError::NotFound`], [`FsError::NotAFile`]; [`FsError::Unreadable`] after one log record with file and block.
+    /// [`FsError::NotFound`], [`FsError::NotAFile`]; [`FsError::Damaged`] after one log record with file and block,
+    /// [`FsError::Unreadable`] after one with file and offset.
     pub fn read<'b>(
         &self,
         inode: u64,
@@ -218,27 +223,78 @@ impl ModelFs {
         size: u32,
         buffers: &'b mut ReadBuffers,
     ) -> Result<&'b [u8], FsError> {
-        let node = self.node(inode)?;
-        let reader = usize::try_from(node.id.0).ok().and_then(|index| self.readers.get(index)?.as_ref());
-        let reader = reader.ok_or(FsError::NotAFile)?;
-        let wanted = plain_len(node).saturating_sub(offset).min(u64::from(size));
+        let wanted = plain_len(self.node(inode)?).saturating_sub(offset).min(u64::from(size));
         let wanted = usize::try_from(wanted).map_err(|_| FsError::Unreadable)?;
         if buffers.plaintext.len() < wanted {
             buffers.plaintext.resize(wanted, 0);
         }
         let out = buffers.plaintext.get_mut(..wanted).ok_or(FsError::Unreadable)?;
-        let mut read = || reader.read(self.cipher.as_ref(), &self.keys, offset, out, &mut buffers.ciphertext);
+        let len = self.read_into(inode, offset, out, &mut buffers.ciphertext)?;
+        buffers.plaintext.get(..len).ok_or(FsError::Unreadable)
+    }
+
+    /// Plaintext of a regular file from `offset` into `out`; the count is short only at its end. `scratch` is for the
+    /// ciphertext: keep one per thread.
+    ///
+    /// # Errors
+    /// As [`ModelFs::read`].
+    pub(super) fn read_into(
+        &self,
+        inode: u64,
+        offset: u64,
+        out: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<usize, FsError> {
+        let node = self.node(inode)?;
+        let reader = usize::try_from(node.id.0).ok().and_then(|index| self.readers.get(index)?.as_ref());
+        let reader = reader.ok_or(FsError::NotAFile)?;
+        let mut read = || reader.read(self.cipher.as_ref(), &self.keys, offset, out, scratch);
         let outcome = match read() {
             Err(error) if self.may_heal(node, reader, &error) => read(),
             outcome => outcome,
         };
-        match outcome {
-            Ok(len) => buffers.plaintext.get(..len).ok_or(FsError::Unreadable),
-            Err(error) => {
-                self.report(node, offset, &error);
-                Err(FsError::Unreadable)
+        outcome.map_err(|error| {
+            self.report(node, offset, &error);
+            match error {
+                ContentError::Corrupt { .. } => FsError::Damaged,
+                ContentError::Read(_) => FsError::Unreadable,
             }
+        })
+    }
+
+    /// The tree behind the file system.
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Path of `inode` below the mount point, empty for what there is not.
+    pub(super) fn path(&self, inode: u64) -> PathBuf {
+        self.node(inode).map(|node| self.tree.path(node.id)).unwrap_or_default()
+    }
+
+    /// Plaintext length of the regular file `inode`, bytes; `None` for anything else.
+    pub(super) fn file_len(&self, inode: u64) -> Option<u64> {
+        match self.node(inode).ok()?.kind {
+            NodeKind::File { plain_len, .. } => Some(plain_len),
+            NodeKind::Directory { .. } | NodeKind::Symlink { .. } | NodeKind::Special { .. } => None,
         }
+    }
+
+    /// Whether reading the file `inode` needs no network.
+    pub(super) fn is_complete(&self, inode: u64) -> bool {
+        self.node(inode).ok().and_then(|node| node.entry).is_some_and(|entry| self.cipher.is_complete(entry))
+    }
+
+    /// The regular file that follows `inode` in its directory, by name.
+    pub(super) fn next_file(&self, inode: u64) -> Option<u64> {
+        let node = self.node(inode).ok()?;
+        let NodeKind::Directory { children } = &self.tree.node(node.parent)?.kind else { return None };
+        let at = children.iter().position(|child| *child == node.id)?;
+        let following = children.iter().skip(at + 1).filter_map(|id| self.tree.node(*id));
+        following
+            .map(|node| (node, self.inode(node.id)))
+            .find(|(node, _)| matches!(node.kind, NodeKind::File { .. }))
+            .map(|(_, inode)| inode)
     }
 
     /// Whether the bytes of a damaged block may be better the next time: only the local copy may be bad. Asked once a block,
@@ -286,7 +342,7 @@ impl ModelFs {
     }
 
     /// The root is 1 (FUSE's rule), everything else follows the tree's numbering; hard links share one.
-    fn inode(&self, id: NodeId) -> u64 {
+    pub(super) fn inode(&self, id: NodeId) -> u64 {
         u64::from(self.hard_links.get(&id).unwrap_or(&id).0) + 1
     }
 

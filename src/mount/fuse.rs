@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{
@@ -13,12 +14,13 @@ use fuser::{
 
 use super::fs::{FsError, ModelFs, ReadBuffers};
 use super::info::{Kind, NodeInfo};
+use super::load::Loader;
 
 /// How long the kernel may believe names and attributes: the tree never changes under one mount.
 const TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// Largest request we ask for, bytes: 1 MiB is flat against 256 KiB in throughput and falls out of L2 beyond
-/// (measured: 128 KiB to 1 MiB flat, 4 MiB slower).
-const MAX_REQUEST: u32 = 1 << 20;
+/// Largest request we ask for, bytes. Throughput is flat from 128 KiB to 1 MiB and falls beyond, out of L2; several requests
+/// to one window of read-ahead keep several cores busy for one reader.
+const MAX_REQUEST: u32 = 512 << 10;
 /// Requests the kernel may keep in flight; its default of 12 starves parallel readers.
 const MAX_BACKGROUND: u16 = 64;
 /// Block size shown by `stat` and counted by `statfs`, bytes: the plaintext block of the format.
@@ -30,9 +32,18 @@ thread_local! {
 }
 
 /// The file system as the kernel talks to it.
-pub(super) struct KernelFs(pub(super) ModelFs);
+pub(super) struct KernelFs {
+    fs: Arc<ModelFs>,
+    loader: Arc<Loader>,
+    /// Whether the kernel can read registered files by itself; said once, in its first request.
+    can_pass_through: Arc<OnceLock<bool>>,
+}
 
 impl KernelFs {
+    pub(super) fn new(fs: Arc<ModelFs>, loader: Arc<Loader>, can_pass_through: Arc<OnceLock<bool>>) -> Self {
+        KernelFs { fs, loader, can_pass_through }
+    }
+
     fn attr(&self, info: &NodeInfo) -> FileAttr {
         FileAttr {
             ino: INodeNo(info.inode),
@@ -76,7 +87,7 @@ fn errno(error: &FsError) -> Errno {
         FsError::NoAttribute => Errno::ENODATA,
         FsError::NotSupported => Errno::EOPNOTSUPP,
         // Authentication failed or the bytes cannot be had: never zeros, never short data.
-        FsError::Unreadable => Errno::EIO,
+        FsError::Damaged | FsError::Unreadable => Errno::EIO,
     }
 }
 
@@ -110,25 +121,29 @@ impl Filesystem for KernelFs {
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_CACHE_SYMLINKS;
         let _ = config.add_capabilities(wanted & config.capabilities());
+        // Registered files lie on a memory file system, which is stacked on nothing.
+        let passes = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok();
+        let _ = self.can_pass_through.set(passes);
         Ok(())
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.0.lookup(parent.0, name) {
+        match self.fs.lookup(parent.0, name) {
             Ok(info) => reply.entry(&TTL, &self.attr(&info), Generation(0)),
             Err(error) => reply.error(errno(&error)),
         }
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.0.info(inode.0) {
+        match self.fs.info(inode.0) {
             Ok(info) => reply.attr(&TTL, &self.attr(&info)),
             Err(error) => reply.error(errno(&error)),
         }
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
-        match self.0.read_link(inode.0) {
+        match self.fs.read_link(inode.0) {
             Ok(target) => reply.data(target),
             Err(error) => reply.error(errno(&error)),
         }
@@ -138,11 +153,28 @@ impl Filesystem for KernelFs {
         if flags.acc_mode() != fuser::OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        match self.0.open(inode.0) {
-            // The content behind an inode never changes: what the page cache holds stays right across opens.
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+        match self.fs.open(inode.0) {
+            Ok(()) => self.loader.open(inode.0, reply),
             Err(error) => reply.error(errno(&error)),
         }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.loader.release(inode.0, handle);
+        reply.ok();
+    }
+
+    fn destroy(&mut self) {
+        self.loader.close();
     }
 
     fn read(
@@ -156,25 +188,25 @@ impl Filesystem for KernelFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        BUFFERS.with_borrow_mut(|buffers| match self.0.read(inode.0, offset, size, buffers) {
+        BUFFERS.with_borrow_mut(|buffers| match self.fs.read(inode.0, offset, size, buffers) {
             Ok(plaintext) => reply.data(plaintext),
             Err(error) => reply.error(errno(&error)),
         });
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        answer_xattr(reply, size, self.0.xattr(inode.0, name));
+        answer_xattr(reply, size, self.fs.xattr(inode.0, name));
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = self.0.xattr_names(inode.0);
+        let names = self.fs.xattr_names(inode.0);
         let list =
             names.map(|names| names.iter().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect());
         answer_xattr(reply, size, list);
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.0.children(inode.0) {
+        match self.fs.children(inode.0) {
             Ok(_) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR),
             Err(error) => reply.error(errno(&error)),
         }
@@ -188,7 +220,7 @@ impl Filesystem for KernelFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        match self.0.list(inode.0, offset) {
+        match self.fs.list(inode.0, offset) {
             Ok(entries) => {
                 for (next, name, info) in entries {
                     if reply.add(INodeNo(info.inode), next, file_type(info.kind), name) {
@@ -209,7 +241,7 @@ impl Filesystem for KernelFs {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        match self.0.list(inode.0, offset) {
+        match self.fs.list(inode.0, offset) {
             Ok(entries) => {
                 for (next, name, info) in entries {
                     if reply.add(INodeNo(info.inode), next, name, &TTL, &self.attr(&info), Generation(0)) {
@@ -223,7 +255,7 @@ impl Filesystem for KernelFs {
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
-        let (blocks, files) = self.0.totals(u64::from(BLOCK));
+        let (blocks, files) = self.fs.totals(u64::from(BLOCK));
         // A sealed image: full, like any read-only file system. Longest name as on Linux.
         reply.statfs(blocks, 0, 0, files, 0, BLOCK, 255, BLOCK);
     }

@@ -1,18 +1,33 @@
 //! The plaintext, read-only, in the file system.
 //!
-//! Owns: `fs` (the model as files, no kernel types), `info` (what `stat` shows of one), `fuse` (the adapter) and the session. Must not know: where the
+//! Three ways to the plaintext, all over one [`ModelFs`]:
+//! - **on demand** (`fuse`): the kernel asks for ranges, and its page cache keeps what it got;
+//! - **load** (`load`, `ledger`): a large file is decrypted as a whole when it is opened, and the kernel reads that memory
+//!   by itself (FUSE passthrough); everything else is on demand;
+//! - **ram** (`ram`): the whole model lies decrypted in a memory file system, which is itself the mount.
+//!
+//! Owns also: `fs` (the model as files, no kernel types), `info` (what `stat` shows of one), `memory` (the memory that whole
+//! files are decrypted into), `whole` (all cores on one file), `backing` (one kernel call). Must not know: where the
 //! ciphertext comes from beyond [`crate::ciphertext::Ciphertext`]. Threads: FUSE workers, which may block with the
-//! ciphertext's deadline; no lock is held over a read. Tested in `tests/mount_model.rs`, `tests/mount_kernel.rs` and, beside the real
-//! gocryptfs, in `tests/gocryptfs_options.rs`.
+//! ciphertext's deadline, and those of `load`; no lock is held over a read. Tested in `tests/mount_model.rs`,
+//! `tests/mount_kernel.rs`, `tests/mount_modes.rs`, `tests/mount_limits.rs` and, beside the real gocryptfs, in
+//! `tests/gocryptfs_options.rs`.
 
+mod backing;
 mod fs;
 mod fuse;
 mod info;
+mod ledger;
+mod load;
+mod memory;
+mod ram;
+mod whole;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, OnceLock};
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use nix::mount::{MntFlags, umount2};
@@ -21,11 +36,19 @@ use tokio::sync::watch;
 pub use fs::{FsError, ModelFs, ReadBuffers};
 use fuse::KernelFs;
 pub use info::{Attributes, Kind, NodeInfo};
+use load::Loader;
+pub use load::{LoadOptions, Registrar};
+pub use memory::Memory;
+pub use ram::{RamError, fill};
+use whole::Decryptor;
 
 use crate::error::{ErrorClass, Fault};
 
 /// Threads on a machine with few cores: one that waits for the network must not keep the others' reads of local data waiting.
 const FEWEST_THREADS: usize = 16;
+/// Threads on a machine with many: every thread keeps its buffers, 1.2 MiB at most, and together they are what readers borrow
+/// memory from, however many there are.
+const MOST_THREADS: usize = 64;
 
 /// The mount could not be put in place or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -84,13 +107,15 @@ impl Fault for MountError {
 /// A mounted model. The kernel's requests are answered until the mount is gone.
 pub struct Mounted {
     unmounter: SessionUnmounter,
+    loader: Arc<Loader>,
+    can_pass_through: bool,
     /// Where [`Mounted::at_path`] mounted.
     point: Option<PathBuf>,
     ended: watch::Receiver<bool>,
 }
 
 impl Mounted {
-    /// Serve a `/dev/fuse` descriptor that is mounted already. `threads` 0 = one per core, but at least 16. Blocks until the kernel's
+    /// Serve a `/dev/fuse` descriptor that is mounted already. `threads` 0 = one per core, but 16 to 64. Blocks until the kernel's
     /// first request is answered.
     ///
     /// # Errors
@@ -98,9 +123,11 @@ impl Mounted {
     pub fn from_device(fs: ModelFs, device: OwnedFd, threads: usize) -> Result<Self, MountError> {
         // Who may read is decided by owner, group and mode, checked by the kernel (`default_permissions`).
         let config = config(threads, SessionACL::All);
+        let parts = Parts::new(fs)?;
+        let kernel = parts.kernel();
         let session =
-            Session::from_fd(KernelFs(fs), device, SessionACL::All, config).map_err(MountError::Session)?;
-        Self::run(session, None)
+            Session::from_fd(kernel, device, SessionACL::All, config).map_err(MountError::Session)?;
+        Self::run(session, None, parts)
     }
 
     /// Mount at `point` and serve; for its owner only.
@@ -117,22 +144,45 @@ impl Mounted {
             MountOption::FSName("cai".into()),
             MountOption::Subtype("cai".into()),
         ];
-        let session = Session::new(KernelFs(fs), point, &config)
+        let parts = Parts::new(fs)?;
+        let session = Session::new(parts.kernel(), point, &config)
             .map_err(|source| MountError::Mount { point: point.to_path_buf(), source })?;
-        Self::run(session, Some(point.to_path_buf()))
+        Self::run(session, Some(point.to_path_buf()), parts)
     }
 
-    fn run(mut session: Session<KernelFs>, point: Option<PathBuf>) -> Result<Self, MountError> {
+    fn run(mut session: Session<KernelFs>, point: Option<PathBuf>, parts: Parts) -> Result<Self, MountError> {
+        let loader = parts.loader.clone();
         let unmounter = session.unmount_callable();
         let (sender, ended) = watch::channel(false);
         let serve = move || {
             if let Err(error) = session.run() {
                 tracing::warn!(event = "mount.ended", error = ?error, "the FUSE session ended with an error");
             }
+            loader.close();
             let _ = sender.send(true);
         };
         std::thread::Builder::new().name("cai-fuse".into()).spawn(serve).map_err(MountError::Thread)?;
-        Ok(Mounted { unmounter, point, ended })
+        let Parts { loader, can_pass_through, .. } = parts;
+        let can_pass_through = can_pass_through.get().copied().unwrap_or(false);
+        Ok(Mounted { unmounter, loader, can_pass_through, point, ended })
+    }
+
+    /// Whether the kernel can read registered files by itself (FUSE passthrough, Linux 6.9), which load mode needs.
+    pub fn can_pass_through(&self) -> bool {
+        self.can_pass_through
+    }
+
+    /// Decrypt large files as a whole when they are opened, from now on.
+    ///
+    /// # Errors
+    /// [`MountError::Thread`].
+    pub fn load(&self, options: LoadOptions) -> Result<(), MountError> {
+        self.loader.start(options).map_err(MountError::Thread)
+    }
+
+    /// Bytes of decrypted files that load mode holds or has promised.
+    pub fn held_bytes(&self) -> u64 {
+        self.loader.held()
     }
 
     /// Unmount what [`Mounted::at_path`] mounted. While files are open it is detached instead: nobody finds it any more, and
@@ -165,9 +215,30 @@ impl Mounted {
     }
 }
 
+/// What a session is made of.
+struct Parts {
+    fs: Arc<ModelFs>,
+    loader: Arc<Loader>,
+    can_pass_through: Arc<OnceLock<bool>>,
+}
+
+impl Parts {
+    fn new(fs: ModelFs) -> Result<Self, MountError> {
+        let fs = Arc::new(fs);
+        let decryptor = Decryptor::new().map_err(MountError::Thread)?;
+        let loader = Arc::new(Loader::new(fs.clone(), decryptor));
+        Ok(Parts { fs, loader, can_pass_through: Arc::default() })
+    }
+
+    fn kernel(&self) -> KernelFs {
+        KernelFs::new(self.fs.clone(), self.loader.clone(), self.can_pass_through.clone())
+    }
+}
+
 fn config(threads: usize, acl: SessionACL) -> Config {
     // A thread that waits for bytes from the network answers nobody else: more of them than cores.
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from).max(FEWEST_THREADS);
+    let cores =
+        || std::thread::available_parallelism().map_or(1, usize::from).clamp(FEWEST_THREADS, MOST_THREADS);
     let mut config = Config::default();
     config.n_threads = Some(if threads == 0 { cores() } else { threads });
     config.acl = acl;

@@ -10,6 +10,7 @@ use super::flight::{Failure, Ready};
 use super::layout::{ChunkKey, ObjectIndex, Piece};
 use super::memory::copy_frames;
 use super::source::SourceError;
+use super::state::ObjectState;
 use crate::ciphertext::{Ciphertext, Entry, EntryId, ReadError};
 
 /// Times a chunk is read before its disk is given up for this read: once as it was found, once after the disk took it
@@ -35,6 +36,11 @@ impl Ciphertext for Store {
             rest = later;
         }
         Ok(())
+    }
+
+    fn is_complete(&self, id: EntryId) -> bool {
+        let Some((object, _)) = self.object_of(id) else { return false };
+        self.engine.lock().object(object).is_some_and(ObjectState::is_complete)
     }
 
     fn will_need(&self, id: EntryId) {

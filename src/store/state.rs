@@ -121,6 +121,11 @@ impl ObjectState {
         matches!(chunk, Some(Chunk::Present(_)))
     }
 
+    /// Whether every chunk is on the disk.
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0 && self.broken.is_none()
+    }
+
     /// Whether the fill has something to do here.
     pub fn to_fill(&self) -> bool {
         self.missing > 0 && self.broken.is_none() && self.aside.is_none()

@@ -1,0 +1,156 @@
+//! Memory that whole files are decrypted into: nameless files of the private memory file system, mapped while they are
+//! filled. Its `unsafe` is the mapping and the lease, which nothing safe offers.
+//!
+//! The file system is the helper's making: huge pages, no swap, a size that the kernel enforces, nobody's but ours. Room is
+//! allocated before it is mapped, so that a write to the mapping cannot fail.
+
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, open, openat};
+use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::stat::Mode;
+
+/// What one core decrypts at a time, bytes: a huge page of x86-64 and AArch64 with 4 KiB base pages.
+pub(super) const UNIT: usize = 2 << 20;
+
+/// Bytes that a file of `len` takes: huge pages only where they are full (`huge=within_size`), and whole small ones.
+pub(super) fn taken(len: u64) -> u64 {
+    len.div_ceil(4096).saturating_mul(4096)
+}
+
+/// The private memory file system.
+#[derive(Debug)]
+pub struct Memory {
+    root: OwnedFd,
+    size: u64,
+}
+
+impl Memory {
+    /// The file system whose root directory is `root`.
+    ///
+    /// # Errors
+    /// What the system says about its size.
+    pub fn new(root: OwnedFd) -> io::Result<Self> {
+        let stat = nix::sys::statvfs::fstatvfs(&root)?;
+        Ok(Memory { size: stat.blocks().saturating_mul(stat.fragment_size()), root })
+    }
+
+    /// Most bytes it can hold.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Its root directory.
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// A nameless file.
+    pub(super) fn buffer(&self) -> io::Result<Buffer> {
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let file = openat(&self.root, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        Ok(Buffer(file.into()))
+    }
+}
+
+/// One file of it, open for writing by us alone.
+#[derive(Debug)]
+pub(super) struct Buffer(File);
+
+impl Buffer {
+    /// A file of the memory file system that has been made under a name.
+    pub(super) fn named(file: File) -> Self {
+        Buffer(file)
+    }
+
+    /// The file itself, for its attributes.
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+
+    /// Let `fill` write its new content of `len` bytes. What it held before is gone; pages are used again.
+    ///
+    /// # Errors
+    /// `ENOSPC` when the file system is full, `fill`'s, and what the system says.
+    pub(super) fn write<E: From<io::Error>>(
+        &mut self,
+        len: u64,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.allocate(len)?;
+        let Some(size) = usize::try_from(len).ok().and_then(NonZeroUsize::new) else { return Ok(()) };
+        let mut mapping = Mapping::new(&self.0, size)?;
+        fill(mapping.bytes())
+    }
+
+    /// Exactly `len` bytes, all of them with memory behind.
+    fn allocate(&mut self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)?;
+        let len = i64::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        if len > 0 {
+            fallocate(&self.0, FallocateFlags::empty(), 0, len)?;
+        }
+        Ok(())
+    }
+
+    /// The file, open for reading only: what the kernel is given.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn read_only(&self) -> io::Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        Ok(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+
+    /// Whether nobody reads it any more: not through the kernel, not through a mapping that outlived its descriptor. Only
+    /// then may the pages be used again. The kernel answers: it grants a write lease only where no other open file is left
+    /// (fcntl(2), `F_SETLEASE`).
+    pub(super) fn unused(&self) -> bool {
+        let lease = |kind: libc::c_int| {
+            // JUSTIFICATION: nix has no F_SETLEASE. SAFETY: the descriptor is open, and the command takes an integer.
+            unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }
+        };
+        lease(libc::F_WRLCK) && lease(libc::F_UNLCK)
+    }
+}
+
+/// A buffer's pages in our address space, for the time of one fill.
+struct Mapping {
+    start: NonNull<c_void>,
+    size: NonZeroUsize,
+}
+
+impl Mapping {
+    fn new(file: &File, size: NonZeroUsize) -> io::Result<Self> {
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // JUSTIFICATION: decrypting straight into the pages saves a copy of every byte. SAFETY: a new mapping at an address
+        // of the kernel's choice touches no other memory.
+        let start = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file, 0) }?;
+        Ok(Mapping { start, size })
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // JUSTIFICATION: as above. SAFETY: the mapping is `size` bytes, readable and writable, and lives as long as `self`.
+        // Nobody else reads or writes these pages meanwhile: the file is ours alone, it is handed to the kernel only after
+        // the fill, and used again only when `Buffer::unused` says so. All its pages are allocated, so no access faults for
+        // want of memory, and nobody else can shorten the file.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast::<u8>().as_ptr(), self.size.get()) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // JUSTIFICATION: as above. SAFETY: exactly what was mapped, and no slice of it outlives `self`.
+        if let Err(error) = unsafe { munmap(self.start, self.size.get()) } {
+            tracing::error!(event = "memory.unmap", %error, "unmapping a buffer: {error}");
+        }
+    }
+}
