@@ -20,6 +20,7 @@
 //! ```text
 //! error:      (none)
 //! task:       (none)
+//! ahead:      (none)
 //! ciphertext: (none)
 //! manifest:   error
 //! keyring:    error
@@ -28,9 +29,9 @@
 //! helper:     error
 //! attest:     error, config, helper, pki
 //! kbs:        error, config, attest, keyring, pki, task
-//! store:      error, ciphertext, manifest, task
+//! store:      error, ciphertext, manifest, task, ahead
 //! oss:        error, config, keyring::Secret, store, task
-//! gocryptfs:  error, ciphertext, keyring
+//! gocryptfs:  error, ciphertext, keyring, ahead
 //! mount:      error, ciphertext, gocryptfs
 //! host:       error
 //! agent:      everything but cli, bus
@@ -53,6 +54,7 @@
 #![warn(missing_docs)]
 
 pub mod agent;
+mod ahead;
 pub mod attest;
 pub mod bus;
 pub mod ciphertext;

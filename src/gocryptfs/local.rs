@@ -19,6 +19,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use xattr::FileExt as _;
 
 use super::dirfd;
+use crate::ahead::{self, ReadAhead};
 use crate::ciphertext::{Attributes, Ciphertext, Entry, EntryId, EntryKind, ReadError};
 use crate::error::{ErrorClass, Fault};
 
@@ -97,6 +98,7 @@ pub struct LocalDir {
     entries: Vec<Entry>,
     /// Most recently used last.
     open: Mutex<Vec<(EntryId, Arc<File>)>>,
+    ahead: ReadAhead,
 }
 
 impl LocalDir {
@@ -114,7 +116,13 @@ impl LocalDir {
         walk.list(dir, Path::new(""), 0)?;
         u32::try_from(walk.entries.len()).map_err(|_| LocalDirError::TooMany)?;
         let attributes = walk.attributes(&stat);
-        Ok(LocalDir { root, attributes, entries: walk.entries, open: Mutex::default() })
+        Ok(LocalDir {
+            root,
+            attributes,
+            entries: walk.entries,
+            open: Mutex::default(),
+            ahead: ReadAhead::default(),
+        })
     }
 
     fn entry(&self, id: EntryId) -> Option<&Entry> {
@@ -235,6 +243,17 @@ impl Ciphertext for LocalDir {
         match file.get_xattr(name) {
             Err(error) if has_none(&error) => Ok(None),
             value => value.map_err(|error| xattrs_failed(self.path(of), error)),
+        }
+    }
+
+    fn will_need(&self, id: EntryId) {
+        // A file that cannot be opened says so when it is read.
+        if let Some(entry) = self.entry(id)
+            && let EntryKind::File { len } = entry.kind
+            && len >= ahead::SHORTEST
+            && let Ok(file) = self.file(id, entry, len)
+        {
+            self.ahead.want(u64::from(id.0), file, len);
         }
     }
 

@@ -223,6 +223,14 @@ impl ObjectFile {
         if self.generation() == generation { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
+    /// The data file as it is now, to be read ahead.
+    ///
+    /// # Errors
+    /// As [`ObjectFile::read_at`].
+    pub fn existing_file(&self) -> io::Result<Arc<File>> {
+        self.existing(&mut self.lock())
+    }
+
     /// Write `frames` one after the other from `offset`, straight from where they were received. A lost file is begun
     /// anew, after `begin` has forgotten what was in it. Gives the generation that was written to.
     ///

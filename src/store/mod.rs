@@ -55,6 +55,7 @@ use self::disk::CacheDir;
 use self::engine::{Engine, Slot};
 use self::layout::Layout;
 use self::tree::Tree;
+use crate::ahead::ReadAhead;
 use crate::manifest::Manifest;
 use crate::task::Tasks;
 
@@ -71,6 +72,7 @@ pub struct Store {
     tasks: Mutex<Option<Tasks>>,
     /// One fill at a time.
     fill_turn: tokio::sync::Mutex<()>,
+    ahead: ReadAhead,
 }
 
 impl Store {
@@ -109,7 +111,8 @@ impl Store {
         let (sender, progress) = watch::channel(engine.snapshot(&mut Default::default()));
         let tasks = upkeep::start(&engine, sender, &handle);
         let fill_turn = tokio::sync::Mutex::new(());
-        Ok(Arc::new(Store { engine, tree, progress, tasks: Mutex::new(Some(tasks)), fill_turn }))
+        let (tasks, ahead) = (Mutex::new(Some(tasks)), ReadAhead::default());
+        Ok(Arc::new(Store { engine, tree, progress, tasks, fill_turn, ahead }))
     }
 
     /// What the store is doing; updated a few times a second while something changes, and at once at the end.

@@ -11,6 +11,7 @@ use super::layout::{ChunkKey, ObjectIndex, Piece};
 use super::memory::copy_frames;
 use super::source::SourceError;
 use super::state::ObjectState;
+use crate::ahead;
 use crate::ciphertext::{Ciphertext, Entry, EntryId, ReadError};
 
 /// Times a chunk is read before its disk is given up for this read: once as it was found, once after the disk took it
@@ -44,8 +45,18 @@ impl Ciphertext for Store {
     }
 
     fn will_need(&self, id: EntryId) {
-        if let Some((object, _)) = self.object_of(id) {
-            self.engine.lock().plan.prefer(object);
+        let Some((object, slot)) = self.object_of(id) else { return };
+        let mut state = self.engine.lock();
+        state.plan.prefer(object);
+        let complete = state.object(object).is_some_and(ObjectState::is_complete);
+        drop(state);
+        // What is still to come is in the page cache when it has come.
+        let len = slot.object.len;
+        if complete
+            && len >= ahead::SHORTEST
+            && let Ok(file) = slot.file.existing_file()
+        {
+            self.ahead.want(u64::from(id.0), file, len);
         }
     }
 
