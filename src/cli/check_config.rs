@@ -85,7 +85,10 @@ fn summary(settings: &Settings) -> Vec<(&'static str, String)> {
         ("key", trustee.key_id.clone()),
         ("model", format!("{} at {}", oss.location(), oss.endpoint)),
         ("", format!("region {region}, access {access}")),
-        ("mount", format!("{}, owner {uid}, group {gid}, permissions {permissions:04o}", mount.point.display())),
+        (
+            "mount",
+            format!("{}, owner {uid}, group {gid}, permissions {permissions:04o}", mount.point.display()),
+        ),
         ("cache", format!("{}, {} bytes left free", cache.dir.display(), cache.reserve_bytes)),
     ];
     lines.extend(settings.service_port.map(|port| ("service", format!("port {port}"))));

@@ -215,7 +215,10 @@ fn mount_point_is_normalised_and_hides_nothing_of_the_system() {
 
 #[test]
 fn permissions_have_read_bits_only() {
-    assert_eq!((permissions("0440"), permissions("444"), permissions("0004")), (Ok(0o440), Ok(0o444), Ok(0o004)));
+    assert_eq!(
+        (permissions("0440"), permissions("444"), permissions("0004")),
+        (Ok(0o440), Ok(0o444), Ok(0o004))
+    );
     for (text, flaw) in [
         ("0640", "has other bits than read, on a read-only mount"),
         ("4440", "has other bits than read, on a read-only mount"),
