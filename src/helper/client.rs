@@ -1,5 +1,6 @@
 //! The daemon's side: get a line to the helper, ask, wait for the answer.
 
+use std::ffi::OsStr;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -156,10 +157,41 @@ impl Helper {
     /// # Errors
     /// [`HelperError::Start`].
     pub fn start_program(program: &Path, root: &Path) -> Result<Self, HelperError> {
+        Self::spawn(program, [OsStr::new("--root"), root.as_os_str()])
+    }
+
+    /// Start the helper for a mount of root's own: at the absolute `point`, with a memory file system of `memory_bytes` (0 =
+    /// half of what is available) and a read-ahead of `readahead_kib` KiB. It reads no configuration, root is its daemon, what
+    /// it mounts is for root alone, and it attests nothing.
+    ///
+    /// # Errors
+    /// [`HelperError::Start`]. A relative `point` ends the helper: [`HelperError::Line`] at the first request.
+    pub fn start_for_owner(point: &Path, memory_bytes: u64, readahead_kib: u32) -> Result<Self, HelperError> {
+        Self::start_program_for_owner(&program(), point, memory_bytes, readahead_kib)
+    }
+
+    /// [`Helper::start_for_owner`] with the program given.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_program_for_owner(
+        program: &Path,
+        point: &Path,
+        memory_bytes: u64,
+        readahead_kib: u32,
+    ) -> Result<Self, HelperError> {
+        let (bytes, kib) = (memory_bytes.to_string(), readahead_kib.to_string());
+        let (point, bytes, kib) = (point.as_os_str(), OsStr::new(&bytes), OsStr::new(&kib));
+        let [mount_point, memory_bytes, readahead_kib] =
+            ["--mount-point", "--memory-bytes", "--readahead-kib"].map(OsStr::new);
+        Self::spawn(program, [mount_point, point, memory_bytes, bytes, readahead_kib, kib])
+    }
+
+    fn spawn<const COUNT: usize>(program: &Path, arguments: [&OsStr; COUNT]) -> Result<Self, HelperError> {
         let fail = |source| HelperError::Start { program: program.to_path_buf(), source };
         let (ours, theirs) = channel::pair().map_err(fail)?;
         let mut command = Command::new(program);
-        command.arg("--root").arg(root).stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        command.args(arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null());
         // Ctrl-C in the daemon's terminal is not for the helper: it has to outlive the daemon's teardown.
         command.process_group(0);
         // The child outlives nobody: it ends by itself when the line closes. Reaped by init or by us at exit.

@@ -28,7 +28,8 @@ pub enum Request {
         id: u32,
     },
     /// Give every file of that file system the configured owner and permissions, make it read-only for everybody, and mount
-    /// it at the configured point. The daemon must have closed what it wrote.
+    /// it at the configured point, once. The daemon must have closed what it wrote. Behind a refusal owners and permissions
+    /// may have changed, nothing is mounted, and it can be asked for again.
     Publish,
     /// Read the boot event log and the agents' event log: [`EventLogs`] in the descriptor.
     EventLogs,
@@ -212,7 +213,7 @@ pub enum Reply {
         /// The kernel's number for it.
         id: u32,
     },
-    /// It was refused or failed; nothing has been changed.
+    /// It was refused or failed; nothing has been changed, but for what [`Request::Publish`] says.
     Refused {
         /// Stable dotted code, such as `mount-point.not-empty`.
         code: String,

@@ -3,18 +3,24 @@
 //! Its line to the daemon is standard input, a `SOCK_SEQPACKET` socket: `cai run` started as root passes one end of a
 //! socketpair, `cai-helper.socket` (`Accept=yes`, `StandardInput=socket`) passes the connection. Nothing in a request
 //! decides where or how: that comes from the root-owned configuration, read here; the only bytes taken from the daemon are
-//! what a quote or a report is to be bound to. When the line closes, for whatever reason, what was done through it is
+//! what a quote or a report is to be bound to, and a file of the daemon's own memory. `cai mount` run by root passes the
+//! decisions as arguments instead: then there is no configuration, and root is the daemon. When the line closes, for whatever reason, what was done through it is
 //! undone (`session.rs`).
 //!
 //! Vendors' libraries are opened only in a short-lived child, this program with other arguments (`vendor.rs`).
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod backing;
 mod gpu;
 mod ioctl;
 mod libtdx;
+mod memory;
 mod mount_point;
+mod mount_table;
+mod seal;
 mod session;
 mod tdx;
+mod terms;
 mod tsm;
 mod vendor;
 
@@ -31,6 +37,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 
 use session::Session;
+use terms::Terms;
 
 fn main() -> ExitCode {
     match run() {
@@ -46,24 +53,41 @@ fn run() -> anyhow::Result<()> {
     anyhow::ensure!(Uid::effective().is_root(), "must run as root");
     match Arguments::parse(std::env::args_os().skip(1).collect())? {
         Arguments::Serve { root } => serve(&root),
+        Arguments::ServeOwner { point, memory_bytes, readahead_kib } => {
+            serve_owner(Terms::for_owner(point, memory_bytes, readahead_kib))
+        }
         Arguments::Vendor { root, act, data, life_secs } => vendor::child(&root, act, &data, life_secs),
     }
 }
 
 /// Answer the daemon until its line closes.
 fn serve(root: &Path) -> anyhow::Result<()> {
-    // The end of the line is the only stop signal: the daemon's terminal, cgroup and watchdog send us theirs too, and a
-    // helper that died first could not detach the mount.
-    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGABRT];
-    SigSet::from_iter(stops).thread_block()?;
+    block_stops()?;
     let stdin = std::io::stdin();
     let line = stdin.as_fd();
     let daemon = check_peer(line)?;
     check_configuration_is_roots(root)?;
-    let settings = config::load(root).map(|(settings, _)| settings);
-    let mut session = Session::new(root.to_owned(), settings, daemon);
+    let terms = config::load(root).map(|(settings, _)| Terms::configured(&settings.mount, daemon));
     // Undone when dropped, also behind a panic.
-    session.serve(line)
+    Session::new(Some(root.to_owned()), terms).serve(line)
+}
+
+/// Answer root, which started this process for a mount of its own, until its line closes.
+fn serve_owner(terms: Terms) -> anyhow::Result<()> {
+    block_stops()?;
+    let stdin = std::io::stdin();
+    let line = stdin.as_fd();
+    let peer = getsockopt(&line, PeerCredentials).context("standard input is not a socket")?;
+    anyhow::ensure!(peer.uid() == 0, "peer has uid {}, expected root", peer.uid());
+    Session::new(None, Ok(terms)).serve(line)
+}
+
+fn block_stops() -> anyhow::Result<()> {
+    // The end of the line is the only stop signal: the daemon's terminal, cgroup and watchdog send us theirs too, and a
+    // helper that died first could not detach the mount.
+    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGABRT];
+    SigSet::from_iter(stops).thread_block()?;
+    Ok(())
 }
 
 /// How the program was called.
@@ -71,6 +95,8 @@ fn serve(root: &Path) -> anyhow::Result<()> {
 enum Arguments {
     /// With its socket as standard input.
     Serve { root: PathBuf },
+    /// With its socket as standard input, by root for itself alone.
+    ServeOwner { point: PathBuf, memory_bytes: u64, readahead_kib: u32 },
     /// By itself, to open a vendor's library.
     Vendor { root: PathBuf, act: vendor::Act, data: Vec<u8>, life_secs: u32 },
 }
@@ -78,23 +104,36 @@ enum Arguments {
 impl Arguments {
     fn parse(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Self> {
         let absolute = |directory: &std::ffi::OsString| Path::new(directory).is_absolute();
+        let text = |argument: &std::ffi::OsString| {
+            argument.clone().into_string().map_err(|_| anyhow::anyhow!("arguments are not text"))
+        };
         match arguments.as_slice() {
             [] => Ok(Arguments::Serve { root: PathBuf::from("/") }),
             [flag, root] if flag == "--root" && absolute(root) => {
                 Ok(Arguments::Serve { root: PathBuf::from(root) })
             }
+            [a, point, b, bytes, c, kib]
+                if a == "--mount-point"
+                    && b == "--memory-bytes"
+                    && c == "--readahead-kib"
+                    && absolute(point) =>
+            {
+                let memory_bytes = text(bytes)?.parse().context("--memory-bytes is not a number of bytes")?;
+                let readahead_kib = text(kib)?.parse().context("--readahead-kib is not a number of KiB")?;
+                Ok(Arguments::ServeOwner { point: PathBuf::from(point), memory_bytes, readahead_kib })
+            }
             [flag, root, vendor, act, data, life]
                 if flag == "--root" && absolute(root) && vendor == "vendor" =>
             {
-                let text = |argument: &'_ std::ffi::OsString| {
-                    argument.clone().into_string().map_err(|_| anyhow::anyhow!("arguments are not text"))
-                };
                 let act = vendor::Act::named(&text(act)?).context("no such act")?;
                 let data = hex::decode(text(data)?).context("data is not hexadecimal")?;
                 let life_secs = text(life)?.parse().context("life is not a number of seconds")?;
                 Ok(Arguments::Vendor { root: PathBuf::from(root), act, data, life_secs })
             }
-            _ => anyhow::bail!("usage: cai-helper [--root ABSOLUTE-DIR], with its socket as standard input"),
+            _ => anyhow::bail!(
+                "usage: cai-helper [--root ABSOLUTE-DIR], or cai-helper --mount-point ABSOLUTE-DIR --memory-bytes N \
+                 --readahead-kib N, with its socket as standard input"
+            ),
         }
     }
 }
@@ -141,7 +180,7 @@ mod tests {
     use nix::unistd::Gid;
 
     #[test]
-    fn arguments_other_than_root_and_the_childs_are_refused() {
+    fn arguments_other_than_the_known_ones_are_refused() {
         let serve = |root: &str| Arguments::Serve { root: root.into() };
         assert_eq!(Arguments::parse(vec![]).unwrap(), serve("/"));
         assert_eq!(Arguments::parse(vec!["--root".into(), "/x".into()]).unwrap(), serve("/x"));
@@ -149,8 +188,16 @@ mod tests {
         let (act, data) = (vendor::Act::GpuEvidence, vec![0, 0xff]);
         let expected = Arguments::Vendor { root: "/x".into(), act, data, life_secs: 9 };
         assert_eq!(Arguments::parse(child).unwrap(), expected);
+        let owner = ["--mount-point", "/x", "--memory-bytes", "4096", "--readahead-kib", "0"].map(Into::into);
+        let expected = Arguments::ServeOwner { point: "/x".into(), memory_bytes: 4096, readahead_kib: 0 };
+        assert_eq!(Arguments::parse(owner.to_vec()).unwrap(), expected);
         for refused in [
             &["--point", "/x"][..],
+            &["--mount-point", "/x"],
+            &["--mount-point", "x", "--memory-bytes", "4096", "--readahead-kib", "0"],
+            &["--mount-point", "/x", "--memory-bytes", "-1", "--readahead-kib", "0"],
+            &["--mount-point", "/x", "--memory-bytes", "1", "--readahead-kib", "4294967296"],
+            &["--memory-bytes", "1", "--mount-point", "/x", "--readahead-kib", "0"],
             &["--root", "x"],
             &["--root", "/x", "vendor", "rm", "", "9"],
             &["--root", "/x", "vendor", "gpu-evidence", "0", "9"],

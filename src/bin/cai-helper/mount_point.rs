@@ -2,13 +2,14 @@
 //!
 //! `/tmp/model` has a world-writable parent, so the point is opened without following links, its owner checked, and it is
 //! mounted over by descriptor.
+//!
+//! What a crash left there is detached first, and nothing else ([`is_stale`]): a FUSE mount of ours whose device nobody holds,
+//! and a published memory file system of ours behind which no session lives.
 
 use std::fmt::Write as _;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use cai::config;
 use cai::error::chain;
 use cai::host;
 use cai::host::directory::{DirectoryError, open_or_create};
@@ -16,33 +17,31 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
-use nix::unistd::Uid;
+use rustix::mount::{MoveMountFlags, move_mount};
 
+use crate::backing::{Backing, Slot};
+use crate::memory::{Memory, is_left_behind};
+use crate::mount_table::{FS_SOURCE, FUSE_TYPE, MountEntry, mounts_at};
 use crate::session::Refusal;
-
-/// Source and subtype of our mounts, as `/proc/self/mountinfo` shows them.
-const FS_SOURCE: &str = "cai";
-const FS_TYPE: &str = "fuse.cai";
+use crate::terms::Terms;
 
 /// The mount of one connection.
 #[derive(Default)]
 pub(crate) struct MountPoint {
     mounted: Option<OurMount>,
+    /// The device of a FUSE mount, while the daemon lives.
+    backing: Slot,
 }
 
 impl MountPoint {
+    /// Where files are registered with the FUSE mount: empty without one, and once the daemon is gone.
+    pub(crate) fn backing(&self) -> &Slot {
+        &self.backing
+    }
+
     /// Open `/dev/fuse`, mount it at the configured point, and give the descriptor.
-    pub(crate) fn mount(
-        &mut self,
-        settings: &config::Mount,
-        daemon: &host::User,
-    ) -> Result<(String, OwnedFd), Refusal> {
-        let point = settings.point.clone();
-        let mut text = String::new();
-        if detach_stale(&point)? {
-            let _ = write!(text, "detached a dead mount left by a crash; ");
-        }
-        let directory = open_mount_point(&point, daemon.uid)?;
+    pub(crate) fn mount(&mut self, terms: &Terms) -> Result<(String, OwnedFd), Refusal> {
+        let (mut text, directory) = prepare(terms)?;
         let device = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|error| {
             Refusal::new(
                 "fuse.device",
@@ -50,28 +49,85 @@ impl MountPoint {
                 "load the fuse kernel module: modprobe fuse",
             )
         })?;
+        let copy = device.try_clone().map_err(|error| {
+            let text = format!("keeping /dev/fuse: {error}");
+            Refusal::new("fuse.device", text, "see whether descriptors are exhausted")
+        })?;
         let options = format!(
-            "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
+            "fd={},rootmode=40000,user_id={},group_id={},default_permissions{}",
             device.as_raw_fd(),
-            daemon.uid,
-            daemon.gid
+            terms.daemon.uid,
+            terms.daemon.gid,
+            if terms.allow_other { ",allow_other" } else { "" }
         );
-        let target = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        let target = link(&directory);
         let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some(FS_SOURCE), target.as_str(), Some(FS_TYPE), flags, Some(options.as_str())).map_err(
+        mount(Some(FS_SOURCE), target.as_str(), Some(FUSE_TYPE), flags, Some(options.as_str())).map_err(
             |error| {
                 Refusal::new(
                     "fuse.mount",
-                    format!("mounting at {}: {error}", point.display()),
+                    format!("mounting at {}: {error}", terms.point.display()),
                     "see the kernel log: dmesg | tail",
                 )
             },
         )?;
-        let point = std::fs::read_link(&target).unwrap_or(point);
-        let top = mounts_at(&point).pop().filter(MountEntry::is_ours);
-        self.mounted = top.map(|MountEntry { id, device, .. }| OurMount { point: point.clone(), id, device });
+        let point = self.adopt(terms, &directory, MountEntry::is_our_fuse);
+        *self.backing.lock() = Some(Backing::new(copy));
         let _ = write!(text, "mounted at {}", point.display());
         Ok((text, device))
+    }
+
+    /// Seal the memory file system and mount it at the configured point. The point is looked at first, and the file system is
+    /// read-only as a whole before anybody sees it.
+    pub(crate) fn publish(&mut self, terms: &Terms, memory: &mut Memory) -> Result<String, Refusal> {
+        if memory.is_published() {
+            let text = "the memory file system of this connection has been published already";
+            return Err(Refusal::new(
+                "memory.publish",
+                text,
+                "open a new line to the helper for another one",
+            ));
+        }
+        let (mut text, directory) = prepare(terms)?;
+        let entries = memory.seal(terms)?;
+        let failed = |doing: &str, error: std::io::Error| {
+            let text = format!("{doing} at {}: {error}", terms.point.display());
+            Refusal::new("memory.publish", text, "see the kernel log: dmesg | tail")
+        };
+        let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(memory.mount(), "", &directory, "", empty)
+            .map_err(|error| failed("mounting memory", error.into()))?;
+        memory.set_published();
+        let device = memory.device_text();
+        let point = self.adopt(terms, &directory, |entry| entry.device == device);
+        // The file system is read-only already; this makes the mount show it, too. Not with the mount call that does it in
+        // one step (mount_setattr): that came with Linux 5.12.
+        let flags = MsFlags::MS_REMOUNT
+            | MsFlags::MS_BIND
+            | MsFlags::MS_RDONLY
+            | MsFlags::MS_NOSUID
+            | MsFlags::MS_NODEV
+            | MsFlags::MS_NOEXEC;
+        let none = None::<&str>;
+        if let Err(error) = mount(none, link(memory.mount()).as_str(), none, flags, none) {
+            let _ = self.detach();
+            return Err(failed("setting the mount's options", error.into()));
+        }
+        let _ = write!(text, "{entries} entries in memory, mounted at {}", point.display());
+        Ok(text)
+    }
+
+    /// Take what was just mounted over `directory` for ours: where it is, as the kernel spells it.
+    fn adopt(
+        &mut self,
+        terms: &Terms,
+        directory: &OwnedFd,
+        is_ours: impl Fn(&MountEntry) -> bool,
+    ) -> PathBuf {
+        let point = std::fs::read_link(link(directory)).unwrap_or_else(|_| terms.point.clone());
+        let top = mounts_at(&point).pop().filter(is_ours);
+        self.mounted = top.map(|MountEntry { id, device, .. }| OurMount { point: point.clone(), id, device });
+        point
     }
 
     /// The kernel caps what FUSE itself may ask for at 128 KiB; only the backing device's setting goes beyond.
@@ -103,7 +159,7 @@ impl MountPoint {
             ))
         };
         if !entries.iter().any(|entry| entry.id == mounted.id) {
-            self.mounted = None;
+            self.forget();
             return Ok(format!("{} was detached already", point.display()));
         }
         if entries.last().is_some_and(|top| top.id != mounted.id) {
@@ -111,11 +167,17 @@ impl MountPoint {
         }
         match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => {
-                self.mounted = None;
+                self.forget();
                 Ok(format!("detached {}", point.display()))
             }
             Err(error) => refuse(format!("detaching {}: {error}", point.display())),
         }
+    }
+
+    /// It is gone, and what was registered with it is nobody's.
+    fn forget(&mut self) {
+        self.mounted = None;
+        self.backing.lock().take();
     }
 }
 
@@ -129,66 +191,23 @@ struct OurMount {
     device: String,
 }
 
-/// One line of `/proc/self/mountinfo`.
-struct MountEntry {
-    id: u64,
-    device: String,
-    fs_type: String,
-    source: String,
+/// The path of what `descriptor` is open on, for calls that take no descriptor.
+fn link(descriptor: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd())
 }
 
-impl MountEntry {
-    fn is_ours(&self) -> bool {
-        self.fs_type == FS_TYPE && self.source == FS_SOURCE
-    }
+/// Make the mount point fit to be mounted over: words for what was in the way, and the point.
+fn prepare(terms: &Terms) -> Result<(String, OwnedFd), Refusal> {
+    let detached = detach_stale(&terms.point)?;
+    let text = if detached { "detached a dead mount left by a crash; " } else { "" };
+    Ok((text.into(), open_mount_point(terms)?))
 }
 
-/// Mounts exactly at `point`, the topmost last (proc(5), mountinfo).
-fn mounts_at(point: &Path) -> Vec<MountEntry> {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    String::from_utf8_lossy(&table).lines().filter_map(|line| parse_mount(line, point)).collect()
-}
-
-fn parse_mount(line: &str, point: &Path) -> Option<MountEntry> {
-    let (left, right) = line.split_once(" - ")?;
-    let mut fields = left.split(' ');
-    let id = fields.next()?.parse().ok()?;
-    let device = fields.nth(1)?.to_owned();
-    let at = unescape(fields.nth(1)?);
-    let mut fields = right.split(' ');
-    let (fs_type, source) = (fields.next()?.to_owned(), fields.next()?.to_owned());
-    (at == point.as_os_str().as_bytes()).then_some(MountEntry { id, device, fs_type, source })
-}
-
-/// The kernel writes space, tab, newline and backslash as `\ooo`.
-fn unescape(field: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = (byte == b'\\')
-            .then(|| tail.get(..3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(value) => {
-                bytes.push(value);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    bytes
-}
-
-/// Detach dead mounts of ours at `point`. A living one, or anybody else's mount, is refused.
+/// Detach stale mounts of ours at `point`. A living one, or anybody else's mount, is refused.
 fn detach_stale(point: &Path) -> Result<bool, Refusal> {
     let mut detached = false;
     while let Some(top) = mounts_at(point).pop() {
-        let dead = matches!(nix::sys::stat::lstat(point), Err(Errno::ENOTCONN));
-        if !(top.is_ours() && dead) {
+        if !is_stale(point, &top) {
             return Err(Refusal::new(
                 "mount-point.busy",
                 format!("{} already has a {} mount of {}", point.display(), top.fs_type, top.source),
@@ -207,47 +226,60 @@ fn detach_stale(point: &Path) -> Result<bool, Refusal> {
     Ok(detached)
 }
 
+/// Whether `top`, the topmost mount at `point`, is ours and nobody lives behind it. A FUSE mount says so itself. A tmpfs
+/// never dies: it is stale when it is named and sealed as ours is, and its root directory is not locked.
+fn is_stale(point: &Path, top: &MountEntry) -> bool {
+    if top.is_our_fuse() {
+        return matches!(nix::sys::stat::lstat(point), Err(Errno::ENOTCONN));
+    }
+    top.is_our_memory() && is_left_behind(point, &top.device)
+}
+
 /// Open the mount point, creating what is missing as root. `/tmp/model` has a world-writable parent: whoever may create a
 /// name there must not choose what we mount over, nor exchange it afterwards.
-fn open_mount_point(point: &Path, daemon: Uid) -> Result<OwnedFd, Refusal> {
+fn open_mount_point(terms: &Terms) -> Result<OwnedFd, Refusal> {
+    let Terms { point, point_setting: setting, .. } = terms;
     let directory = open_or_create(point, &[]).map_err(|error| {
         let (code, hint) = match &error {
             DirectoryError::Symlink { .. } => {
-                ("mount-point.symlink", "give MODEL_MOUNT_POINT without symbolic links")
+                ("mount-point.symlink", format!("give {setting} without symbolic links"))
             }
             DirectoryError::NotADirectory { .. } => {
-                ("mount-point.not-a-directory", "remove it, or choose another MODEL_MOUNT_POINT")
+                ("mount-point.not-a-directory", format!("remove it, or choose another {setting}"))
             }
             DirectoryError::Parent { .. } => {
-                ("mount-point.parent", "choose a MODEL_MOUNT_POINT whose parents belong to root")
+                ("mount-point.parent", format!("choose a {setting} whose parents belong to root"))
             }
-            DirectoryError::Io { .. } => ("mount-point.io", "check the path MODEL_MOUNT_POINT"),
+            DirectoryError::Io { .. } => ("mount-point.io", format!("check the path {setting}")),
         };
         Refusal::new(code, chain(&error), hint)
     })?;
-    check_owner(point, directory.stat.st_uid, daemon)?;
-    check_empty(point, &directory.descriptor)?;
+    check_owner(terms, directory.stat.st_uid)?;
+    check_empty(terms, &directory.descriptor)?;
     Ok(directory.descriptor)
 }
 
-fn check_owner(point: &Path, uid: u32, daemon: Uid) -> Result<(), Refusal> {
-    if uid == 0 || uid == daemon.as_raw() {
+fn check_owner(terms: &Terms, uid: u32) -> Result<(), Refusal> {
+    if uid == 0 || uid == terms.daemon.uid.as_raw() {
         return Ok(());
     }
+    let point = terms.point.display();
+    let daemon =
+        if terms.daemon.uid.is_root() { String::new() } else { format!(" or {}", host::DAEMON_USER) };
     Err(Refusal::new(
         "mount-point.owner",
-        format!("{} belongs to uid {uid}, expected root or {}", point.display(), host::DAEMON_USER),
-        format!("chown root: {0}, after looking at who made it", point.display()),
+        format!("{point} belongs to uid {uid}, expected root{daemon}"),
+        format!("chown root: {point}, after looking at who made it"),
     ))
 }
 
-fn check_empty(point: &Path, directory: &OwnedFd) -> Result<(), Refusal> {
-    let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
-    let first = std::fs::read_dir(path).map_err(|error| {
+fn check_empty(terms: &Terms, directory: &OwnedFd) -> Result<(), Refusal> {
+    let Terms { point, point_setting: setting, .. } = terms;
+    let first = std::fs::read_dir(link(directory)).map_err(|error| {
         Refusal::new(
             "mount-point.io",
             format!("listing {}: {error}", point.display()),
-            "check the path MODEL_MOUNT_POINT",
+            format!("check the path {setting}"),
         )
     })?;
     match first.into_iter().next() {
@@ -257,41 +289,8 @@ fn check_empty(point: &Path, directory: &OwnedFd) -> Result<(), Refusal> {
             Err(Refusal::new(
                 "mount-point.not-empty",
                 format!("{} is not empty: it holds {}", point.display(), name.display()),
-                "empty it, or choose another MODEL_MOUNT_POINT",
+                format!("empty it, or choose another {setting}"),
             ))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LINE: &str =
-        "36 35 0:57 / /tmp/a\\040model rw,nosuid shared:1 master:2 - fuse.cai cai rw,user_id=0";
-
-    #[test]
-    fn mountinfo_line_with_optional_fields_and_escapes_is_understood() {
-        let entry = parse_mount(LINE, Path::new("/tmp/a model")).unwrap();
-        assert_eq!((entry.id, entry.device.as_str()), (36, "0:57"));
-        assert!(entry.is_ours());
-    }
-
-    #[test]
-    fn mountinfo_line_of_another_point_is_not_taken() {
-        assert!(parse_mount(LINE, Path::new("/tmp/a")).is_none());
-    }
-
-    #[test]
-    fn mountinfo_line_cut_anywhere_does_not_panic() {
-        for end in 0..LINE.len() {
-            let _ = parse_mount(&LINE[..end], Path::new("/tmp/a model"));
-        }
-    }
-
-    #[test]
-    fn unescape_keeps_a_backslash_that_starts_no_octal() {
-        assert_eq!(unescape("a\\9b\\"), b"a\\9b\\");
-        assert_eq!(unescape("\\134"), b"\\");
     }
 }

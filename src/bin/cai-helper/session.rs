@@ -2,17 +2,18 @@
 
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use cai::attest::gpu::on_pci;
-use cai::config::{Problems, Settings};
+use cai::config::Problems;
 use cai::error::Fault;
 use cai::helper::channel;
 use cai::helper::protocol::{Reply, Request};
-use cai::host;
 
+use crate::memory::Memory;
 use crate::mount_point::MountPoint;
+use crate::terms::Terms;
 use crate::vendor::{self, Act};
 use crate::{tdx, tsm};
 
@@ -47,26 +48,39 @@ fn give(what: &str, data: &[u8]) -> Result<Done, Refusal> {
 
 /// One connection of the daemon.
 pub(crate) struct Session {
-    root: PathBuf,
+    /// Where the machine is looked at for attesting; `None` where the helper was started for a mount alone.
+    root: Option<PathBuf>,
     /// Only what mounts needs it: attesting must work before a model is configured.
-    settings: Result<Settings, Problems>,
-    daemon: host::User,
+    terms: Result<Terms, Problems>,
     mount_point: MountPoint,
+    memory: Private,
     /// The GPUs may accept work since this connection asked for it.
     gpus_ready: bool,
 }
 
+/// The memory file system: one per connection.
+#[derive(Default)]
+enum Private {
+    #[default]
+    None,
+    Made(Memory),
+    /// It was published, and unmounted again.
+    Gone,
+}
+
 impl Session {
-    pub(crate) fn new(root: PathBuf, settings: Result<Settings, Problems>, daemon: host::User) -> Self {
-        Session { root, settings, daemon, mount_point: MountPoint::default(), gpus_ready: false }
+    pub(crate) fn new(root: Option<PathBuf>, terms: Result<Terms, Problems>) -> Self {
+        let (mount_point, memory) = (MountPoint::default(), Private::default());
+        Session { root, terms, mount_point, memory, gpus_ready: false }
     }
 
     /// Answer requests until the line closes.
     pub(crate) fn serve(&mut self, line: BorrowedFd<'_>) -> anyhow::Result<()> {
-        while let Some((message, _)) = channel::receive(line).context("receiving a request")? {
+        self.mount_point.backing().empty_at_hangup(line).context("watching the line")?;
+        while let Some((message, file)) = channel::receive(line).context("receiving a request")? {
             let request = Request::from_packet(&message).context("a request that is none")?;
-            let (reply, descriptor) = match self.act(request) {
-                Ok((text, descriptor)) => (Reply::Done { text }, descriptor),
+            let (reply, descriptor) = match self.answer(request, file) {
+                Ok(answer) => answer,
                 Err(Refusal { code, text, hint }) => (Reply::Refused { code: code.into(), text, hint }, None),
             };
             let message = serde_json::to_vec(&reply)?;
@@ -75,59 +89,128 @@ impl Session {
         Ok(())
     }
 
+    /// The answer to `request`, beside which `file` came.
+    fn answer(
+        &mut self,
+        request: Request,
+        file: Option<OwnedFd>,
+    ) -> Result<(Reply, Option<OwnedFd>), Refusal> {
+        match (request, file) {
+            (Request::Register, Some(file)) => {
+                self.register(&file).map(|id| (Reply::Registered { id }, None))
+            }
+            (request, None) => self.act(request).map(|(text, descriptor)| (Reply::Done { text }, descriptor)),
+            (_, Some(_)) => {
+                let text = "a descriptor came beside a request that takes none";
+                Err(Refusal::new("helper.refused", text, "cai and cai-helper must be of one version"))
+            }
+        }
+    }
+
     fn act(&mut self, request: Request) -> Result<Done, Refusal> {
-        let root = &self.root;
         match request {
             Request::Mount => {
-                let mount = &valid(&self.settings)?.mount;
-                self.mount_point.mount(mount, &self.daemon).map(|(text, device)| (text, Some(device)))
+                let mounted = self.mount_point.mount(valid(&self.terms)?);
+                mounted.map(|(text, device)| (text, Some(device)))
             }
             Request::Readahead => {
-                let kib = valid(&self.settings)?.mount.readahead_kib;
+                let kib = valid(&self.terms)?.readahead_kib;
                 self.mount_point.readahead(kib).map(|text| (text, None))
             }
-            Request::Unmount => self.mount_point.detach().map(|text| (text, None)),
-            Request::Memory | Request::Register | Request::Unregister { .. } | Request::Publish => {
-                let text = "this helper has no private memory yet";
-                Err(Refusal::new("memory.failed", text, "set mount.mode = \"on-demand\""))
+            Request::Unmount => self.unmount().map(|text| (text, None)),
+            Request::Memory => self.make_memory().map(|(text, root)| (text, Some(root))),
+            Request::Register => Err(Refusal::new(
+                "memory.register",
+                "no descriptor came beside the request",
+                "send the file that is to be registered with it",
+            )),
+            Request::Unregister { id } => self.unregister(id).map(|text| (text, None)),
+            Request::Publish => {
+                let Private::Made(memory) = &mut self.memory else { return Err(no_memory("memory.publish")) };
+                self.mount_point.publish(valid(&self.terms)?, memory).map(|text| (text, None))
             }
-            Request::EventLogs => give("event logs", &tdx::event_logs(root)?),
-            Request::TsmQuote { report_data } => give("a TDX quote", &tsm::quote(root, &report_data)?),
-            Request::TdxReport { report_data } => give("a TDREPORT", &tdx::report(root, &report_data)?),
+            Request::EventLogs => give("event logs", &tdx::event_logs(self.root()?)?),
+            Request::TsmQuote { report_data } => {
+                give("a TDX quote", &tsm::quote(self.root()?, &report_data)?)
+            }
+            Request::TdxReport { report_data } => {
+                give("a TDREPORT", &tdx::report(self.root()?, &report_data)?)
+            }
             Request::LibraryQuote { report_data } => {
-                let quote = vendor::run(root, Act::TdxQuote, &report_data)?;
+                let quote = vendor::run(self.root()?, Act::TdxQuote, &report_data)?;
                 give(
                     "a TDX quote",
                     &hex::decode(quote).map_err(|error| vendor::failed(Act::TdxQuote, error))?,
                 )
             }
             Request::GpuEvidence { nonce } => {
-                give("GPU evidence", vendor::run(root, Act::GpuEvidence, &nonce)?.as_bytes())
+                give("GPU evidence", vendor::run(self.root()?, Act::GpuEvidence, &nonce)?.as_bytes())
             }
             Request::GpuReady => {
+                let root = self.root()?.to_owned();
                 // Noted before it is tried: a child that dies half way may have done it.
                 self.gpus_ready = true;
-                vendor::run(root, Act::GpuReady, &[]).map(|text| (text, None))
+                vendor::run(&root, Act::GpuReady, &[]).map(|text| (text, None))
             }
             Request::GpuNotReady => self.gpus_not_ready().map(|text| (text, None)),
         }
     }
 
+    /// Where to look for what attests the machine.
+    fn root(&self) -> Result<&Path, Refusal> {
+        self.root.as_deref().ok_or_else(|| {
+            let text = "this helper was started for a mount alone, and attests nothing";
+            Refusal::new("helper.refused", text, "ask the helper of the service")
+        })
+    }
+
+    fn make_memory(&mut self) -> Result<(String, OwnedFd), Refusal> {
+        if !matches!(self.memory, Private::None) {
+            let text = "this connection has had its private memory file system already";
+            return Err(Refusal::new("memory.failed", text, "open a new line to the helper for another one"));
+        }
+        let (memory, text, root) = Memory::create(valid(&self.terms)?)?;
+        self.memory = Private::Made(memory);
+        Ok((text, root))
+    }
+
+    fn register(&mut self, file: &OwnedFd) -> Result<u32, Refusal> {
+        let Private::Made(memory) = &self.memory else { return Err(no_memory("memory.register")) };
+        self.mount_point.backing().lock().as_mut().ok_or_else(no_mount)?.register(memory, file)
+    }
+
+    fn unregister(&mut self, id: u32) -> Result<String, Refusal> {
+        self.mount_point.backing().lock().as_mut().ok_or_else(no_mount)?.unregister(id)
+    }
+
+    /// A published memory file system is let go with its mount: it cannot be mounted again.
+    fn unmount(&mut self) -> Result<String, Refusal> {
+        let text = self.mount_point.detach()?;
+        if matches!(&self.memory, Private::Made(memory) if memory.is_published()) {
+            self.memory = Private::Gone;
+        }
+        Ok(text)
+    }
+
     fn gpus_not_ready(&mut self) -> Result<String, Refusal> {
-        if matches!(on_pci(&self.root), Ok(0)) {
+        let root = self.root()?.to_owned();
+        if matches!(on_pci(&root), Ok(0)) {
             return Ok("there is no NVIDIA GPU to hold back".into());
         }
         // Until it is done: what failed now is tried once more at the end.
         self.gpus_ready = true;
-        let text = vendor::run(&self.root, Act::GpuNotReady, &[])?;
+        let text = vendor::run(&root, Act::GpuNotReady, &[])?;
         self.gpus_ready = false;
         Ok(text)
     }
 
     /// Undo what was done through this connection: behind a daemon that crashed no dead mount stays, and no GPU goes on
-    /// working for whoever asks.
+    /// working for whoever asks. The device goes first: where nobody else holds it, readers get an error instead of waiting.
     fn undo(&mut self) {
+        self.mount_point.backing().lock().take();
         let detached = self.mount_point.detach().map(drop);
+        // Not after the GPUs, which take their time: it may be most of the machine's.
+        self.memory = Private::Gone;
         let not_ready = if self.gpus_ready { self.gpus_not_ready().map(drop) } else { Ok(()) };
         for undone in [detached, not_ready] {
             if let Err(refusal) = undone {
@@ -143,10 +226,18 @@ impl Drop for Session {
     }
 }
 
-/// The settings, or the refusal of what needs them.
-fn valid(settings: &Result<Settings, Problems>) -> Result<&Settings, Refusal> {
-    settings.as_ref().map_err(|problems| {
+/// What was decided about the mount, or the refusal of what needs it.
+fn valid(terms: &Result<Terms, Problems>) -> Result<&Terms, Refusal> {
+    terms.as_ref().map_err(|problems| {
         let text: String = problems.to_string().chars().take(PROBLEM_CHARS).collect();
         Refusal::new("config.invalid", text, problems.hint())
     })
+}
+
+fn no_memory(code: &'static str) -> Refusal {
+    Refusal::new(code, "this connection has no private memory file system", "ask for memory first")
+}
+
+fn no_mount() -> Refusal {
+    Refusal::new("memory.register", "this connection has no FUSE mount", "mount first")
 }

@@ -1,0 +1,138 @@
+//! The kernel's mount table: what is mounted at a point, and whether it is ours.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Source of our mounts, as `/proc/self/mountinfo` shows them.
+pub(crate) const FS_SOURCE: &str = "cai";
+
+/// Type of our FUSE mounts.
+pub(crate) const FUSE_TYPE: &str = "fuse.cai";
+
+/// Type of a published memory file system.
+const MEMORY_TYPE: &str = "tmpfs";
+
+/// Options that every published memory file system has. It is read-only as a whole before it is mounted, so `ro` is asked of
+/// the file system and not of the mount.
+const MEMORY_OPTIONS: [&str; 3] = ["nosuid", "nodev", "noexec"];
+
+/// One line of `/proc/self/mountinfo`.
+pub(crate) struct MountEntry {
+    /// Unique while it exists.
+    pub(crate) id: u64,
+    /// `major:minor`.
+    pub(crate) device: String,
+    pub(crate) fs_type: String,
+    pub(crate) source: String,
+    options: String,
+    fs_options: String,
+}
+
+impl MountEntry {
+    pub(crate) fn is_our_fuse(&self) -> bool {
+        self.fs_type == FUSE_TYPE && self.source == FS_SOURCE
+    }
+
+    /// Anybody's root may call a tmpfs `cai`; nobody mounts an empty one that can never be written to.
+    pub(crate) fn is_our_memory(&self) -> bool {
+        let has = |options: &str, wanted: &str| options.split(',').any(|option| option == wanted);
+        self.fs_type == MEMORY_TYPE
+            && self.source == FS_SOURCE
+            && has(&self.fs_options, "ro")
+            && MEMORY_OPTIONS.iter().all(|option| has(&self.options, option))
+    }
+}
+
+/// Mounts exactly at `point`, the topmost last (proc(5), mountinfo).
+pub(crate) fn mounts_at(point: &Path) -> Vec<MountEntry> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    String::from_utf8_lossy(&table).lines().filter_map(|line| parse_mount(line, point)).collect()
+}
+
+fn parse_mount(line: &str, point: &Path) -> Option<MountEntry> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut fields = left.split(' ');
+    let id = fields.next()?.parse().ok()?;
+    let device = fields.nth(1)?.to_owned();
+    let at = unescape(fields.nth(1)?);
+    let options = fields.next()?.to_owned();
+    let mut fields = right.split(' ');
+    let (fs_type, source) = (fields.next()?.to_owned(), fields.next()?.to_owned());
+    let fs_options = fields.next()?.to_owned();
+    let entry = MountEntry { id, device, fs_type, source, options, fs_options };
+    (at == point.as_os_str().as_bytes()).then_some(entry)
+}
+
+/// The kernel writes space, tab, newline and backslash as `\ooo`.
+fn unescape(field: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = (byte == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(value) => {
+                bytes.push(value);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str =
+        "36 35 0:57 / /tmp/a\\040model rw,nosuid shared:1 master:2 - fuse.cai cai rw,user_id=0";
+
+    #[test]
+    fn mountinfo_line_with_optional_fields_and_escapes_is_understood() {
+        let entry = parse_mount(LINE, Path::new("/tmp/a model")).unwrap();
+        assert_eq!((entry.id, entry.device.as_str()), (36, "0:57"));
+        assert!(entry.is_our_fuse() && !entry.is_our_memory());
+    }
+
+    #[test]
+    fn tmpfs_is_ours_only_with_our_name_and_sealed() {
+        let ours = "36 35 0:57 / /m ro,nosuid,nodev,noexec,relatime - tmpfs cai ro,size=4k,mode=700";
+        let is_ours = |line: &str| parse_mount(line, Path::new("/m")).unwrap().is_our_memory();
+        assert!(is_ours(ours));
+        // As a helper leaves it that is killed right after mounting it.
+        assert!(is_ours(&ours.replacen("ro,", "rw,", 1)));
+        for other in [
+            ours.replace(" cai ", " tmpfs "),
+            ours.replace("tmpfs", "ramfs"),
+            ours.replace(" ro,size", " rw,size"),
+            ours.replace("noexec,", ""),
+            ours.replace("nosuid", "nosuidx"),
+        ] {
+            assert!(!is_ours(&other), "{other}");
+        }
+    }
+
+    #[test]
+    fn mountinfo_line_of_another_point_is_not_taken() {
+        assert!(parse_mount(LINE, Path::new("/tmp/a")).is_none());
+    }
+
+    #[test]
+    fn mountinfo_line_cut_anywhere_does_not_panic() {
+        for end in 0..LINE.len() {
+            let _ = parse_mount(&LINE[..end], Path::new("/tmp/a model"));
+        }
+    }
+
+    #[test]
+    fn unescape_keeps_a_backslash_that_starts_no_octal() {
+        assert_eq!(unescape("a\\9b\\"), b"a\\9b\\");
+        assert_eq!(unescape("\\134"), b"\\");
+    }
+}

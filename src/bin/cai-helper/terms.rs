@@ -1,0 +1,93 @@
+//! What root decided before the first request: where and how a session mounts, and how much memory it may take.
+
+use std::path::PathBuf;
+
+use cai::config::{Mount, MountMode};
+use cai::host;
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid};
+
+/// What the acts around the mount need to know.
+pub(crate) struct Terms {
+    /// Where to mount; absolute.
+    pub(crate) point: PathBuf,
+    /// How the operator spells the setting that says where.
+    pub(crate) point_setting: &'static str,
+    /// Who asks, serves the FUSE mount and fills the memory file system.
+    pub(crate) daemon: host::User,
+    /// The FUSE mount is for others than the daemon, too.
+    pub(crate) allow_other: bool,
+    /// Owner of everything that is published.
+    pub(crate) uid: Uid,
+    /// Group of everything that is published.
+    pub(crate) gid: Gid,
+    /// Read permission bits of what is published.
+    pub(crate) permissions: u32,
+    /// The memory is for a whole model, not for some files of it.
+    pub(crate) whole_model: bool,
+    /// Size of the memory file system in bytes; 0 = derived from the machine's.
+    pub(crate) memory_bytes: u64,
+    /// Read-ahead of the FUSE mount in KiB.
+    pub(crate) readahead_kib: u32,
+}
+
+impl Terms {
+    /// As the configuration says, for the daemon of a service.
+    pub(crate) fn configured(mount: &Mount, daemon: host::User) -> Self {
+        Terms {
+            point: mount.point.clone(),
+            point_setting: "MODEL_MOUNT_POINT",
+            daemon,
+            allow_other: true,
+            uid: Uid::from_raw(mount.uid),
+            gid: Gid::from_raw(mount.gid),
+            permissions: mount.permissions,
+            whole_model: matches!(mount.mode, MountMode::Ram),
+            memory_bytes: mount.memory_bytes,
+            readahead_kib: mount.readahead_kib,
+        }
+    }
+
+    /// As root says on the command line, for itself alone.
+    pub(crate) fn for_owner(point: PathBuf, memory_bytes: u64, readahead_kib: u32) -> Self {
+        let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+        Terms {
+            point,
+            point_setting: "mount point",
+            daemon: host::User { uid, gid },
+            allow_other: false,
+            uid,
+            gid,
+            permissions: 0o400,
+            whole_model: false,
+            memory_bytes,
+            readahead_kib,
+        }
+    }
+
+    /// Mode of a published file: read bits only, whatever else was configured.
+    pub(crate) fn file_mode(&self) -> Mode {
+        Mode::from_bits_truncate(self.permissions & 0o444)
+    }
+
+    /// Mode of a published directory: who may read it may also enter it.
+    pub(crate) fn directory_mode(&self) -> Mode {
+        let read = self.permissions & 0o444;
+        Mode::from_bits_truncate(read | read >> 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_have_read_bits_and_directories_may_be_entered_by_who_reads() {
+        for (permissions, file, directory) in
+            [(0o440, 0o440, 0o550), (0o444, 0o444, 0o555), (0o400, 0o400, 0o500), (0o6751, 0o440, 0o550)]
+        {
+            let terms = Terms { permissions, ..Terms::for_owner("/m".into(), 0, 0) };
+            assert_eq!((terms.file_mode().bits(), terms.directory_mode().bits()), (file, directory));
+        }
+    }
+}
