@@ -39,7 +39,7 @@ pub use info::{Attributes, Kind, NodeInfo};
 use load::Loader;
 pub use load::{LoadOptions, Registrar};
 pub use memory::Memory;
-pub use ram::{RamError, fill};
+pub use ram::{RamError, fill, memory_needed};
 use whole::Decryptor;
 
 use crate::error::{ErrorClass, Fault};

@@ -87,12 +87,17 @@ impl Fault for RamError {
     }
 }
 
+/// Bytes of memory that [`fill`] takes for `fs`.
+pub fn memory_needed(fs: &ModelFs) -> u64 {
+    fs.tree().nodes().iter().map(|node| taken(file_len(node))).fold(0, u64::saturating_add)
+}
+
 /// Decrypt everything in `fs` into `memory`. `progress` gets the plaintext bytes done, after each file.
 ///
 /// # Errors
 /// [`RamError`]; `memory` then holds nothing of use.
 pub fn fill(fs: &ModelFs, memory: &Memory, progress: impl FnMut(u64)) -> Result<(), RamError> {
-    let needed = fs.tree().nodes().iter().map(|node| taken(file_len(node))).fold(0, u64::saturating_add);
+    let needed = memory_needed(fs);
     if needed > memory.size() {
         return Err(RamError::TooLarge { needed, allowed: memory.size() });
     }

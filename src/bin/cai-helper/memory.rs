@@ -75,11 +75,12 @@ impl Memory {
             let set = fsconfig_set_string(&context, option, value.as_str());
             set.map_err(|error| failed(&format!("setting {option}={value}"), error))?;
         }
-        let huge = match fsconfig_set_string(&context, "huge", "always") {
+        // Not `always`, which gives the smallest file a huge page, and counts it.
+        let huge = match fsconfig_set_string(&context, "huge", "within_size") {
             Ok(()) => true,
             // A kernel without transparent huge pages.
             Err(Errno::INVAL) => false,
-            Err(error) => return Err(failed("setting huge=always", error)),
+            Err(error) => return Err(failed("setting huge=within_size", error)),
         };
         fsconfig_create(&context).map_err(|error| failed("making it", error))?;
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
@@ -97,7 +98,7 @@ impl Memory {
         let device = fstat(&lock).map_err(|error| failed("looking at it", from_nix(error)))?.st_dev;
         let text = format!(
             "a private memory file system of {size} bytes, {}, {}",
-            if huge { "of huge pages" } else { "of ordinary pages: this kernel refuses huge=always" },
+            if huge { "of huge pages" } else { "of ordinary pages: this kernel refuses huge=within_size" },
             if noswap { "noswap" } else { "without noswap, which this kernel lacks: no swap is active" },
         );
         Ok((Memory { mount, _lock: lock, device, noswap, stage: Stage::Private }, text, root))
