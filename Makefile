@@ -19,5 +19,6 @@ test:
 bench:
 	@scripts/setup.sh bench
 	cargo build --release --features sandbox
-	@python3 benches/run.py --bin target/release
-	@python3 benches/encrypt.py --bin target/release
+	@python3 -B benches/run.py --bin target/release
+	@python3 -B benches/reads.py --bin target/release
+	@python3 -B benches/encrypt.py --bin target/release

@@ -19,13 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-GB = 1e9
-TICK = os.sysconf("SC_CLK_TCK")
-
-
-def children_cpu():
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+from common import GB, cpu_used
 
 
 def fresh(path):
@@ -42,7 +36,7 @@ def with_gocryptfs(work, source, password):
     cipher, point = fresh(work / "gocryptfs"), fresh(work / "point")
     common = ["gocryptfs", "-q", "-passfile", str(password)]
     subprocess.run([*common, "-init", str(cipher)], check=True, stdout=subprocess.DEVNULL)
-    begun, cpu = time.perf_counter(), children_cpu()
+    begun, cpu = time.perf_counter(), cpu_used(resource.RUSAGE_CHILDREN)
     daemon = subprocess.Popen([*common, "-fg", str(cipher), str(point)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not os.path.ismount(point):
@@ -52,7 +46,7 @@ def with_gocryptfs(work, source, password):
         subprocess.run(["umount", str(point)], check=True)
         daemon.wait(timeout=60)
     sync(cipher)
-    return time.perf_counter() - begun, children_cpu() - cpu
+    return time.perf_counter() - begun, cpu_used(resource.RUSAGE_CHILDREN) - cpu
 
 
 def cai_command(cai, work, source, password):
@@ -61,10 +55,10 @@ def cai_command(cai, work, source, password):
 
 def with_cai(work, source, password, cai):
     shutil.rmtree(work / "cai", ignore_errors=True)
-    begun, cpu = time.perf_counter(), children_cpu()
+    begun, cpu = time.perf_counter(), cpu_used(resource.RUSAGE_CHILDREN)
     subprocess.run(cai_command(cai, work, source, password), check=True, stdout=subprocess.DEVNULL)
     sync(work)
-    return time.perf_counter() - begun, children_cpu() - cpu
+    return time.perf_counter() - begun, cpu_used(resource.RUSAGE_CHILDREN) - cpu
 
 
 def interrupted(work, source, password, cai, size):

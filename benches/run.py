@@ -24,33 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-CHUNK = 1 << 20
-GB = 1e9
-TICK = os.sysconf("SC_CLK_TCK")
-
-
-def drop_caches():
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-def cpu_of(pid):
-    """User and system seconds of a process with all its threads, proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
-
-
-def peak_memory(pid):
-    """VmHWM in MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("no VmHWM")
-
-
-def own_cpu():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+from common import CHUNK, GB, cpu_of, cpu_used, drop_caches, memory_of, mounted, wait_for
 
 
 def read_all(directory):
@@ -64,40 +38,15 @@ def read_all(directory):
     return total
 
 
-@contextlib.contextmanager
-def mounted(command, point):
-    """A FUSE daemon in the foreground, mounted at point; yields its process."""
-    point.mkdir()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: os.path.ismount(point), f"{command[0]} to mount", process)
-        yield process
-    finally:
-        subprocess.run(["umount", str(point)], check=False)
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
-        point.rmdir()
-
-
-def wait_for(condition, what, process=None, limit=120):
-    deadline = time.monotonic() + limit
-    while not condition():
-        if process is not None and process.poll() is not None:
-            raise RuntimeError(f"waiting for {what}: the process ended with {process.returncode}")
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"waited {limit} s for {what}")
-        time.sleep(0.01)
-
-
 def measure_read(command, point, cold):
     """Seconds, CPU seconds, bytes and the daemon's peak memory of one whole sequential read."""
-    with mounted(command, point) as process:
+    with mounted(command, point) as (process, _):
         drop_caches() if cold else None
-        daemon, reader, begun = cpu_of(process.pid), own_cpu(), time.perf_counter()
+        daemon, reader, begun = cpu_of(process.pid), cpu_used(resource.RUSAGE_SELF), time.perf_counter()
         total = read_all(point)
         seconds = time.perf_counter() - begun
-        cpu = cpu_of(process.pid) - daemon + own_cpu() - reader
-        return seconds, cpu, total, peak_memory(process.pid)
+        cpu = cpu_used(resource.RUSAGE_SELF) - reader + cpu_of(process.pid) - daemon
+        return seconds, cpu, total, memory_of(process.pid, "VmHWM")
 
 
 def compare_reads(cai, work, cipher, password, rounds):
@@ -188,7 +137,7 @@ class Stand:
             try:
                 while b"READY=1" not in notify.recv(4096):
                     pass
-                return time.perf_counter() - begun, peak_memory(agent.pid)
+                return time.perf_counter() - begun, memory_of(agent.pid, "VmHWM")
             finally:
                 self.end(agent)
 
