@@ -154,7 +154,7 @@ pub fn prepare_load(
 /// The helper's refusal; what the system says about the file system.
 pub fn private_memory(helper: &Helper) -> Result<Memory, Box<dyn Fault>> {
     let (text, root) = helper.ask(Request::Memory)?;
-    tracing::info!(event = "memory.made", "{text}");
+    tracing::debug!(event = "memory.made", "{text}");
     let root = root.ok_or(StageError::NoDevice)?;
     Ok(Memory::new(root).map_err(StageError::Memory)?)
 }

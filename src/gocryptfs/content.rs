@@ -144,8 +144,9 @@ impl FileId {
     /// Associated data of block `block`: its number, then the id.
     fn associated(self, block: u64) -> [u8; 8 + FILE_ID] {
         let mut data = [0; 8 + FILE_ID];
-        let bytes = block.to_be_bytes().into_iter().chain(self.0);
-        data.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+        let (number, id) = data.split_at_mut(8);
+        number.copy_from_slice(&block.to_be_bytes());
+        id.copy_from_slice(&self.0);
         data
     }
 }
