@@ -314,7 +314,7 @@ def rows(bench):
         yield by_raw("cold disk, read", mode, one_read, 0.85, state=bench.cold, **raw_disk)
     for mode in ("on-demand", "load"):
         loading = {"work": lambda path: load(bench.python, path), "needs": ("safetensors",)}
-        yield by_gocryptfs("safetensors load_file, first", mode, ratio=2.3, **loading)
+        yield by_gocryptfs("safetensors load_file, next shard", mode, ratio=2.3, state=bench.next, **loading)
         yield by_gocryptfs("safetensors load_file, warm", mode, ratio=3, state=bench.again, **loading)
     yield by_find("find", bench.find, 1.5)
     yield by_find("mount and find", bench.mount_and_find, None)
