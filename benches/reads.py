@@ -193,6 +193,7 @@ class Bench:
 
     def cold(self, mode, work):
         with self.mounted(mode) as (daemon, _):
+            self.cached(self.point / EARLIER)
             drop_caches()
             return self.measure(daemon, work, self.point / MODEL)
 
