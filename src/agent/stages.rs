@@ -198,6 +198,8 @@ pub(super) async fn open_model(
     voice.stage("deriving the keys and decrypting the names");
     let store = store.clone();
     let model = blocking(State::Fetching, move || unlock(store, secret)).await?;
+    // Only the plaintext names tell it, and the store must not see those.
+    model.store.set_load_order(&gocryptfs::load_order(&model.tree));
     for skipped in model.tree.skipped() {
         tracing::warn!(event = "model.skipped", object = %skipped.path.display(), "{}: {}", skipped.path.display(), skipped.reason);
     }

@@ -56,6 +56,7 @@ use self::engine::{Engine, Slot};
 use self::layout::Layout;
 use self::tree::Tree;
 use crate::ahead::ReadAhead;
+use crate::ciphertext::EntryId;
 use crate::manifest::Manifest;
 use crate::task::Tasks;
 
@@ -118,6 +119,12 @@ impl Store {
     /// What the store is doing; updated a few times a second while something changes, and at once at the end.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
+    }
+
+    /// The files will be read in this order; the next fill follows it.
+    pub fn set_load_order(&self, order: &[EntryId]) {
+        let objects = order.iter().filter_map(|id| Some(self.object_of(*id)?.0));
+        self.engine.lock().plan.set_order(objects);
     }
 
     /// Stop the workers, wake all readers with an error, make everything durable and say that it is.
