@@ -87,7 +87,7 @@ fn readahead_is_set_to_the_configured_value_on_our_mount_only() {
     assert_eq!(fixture.refusal(Request::Readahead).0, "readahead.failed");
     let (_, device) = fixture.helper.ask(Request::Mount).unwrap();
     let (text, _) = fixture.helper.ask(Request::Readahead).unwrap();
-    assert_eq!(text, "read-ahead of the mount is 1024 KiB");
+    assert_eq!(text, "read-ahead of the mount is 4096 KiB");
     drop(device);
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cai::ciphertext::{Ciphertext, EntryId, ReadError};
 use cai::error::{ErrorClass, Fault};
 use cai::manifest::{CHUNK_LEN, Contents, Manifest, SigningKey, generate, list};
-use cai::store::{ChunkSource, FetchFuture, Fetched, Filled, Object, Retry, Store, StoreOptions};
+use cai::store::{CacheMode, ChunkSource, FetchFuture, Fetched, Filled, Object, Retry, Store, StoreOptions};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +86,8 @@ fn open(dir: &Path, manifest: Option<Arc<Manifest>>, source: Arc<Source>, rt: &R
         read_timeout: Duration::from_secs(60),
         retry: Retry { first: Duration::from_millis(1), ..Retry::default() },
         reserve_bytes: 0,
+        cache: CacheMode::Full,
+        cache_bytes: None,
     };
     let object = Object {
         path: "weights".into(),

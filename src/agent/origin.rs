@@ -85,10 +85,13 @@ pub(super) async fn judge(
 fn named(manifest: &Manifest, objects: Vec<Object>) -> Vec<Object> {
     let (named, others): (Vec<_>, Vec<_>) =
         objects.into_iter().partition(|object| manifest.object(&object.path).is_some());
-    for object in others.iter().filter(|object| object.path != Path::new(manifest::NAME)) {
+    let mut others = others.iter().filter(|object| object.path != Path::new(manifest::NAME));
+    if let Some(first) = others.next() {
+        let count = others.count().saturating_add(1);
+        // Escaped: whoever can write to the bucket chooses the name, and a log is read on terminals.
         tracing::warn!(
-            event = "model.unnamed", object = %object.path.display(),
-            "{} is not in the manifest and left out", object.path.display()
+            event = "model.unnamed", count, first = ?first.path,
+            "{count} objects are not in the manifest and left out, {:?} among them", first.path
         );
     }
     named

@@ -16,7 +16,7 @@ use super::state::{Event, State};
 use super::status::{Failure, Progress};
 use super::voice::Voice;
 use crate::ciphertext::Ciphertext;
-use crate::config::Settings;
+use crate::config::{CacheMode, MountMode, Settings, Wait};
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::{self, CONF_NAME, Conf, Keys, Passphrase, Tree};
 use crate::helper::protocol::Request;
@@ -24,7 +24,7 @@ use crate::helper::{Helper, HelperError};
 use crate::keyring::Secret;
 use crate::oss::{self, OssSource};
 use crate::store;
-use crate::store::{Filled, Retry, Store, StoreOptions};
+use crate::store::{Filled, Keeping, Retry, Store, StoreOptions};
 
 /// Pause before what the fill could not fetch is tried again: reads do not wait for it, they have their own retries.
 const FILL_PAUSE: Duration = Duration::from_secs(30);
@@ -124,14 +124,36 @@ pub(super) async fn open_store(
         concurrency: settings.oss.concurrency,
         read_timeout: settings.mount.read_timeout,
         reserve_bytes: settings.cache.reserve_bytes,
+        cache: kept(settings),
+        cache_bytes: Some(settings.cache.size_bytes).filter(|bytes| *bytes > 0),
         retry: Retry::default(),
     };
     let handle = Handle::current();
-    blocking(State::Fetching, move || {
+    let store = blocking(State::Fetching, move || {
         Store::open_checked(options, objects, manifest, Arc::new(source), handle)
             .map_err(|error| Failure::new(State::Fetching, &error))
     })
-    .await
+    .await?;
+    match store.keeping() {
+        Keeping::Full => {}
+        Keeping::Bounded(bytes) => voice.notice(&format!(
+            "the disk keeps {bytes} bytes of the encrypted model, not all of it: what was read longest ago is fetched again"
+        )),
+        Keeping::Nothing => voice.notice("the disk keeps nothing of the encrypted model: every read fetches"),
+    }
+    Ok(store)
+}
+
+/// What the store keeps: all of the model where all of it is waited for.
+fn kept(settings: &Settings) -> store::CacheMode {
+    let all = settings.model.wait == Wait::Full || settings.mount.mode == MountMode::Ram;
+    match settings.cache.mode {
+        CacheMode::Auto if all => store::CacheMode::Full,
+        CacheMode::Auto => store::CacheMode::Auto,
+        CacheMode::Full => store::CacheMode::Full,
+        CacheMode::Bounded => store::CacheMode::Bounded,
+        CacheMode::None => store::CacheMode::Nothing,
+    }
 }
 
 /// SHA-256, hex, over path, length and entity tag of every object, sorted by path: changes when any object does.
@@ -198,6 +220,8 @@ pub(super) async fn open_model(
     voice.stage("deriving the keys and decrypting the names");
     let store = store.clone();
     let model = blocking(State::Fetching, move || unlock(store, secret)).await?;
+    // Only the plaintext names tell it, and the store must not see those.
+    model.store.set_load_order(&gocryptfs::load_order(&model.tree));
     for skipped in model.tree.skipped() {
         tracing::warn!(event = "model.skipped", object = %skipped.path.display(), "{}: {}", skipped.path.display(), skipped.reason);
     }

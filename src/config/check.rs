@@ -10,7 +10,8 @@ use url::Url;
 use super::keys::{self, Key};
 use super::report::{Findings, Problem, Reported};
 use super::settings::{
-    Attest, Cache, Encryption, Model, Mount, Oss, OssCredentials, Settings, TeeChoice, Trustee, Wait,
+    Attest, Cache, CacheMode, Encryption, Model, Mount, MountMode, Oss, OssCredentials, Settings, TeeChoice,
+    Trustee, Wait,
 };
 use super::tuning::{Size, Tuning};
 use super::values::{self, Flaw};
@@ -38,11 +39,13 @@ pub(super) fn settings(
     let attest = tuning.and_then(|tuning| attest(tuning, facts, findings));
     let cache = tuning.and_then(|tuning| cache(tuning, root, findings));
     let (mount, cache) = apart(mount?, cache?, variables, findings)?;
+    let model = model?;
+    all_kept(&model, &mount, &cache, tuning?, findings)?;
     let mut settings = Settings {
         root: root.to_owned(),
         trustee: trustee?,
         oss: oss?,
-        model: model?,
+        model,
         mount,
         cache,
         state_dir: under(root, Path::new(STATE_DIR)),
@@ -298,7 +301,8 @@ fn mount(
 
 fn cache(all: &Tuning, root: &Path, findings: &mut Findings) -> Result<Cache, Reported> {
     let reserve_bytes = bytes(&all.cache.reserve_bytes, "cache.reserve_bytes", all, findings)?;
-    Ok(Cache { dir: under(root, &all.cache.dir), reserve_bytes })
+    let size_bytes = bytes(&all.cache.size_bytes, "cache.size_bytes", all, findings)?;
+    Ok(Cache { dir: under(root, &all.cache.dir), mode: all.cache.mode, size_bytes, reserve_bytes })
 }
 
 /// The number of bytes that the tuning key `name` has.
@@ -329,6 +333,27 @@ pub(super) fn attest(all: &Tuning, facts: &Facts, findings: &mut Findings) -> Re
     }
     let super::tuning::Attest { tee: _, quote, event_log, require_gpu } = all.attest;
     Ok(Attest { tee, quote, event_log, require_gpu })
+}
+
+/// What waits for the whole model needs a disk that keeps it.
+fn all_kept(
+    model: &Model,
+    mount: &Mount,
+    cache: &Cache,
+    all: &Tuning,
+    findings: &mut Findings,
+) -> Result<(), Reported> {
+    let why = match (model.wait, mount.mode) {
+        (Wait::Full, _) => "MODEL_WAIT is full",
+        (_, MountMode::Ram) => "mount.mode is ram",
+        _ => return Ok(()),
+    };
+    let flaw = match cache.mode {
+        CacheMode::Auto | CacheMode::Full => return Ok(()),
+        CacheMode::Bounded => format!("is bounded, and {why}, which needs the whole model on the disk"),
+        CacheMode::None => format!("is none, and {why}, which needs the whole model on the disk"),
+    };
+    Err(findings.problem(tuning_problem("cache.mode", all, &flaw)))
 }
 
 /// The mount must not hide the cache it is fed from, nor the cache lie in what the mount shows.

@@ -369,7 +369,14 @@ pub static TOML: &[Key] = &[
     tuning("mount.read_timeout_secs", Form::Whole(1, 86_400), Default::Is("300"), Some("seconds"),
         "How long a read waits for bytes that are not local yet before it fails with EIO.", "60"),
     tuning("cache.dir", Form::Path, Default::Is("\"/var/cache/cai\""), None,
-        "Directory of the local copy of the encrypted model. Needs room for the whole model.", "\"/data/cai\""),
+        "Directory of the local copy of the encrypted model.", "\"/data/cai\""),
+    tuning("cache.mode", Form::Word(&["auto", "full", "bounded", "none"]), Default::Is("\"auto\""), None,
+        "What is kept of the encrypted model on the disk. full: all of it, or the start fails. bounded: as much as fits; \
+         what was read longest ago goes first. none: nothing, every read fetches. auto: the first of these that fits; the \
+         status says which. MODEL_WAIT=full and mount.mode = \"ram\" need all of it.", "\"full\""),
+    tuning("cache.size_bytes", Form::Size, Default::Is("0"), Some("bytes"),
+        "Most of the encrypted model that is kept on the disk. 0 means what is free beside cache.reserve_bytes.",
+        "\"200GiB\""),
     tuning("cache.reserve_bytes", Form::Size, Default::Is("\"1GiB\""), Some("bytes"),
         "Free space of the cache's file system that cai never takes.", "\"20GiB\""),
 ];

@@ -244,11 +244,29 @@ pub enum MountMode {
     Ram,
 }
 
+/// `cache.mode`: what is kept of the encrypted model on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheMode {
+    /// The first of the others that fits.
+    Auto,
+    /// All of it.
+    Full,
+    /// As much as fits.
+    Bounded,
+    /// Nothing.
+    None,
+}
+
 /// Local ciphertext cache.
 #[derive(Debug, Clone)]
 pub struct Cache {
     /// `cache.dir`, with `root` applied.
     pub dir: PathBuf,
+    /// `cache.mode`.
+    pub mode: CacheMode,
+    /// `cache.size_bytes`: most bytes kept; 0 = what is free.
+    pub size_bytes: u64,
     /// `cache.reserve_bytes`: free space that is never taken.
     pub reserve_bytes: u64,
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::settings::{
-    Encryption, EventLog, GpuForm, KeyAlgorithm, MountMode, Protocol, QuoteChoice, Settings, TeeChoice, Wait,
+    CacheMode, Encryption, EventLog, GpuForm, KeyAlgorithm, MountMode, Protocol, QuoteChoice, Settings,
+    TeeChoice, Wait,
 };
 
 impl Settings {
@@ -71,6 +72,8 @@ impl Settings {
             ("mount.readahead_kib", mount.readahead_kib.to_string()),
             ("mount.read_timeout_secs", mount.read_timeout.as_secs().to_string()),
             ("cache.dir", path(&cache.dir)),
+            ("cache.mode", cache_mode(cache.mode).to_owned()),
+            ("cache.size_bytes", cache.size_bytes.to_string()),
             ("cache.reserve_bytes", cache.reserve_bytes.to_string()),
         ]
     }
@@ -97,6 +100,15 @@ const fn wait(wait: Wait) -> &'static str {
     match wait {
         Wait::Metadata => "metadata",
         Wait::Full => "full",
+    }
+}
+
+const fn cache_mode(mode: CacheMode) -> &'static str {
+    match mode {
+        CacheMode::Auto => "auto",
+        CacheMode::Full => "full",
+        CacheMode::Bounded => "bounded",
+        CacheMode::None => "none",
     }
 }
 

@@ -13,7 +13,9 @@ use toml_edit::{Document, Item, TableLike};
 
 use super::keys::{self, Default, Key};
 use super::report::{Findings, Place, Problem, Reported};
-use super::settings::{EventLog, GpuForm, KeyAlgorithm, MountMode, Protocol, QuoteChoice, TeeChoice};
+use super::settings::{
+    CacheMode, EventLog, GpuForm, KeyAlgorithm, MountMode, Protocol, QuoteChoice, TeeChoice,
+};
 use super::{FileKind, SourceFile};
 
 /// The merged values of `cai.toml`, as far as types go; the table's ranges and grammars hold for each.
@@ -88,6 +90,8 @@ pub(super) struct Mount {
 #[serde(deny_unknown_fields)]
 pub(super) struct Cache {
     pub(super) dir: PathBuf,
+    pub(super) mode: CacheMode,
+    pub(super) size_bytes: Size,
     pub(super) reserve_bytes: Size,
 }
 

@@ -1,8 +1,8 @@
 //! Memory that whole files are decrypted into: nameless files of the private memory file system, mapped while they are
 //! filled. Its `unsafe` is the mapping and the lease, which nothing safe offers.
 //!
-//! The file system is the helper's making: huge pages, no swap, a size that the kernel enforces, nobody's but ours. Room is
-//! allocated before it is mapped, so that a write to the mapping cannot fail.
+//! The file system is the helper's making: huge pages, no swap, a size that the kernel enforces, nobody's but ours. A page is
+//! asked for before it is written to ([`populate`]): a write to a page that cannot be had would end the process.
 
 #![allow(unsafe_code)]
 
@@ -12,10 +12,12 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate, open, openat};
 use nix::libc;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::stat::Mode;
 
 /// What one core decrypts at a time, bytes: a huge page of x86-64 and AArch64 with 4 KiB base pages.
@@ -76,29 +78,25 @@ impl Buffer {
         &self.0
     }
 
-    /// Let `fill` write its new content of `len` bytes. What it held before is gone; pages are used again.
+    /// Let `fill` write its new content of `len` bytes, each unit of [`UNIT`] bytes after it was [`populate`]d. What the file
+    /// held before is gone; its pages are used again.
     ///
     /// # Errors
-    /// `ENOSPC` when the file system is full, `fill`'s, and what the system says.
+    /// `fill`'s, and what the system says.
     pub(super) fn write<E: From<io::Error>>(
         &mut self,
         len: u64,
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.allocate(len)?;
+        self.0.set_len(len)?;
         let Some(size) = usize::try_from(len).ok().and_then(NonZeroUsize::new) else { return Ok(()) };
         let mut mapping = Mapping::new(&self.0, size)?;
-        fill(mapping.bytes())
-    }
-
-    /// Exactly `len` bytes, all of them with memory behind.
-    fn allocate(&mut self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)?;
-        let len = i64::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        if len > 0 {
-            fallocate(&self.0, FallocateFlags::empty(), 0, len)?;
+        mapping.prefer_huge_pages();
+        if !can_populate() {
+            let len = i64::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+            fallocate(&self.0, FallocateFlags::empty(), 0, len).map_err(io::Error::from)?;
         }
-        Ok(())
+        fill(mapping.bytes())
     }
 
     /// The file, open for reading only: what the kernel is given.
@@ -122,6 +120,37 @@ impl Buffer {
     }
 }
 
+/// Get the pages of `unit`, which begins at a page, so that writing to it cannot fail. Their content stays.
+///
+/// # Errors
+/// `ENOSPC` when the file system is full, and what the system says.
+pub(super) fn populate(unit: &mut [u8]) -> io::Result<()> {
+    if !can_populate() {
+        return Ok(());
+    }
+    match advise_populate(unit) {
+        Ok(()) => Ok(()),
+        // What would have been SIGBUS: no page to be had within the file system's size.
+        Err(Errno::EFAULT) => Err(io::ErrorKind::StorageFull.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the kernel populates mappings (Linux 5.14). Where it does not, files are allocated as a whole.
+fn can_populate() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    *CAN.get_or_init(|| advise_populate(&mut []) != Err(Errno::EINVAL))
+}
+
+fn advise_populate(unit: &mut [u8]) -> nix::Result<()> {
+    // An empty slice points to no page; the kernel checks the advice first, and then has nothing to do at address 0.
+    let start = if unit.is_empty() { std::ptr::null_mut() } else { unit.as_mut_ptr().cast() };
+    // JUSTIFICATION: nix does not know this advice. SAFETY: the range is memory that we may write to; the kernel makes its
+    // pages present and changes no byte.
+    let done = unsafe { libc::madvise(start, unit.len(), libc::MADV_POPULATE_WRITE) };
+    Errno::result(done).map(drop)
+}
+
 /// A buffer's pages in our address space, for the time of one fill.
 struct Mapping {
     start: NonNull<c_void>,
@@ -137,11 +166,17 @@ impl Mapping {
         Ok(Mapping { start, size })
     }
 
+    /// Let the kernel make room for huge pages where it would otherwise take small ones. Refused, it takes those.
+    fn prefer_huge_pages(&mut self) {
+        // JUSTIFICATION: as above. SAFETY: exactly what is mapped; the advice changes no content.
+        let _ = unsafe { madvise(self.start, self.size.get(), MmapAdvise::MADV_HUGEPAGE) };
+    }
+
     fn bytes(&mut self) -> &mut [u8] {
         // JUSTIFICATION: as above. SAFETY: the mapping is `size` bytes, readable and writable, and lives as long as `self`.
         // Nobody else reads or writes these pages meanwhile: the file is ours alone, it is handed to the kernel only after
-        // the fill, and used again only when `Buffer::unused` says so. All its pages are allocated, so no access faults for
-        // want of memory, and nobody else can shorten the file.
+        // the fill, and used again only when `Buffer::unused` says so. Nobody else can shorten the file; its pages are
+        // populated before they are written to.
         unsafe { std::slice::from_raw_parts_mut(self.start.cast::<u8>().as_ptr(), self.size.get()) }
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use rayon::iter::{ParallelBridge, ParallelIterator};
 
 use super::fs::{FsError, ModelFs};
-use super::memory::{Buffer, UNIT};
+use super::memory::{Buffer, UNIT, populate};
 
 /// Why a file is not in memory.
 #[derive(Debug, thiserror::Error)]
@@ -35,17 +35,18 @@ impl Decryptor {
     /// [`FillError`]; `buffer` then holds nothing of meaning.
     pub(super) fn fill(&self, fs: &ModelFs, inode: u64, buffer: &mut Buffer) -> Result<(), FillError> {
         let len = fs.file_len(inode).ok_or(FsError::NotAFile)?;
-        buffer.write(len, |out| Ok(self.decrypt(fs, inode, out)?))
+        buffer.write(len, |out| self.decrypt(fs, inode, out))
     }
 
-    fn decrypt(&self, fs: &ModelFs, inode: u64, out: &mut [u8]) -> Result<(), FsError> {
+    fn decrypt(&self, fs: &ModelFs, inode: u64, out: &mut [u8]) -> Result<(), FillError> {
         // Handed out in order, so that the ciphertext is read in order.
         let units = (0u64..).step_by(UNIT).zip(out.chunks_mut(UNIT));
         let decrypt = |scratch: &mut Vec<u8>, (offset, unit): (u64, &mut [u8])| {
             let wanted = unit.len();
+            populate(unit)?;
             match fs.read_into(inode, offset, unit, scratch)? {
                 read if read == wanted => Ok(()),
-                _ => Err(FsError::Unreadable),
+                _ => Err(FsError::Unreadable.into()),
             }
         };
         self.0.install(|| units.par_bridge().try_for_each_init(Vec::new, decrypt))

@@ -6,13 +6,14 @@
 use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
 
@@ -58,6 +59,16 @@ pub struct ObjectFile {
     open: Mutex<Option<Arc<File>>>,
     /// How often the data file was begun. Changes only while `open` and the store's state are both locked, in this order.
     generation: AtomicU64,
+    /// How often a chunk was let go. Changes only while the store's state is locked.
+    punched: AtomicU64,
+}
+
+/// Where a chunk can be read: good until the file is begun anew, or a chunk of it is let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Of the data file.
+    pub generation: u64,
+    punched: u64,
 }
 
 /// What became of a chunk map that was to be saved.
@@ -132,6 +143,7 @@ impl CacheDir {
             layout,
             open: Mutex::default(),
             generation: AtomicU64::new(0),
+            punched: AtomicU64::new(0),
         }
     }
 
@@ -206,21 +218,53 @@ impl ObjectFile {
         self.generation.load(Ordering::SeqCst)
     }
 
+    /// Where chunks that are marked now can be read.
+    pub fn place(&self) -> Place {
+        Place { generation: self.generation(), punched: self.punched.load(Ordering::SeqCst) }
+    }
+
+    /// A chunk is let go: no place is good any more. The caller has the store's state locked and forgets the chunk in the
+    /// same breath; [`ObjectFile::punch`] follows without the lock.
+    pub fn let_go(&self) {
+        self.punched.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Give the disk back what `range` takes.
+    ///
+    /// # Errors
+    /// What the system said; a file that is lost takes nothing.
+    pub fn punch(&self, range: &Range<u64>) -> io::Result<()> {
+        let file = match self.existing(&mut self.lock()) {
+            Err(error) if is_lost(&error) => return Ok(()),
+            file => file?,
+        };
+        let bytes = |at: u64| i64::try_from(at).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&*file, flags, bytes(range.start)?, bytes(range.end.saturating_sub(range.start))?)?;
+        Ok(())
+    }
+
     /// Begin a generation. The caller has the store's state locked and forgets all chunks in the same breath.
     pub fn begin_generation(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Fill `buf` from `offset` of the file of `generation`.
+    /// Fill `buf` from `offset`. `false`: some chunk was let go since `place` was good, perhaps this one, and `buf` may hold
+    /// zeros.
     ///
     /// # Errors
     /// What the system said. [`is_lost`] tells a lost file, also one that was begun anew, from one that cannot be read.
-    pub fn read_at(&self, generation: u64, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    pub fn read_at(&self, place: Place, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
         // Not one expression: reads must not wait for each other.
         let file = self.existing(&mut self.lock())?;
         file.read_exact_at(buf, offset)?;
-        // Last, because the file may have become another one, with holes, during the read.
-        if self.generation() == generation { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+        // Last, because the file may have become another one, or have got holes, during the read.
+        let now = self.place();
+        if now.generation == place.generation {
+            Ok(now == place)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
     }
 
     /// The data file as it is now, to be read ahead.
@@ -367,25 +411,33 @@ mod tests {
         for chunk_len in [8, 20] {
             let file = cache.file(&object, Layout::new(20, chunk_len));
             let mut buf = [9; 4];
-            let lost = |read: io::Result<()>| read.is_err_and(|error| is_lost(&error));
-            assert!(lost(file.read_at(0, 16, &mut buf)));
+            let lost = |read: io::Result<bool>| read.is_err_and(|error| is_lost(&error));
+            let at = |generation| Place { generation, punched: 0 };
+            assert!(lost(file.read_at(at(0), 16, &mut buf)));
             assert!(!file.data.exists());
             let frames = [Bytes::from_static(b"ab"), Bytes::from_static(b"cd")];
             let first = file.write_at(16, &frames, || file.begin_generation()).unwrap();
-            file.read_at(first, 16, &mut buf).unwrap();
+            assert!(file.read_at(at(first), 16, &mut buf).unwrap());
             assert_eq!(&buf, b"abcd");
             let same = file.write_at(0, &frames, || panic!("nothing was lost")).unwrap();
             assert_eq!(same, first);
             std::fs::remove_file(&file.data).unwrap();
-            assert!(lost(file.read_at(first, 16, &mut buf)));
+            assert!(lost(file.read_at(at(first), 16, &mut buf)));
             assert_eq!(file.save(b"map", false).unwrap(), Saved::Lost);
             assert!(!file.data.exists() && !file.map.exists());
             let second = file.write_at(0, &frames, || file.begin_generation()).unwrap();
             assert_ne!(second, first);
             // There is a hole now where this reader was told to find its bytes.
-            assert!(lost(file.read_at(first, 16, &mut buf)));
-            file.read_at(second, 0, &mut buf).unwrap();
+            assert!(lost(file.read_at(at(first), 16, &mut buf)));
+            assert!(file.read_at(at(second), 0, &mut buf).unwrap());
             assert_eq!(&buf, b"abcd");
+            // A chunk is let go: what is read through an older place may be zeros, and is said to be.
+            file.let_go();
+            file.punch(&(0..4)).unwrap();
+            assert!(!file.read_at(at(second), 0, &mut buf).unwrap());
+            assert!(file.read_at(file.place(), 0, &mut buf).unwrap());
+            assert_eq!(buf, [0; 4]);
+            assert_eq!(file.data.metadata().unwrap().len(), 20);
             std::fs::remove_file(&file.data).unwrap();
         }
     }

@@ -5,8 +5,8 @@
 //! file's own lock is taken before it.
 //! Tested through `tests/fetch_faults.rs` and `tests/store_resume.rs`.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -21,6 +21,7 @@ use super::memory::Recent;
 use super::options::StoreOptions;
 use super::plan::Plan;
 use super::progress::{Counters, Problem};
+use super::room::{Keeping, Room};
 use super::source::{ChunkSource, Fetched, Object, SourceError};
 use super::state::{Broken, ObjectState, State, Whole, wanted};
 use crate::error::chain;
@@ -48,6 +49,8 @@ pub struct Engine {
     /// What every chunk must be in.
     manifest: Option<Arc<Manifest>>,
     state: Mutex<State>,
+    /// A chunk's place on the disk was given back.
+    pub punched: Condvar,
     /// Held while chunk maps are saved: one writer of a sidecar at a time. Taken before `state`, never the other way round.
     pub saving: Mutex<()>,
     /// Work was queued, or the store closed.
@@ -69,13 +72,14 @@ impl Engine {
         slots: Vec<Slot>,
         maps: Vec<ChunkMap>,
         manifest: Option<Arc<Manifest>>,
+        keeping: Keeping,
         cache: CacheDir,
         source: Arc<dyn ChunkSource>,
     ) -> Self {
         let mut counters = Counters::default();
         let objects =
             slots.iter().zip(maps).map(|(slot, map)| ObjectState::new(slot, map, &mut counters)).collect();
-        let state = State {
+        let mut state = State {
             objects,
             flights: HashMap::new(),
             plan: Plan::default(),
@@ -84,7 +88,10 @@ impl Engine {
             closed: false,
             recent: Recent::default(),
             counters,
+            room: Room::default(),
+            punching: HashSet::new(),
         };
+        state.keep(keeping, &slots);
         Engine {
             options,
             slots,
@@ -92,6 +99,7 @@ impl Engine {
             source,
             manifest,
             state: Mutex::new(state),
+            punched: Condvar::new(),
             saving: Mutex::default(),
             work: Notify::new(),
             landed: Notify::new(),
@@ -121,7 +129,13 @@ impl Engine {
             return Lookup::Failed(broken.into());
         }
         if let (Some(Chunk::Present(_)), Some(slot)) = (state.chunk(key), self.slot(key.object)) {
-            return Lookup::Here(Ready::Disk(slot.file.generation()));
+            let ready = Ready::Disk(slot.file.place());
+            if slot.layout.chunks() > 1 && state.room.touch(key) {
+                drop(state);
+                // The fill may go on in place of what was read before.
+                self.work.notify_waiters();
+            }
+            return Lookup::Here(ready);
         }
         if let Some(frames) = state.recent.get(key) {
             return Lookup::Here(Ready::Memory(frames));
@@ -150,7 +164,10 @@ impl Engine {
         if readers_only || !state.filling || !state.caching {
             return None;
         }
-        let key = state.plan.next_to_fill(|key| wanted(&state.objects, &state.flights, key))?;
+        if !state.room.may_fill(self.options.chunk_len) {
+            return None;
+        }
+        let key = state.plan.next_to_fill(|key| wanted(&state.objects, &state.flights, &state.room, key))?;
         let flight = Arc::new(Flight::default());
         state.flights.insert(key, flight.clone());
         state.counters.in_flight += 1;
@@ -193,7 +210,7 @@ impl Engine {
         let (started, retry) = (Instant::now(), self.options.retry);
         let (mut attempt, mut failures) = (0, 0u32);
         loop {
-            let error = match self.attempt(key).await {
+            let error = match self.attempt(key, flight.has_readers()).await {
                 Err(Failure::Source(error @ SourceError::Unavailable { .. })) => error,
                 other => return other,
             };
@@ -229,7 +246,7 @@ impl Engine {
     }
 
     /// One attempt: the local copy if there may be one, else the source.
-    async fn attempt(self: &Arc<Self>, key: ChunkKey) -> Outcome {
+    async fn attempt(self: &Arc<Self>, key: ChunkKey, demand: bool) -> Outcome {
         let Some(slot) = self.slot(key.object) else { return Err(Failure::Closed) };
         let found = self.lock().chunk(key);
         if let Some(Chunk::Unverified(crc)) = found {
@@ -242,20 +259,21 @@ impl Engine {
         let range = slot.layout.range(key.chunk);
         let fetched = self.source.fetch(&slot.object, range).await.map_err(Failure::Source)?;
         let engine = self.clone();
-        blocking(move || engine.keep(key, fetched)).await
+        blocking(move || engine.keep(key, fetched, demand)).await
     }
 
     /// Check a chunk that an unclean stop left behind, or that came into doubt: `None` when it is not what the map says.
     fn verify(&self, key: ChunkKey, crc: u64) -> Result<Option<Ready>, Failure> {
         let Some(slot) = self.slot(key.object) else { return Ok(None) };
         let range = slot.layout.range(key.chunk);
-        let generation = slot.file.generation();
+        let place = slot.file.place();
         let mut bytes = vec![0; usize::try_from(slot.layout.len_of(key.chunk)).unwrap_or(0)];
-        let sound = slot.file.read_at(generation, range.start, &mut bytes).is_ok()
+        let sound = matches!(slot.file.read_at(place, range.start, &mut bytes), Ok(true))
             && crc64::of(&bytes) == crc
             && self.is_genuine(slot, key, std::iter::once(bytes.as_slice()));
         let mut state = self.lock();
-        let same = slot.file.generation() == generation && state.chunk(key) == Some(Chunk::Unverified(crc));
+        let same =
+            slot.file.generation() == place.generation && state.chunk(key) == Some(Chunk::Unverified(crc));
         if !sound || !same {
             state.mark(slot, key, Chunk::Missing);
             return Ok(None);
@@ -266,12 +284,13 @@ impl Engine {
         }
         state.note_verified(slot, key);
         state.mark(slot, key, Chunk::Present(crc));
+        let ready = Ready::Disk(slot.file.place());
         drop(state);
-        self.check_object(key.object).map(|()| Some(Ready::Disk(generation)))
+        self.check_object(key.object).map(|()| Some(ready))
     }
 
     /// Take in what a source delivered: check, write, mark. The mark in the sidecar follows after a sync.
-    fn keep(&self, key: ChunkKey, fetched: Fetched) -> Outcome {
+    fn keep(&self, key: ChunkKey, fetched: Fetched, demand: bool) -> Outcome {
         let Some(slot) = self.slot(key.object) else { return Err(Failure::Closed) };
         let range = slot.layout.range(key.chunk);
         let expected = slot.layout.len_of(key.chunk);
@@ -285,9 +304,10 @@ impl Engine {
             return Err(self.forged(slot, key));
         }
         let crc = crc64::of_frames(&fetched.frames);
+        let promised = self.make_room(slot, key, demand);
         let (mut state, generation) = loop {
             // Not one expression: the guard of the first half would live through the second.
-            let caching = self.lock().caching;
+            let caching = promised && self.lock().caching;
             let written =
                 if caching { self.write(key.object, slot, range.start, &fetched.frames) } else { None };
             let state = self.lock();
@@ -296,20 +316,25 @@ impl Engine {
                 break (state, written);
             }
         };
+        if promised && slot.layout.chunks() > 1 {
+            state.room.settle(expected);
+        }
         state.counters.bytes_fetched = state.counters.bytes_fetched.saturating_add(got);
         if let Some(object) = state.objects.get_mut(key.object.0) {
             object.forged.remove(&key.chunk);
         }
-        let Some(generation) = generation.filter(|_| state.caching) else {
+        if generation.is_none() || !state.caching {
             return Ok(state.recent.serve(key, fetched.frames));
-        };
+        }
         if let Some(object) = state.objects.get_mut(key.object.0) {
             object.map.object_crc64 = object.map.object_crc64.or(fetched.object_crc64);
             object.unsynced.push(key.chunk);
         }
         state.mark(slot, key, Chunk::Present(crc));
+        // Under the lock: a chunk that is let go later makes this place stale.
+        let ready = Ready::Disk(slot.file.place());
         drop(state);
-        self.check_object(key.object).map(|()| Ready::Disk(generation))
+        self.check_object(key.object).map(|()| ready)
     }
 
     /// Whether these are the bytes of the chunk that the manifest names; without one, nobody knows better.
@@ -365,7 +390,7 @@ impl Engine {
         let again = object.mismatches > 1;
         object.broken = again.then_some(Broken::Corrupt);
         // Also the second time: no later start may find these chunks marked.
-        object.discard();
+        state.discard(slot, index);
         state.counters.bytes_done = state.counters.bytes_done.saturating_sub(slot.layout.len);
         drop(guard);
         if again {

@@ -106,7 +106,7 @@ impl Engine {
             // A flight may still find the whole object wrong and discard it: the end is only known when all have landed.
             return state.flights.is_empty().then(|| self.fill_result(state));
         }
-        let on_offer = |key: ChunkKey| wanted(&state.objects, &state.flights, key);
+        let on_offer = |key: ChunkKey| wanted(&state.objects, &state.flights, &state.room, key);
         if !state.plan.is_exhausted(on_offer) {
             return None;
         }

@@ -8,13 +8,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use super::disk::Place;
 use super::source::SourceError;
 
 /// Where the bytes of a chunk can be had now.
 #[derive(Debug, Clone)]
 pub enum Ready {
-    /// In the object's data file of this generation.
-    Disk(u64),
+    /// In the object's data file, as long as this place is good.
+    Disk(Place),
     /// Only here, because the cache is switched off.
     Memory(Vec<Bytes>),
 }

@@ -14,9 +14,10 @@
 //! | `disk` | the directory and its files |
 //! | `state`, `flight`, `engine` | what changes, who waits, who works |
 //! | `doubt` | what happens when the disk is not what the marks say |
+//! | `room`, `evict` | what stays when the disk cannot hold everything (`room` is pure) |
 //! | `reader`, `fill`, `upkeep` | the three ways in: reads, background, sync and progress |
 //!
-//! Threads and locks: see `engine`. Tested in `tests/fetch_faults.rs` and `tests/store_resume.rs`.
+//! Threads and locks: see `engine`. Tested in `tests/fetch_faults.rs`, `tests/store_resume.rs` and `tests/store_bounded.rs`.
 
 mod backoff;
 mod chunkmap;
@@ -25,6 +26,7 @@ mod disk;
 mod doubt;
 mod engine;
 mod error;
+mod evict;
 mod fill;
 mod flight;
 mod layout;
@@ -33,6 +35,7 @@ mod options;
 mod plan;
 mod progress;
 mod reader;
+mod room;
 mod source;
 mod state;
 mod tree;
@@ -47,15 +50,18 @@ use tokio::sync::watch;
 pub use backoff::Retry;
 pub use error::StoreError;
 pub use fill::Filled;
-pub use options::StoreOptions;
+pub use options::{CacheMode, StoreOptions};
 pub use progress::{Problem, Progress};
+pub use room::Keeping;
 pub use source::{ChunkSource, FetchFuture, Fetched, Object, SourceError};
 
+use self::chunkmap::ChunkMap;
 use self::disk::CacheDir;
 use self::engine::{Engine, Slot};
 use self::layout::Layout;
 use self::tree::Tree;
 use crate::ahead::ReadAhead;
+use crate::ciphertext::EntryId;
 use crate::manifest::Manifest;
 use crate::task::Tasks;
 
@@ -73,6 +79,7 @@ pub struct Store {
     /// One fill at a time.
     fill_turn: tokio::sync::Mutex<()>,
     ahead: ReadAhead,
+    keeping: Keeping,
 }
 
 impl Store {
@@ -106,18 +113,24 @@ impl Store {
         cache.remove_leftovers(&objects)?;
         let slots: Vec<Slot> =
             objects.into_iter().map(|object| Slot::new(object, &options, &cache)).collect();
-        let maps = load(&cache, &options, &slots, clean && manifest.is_none())?;
-        let engine = Arc::new(Engine::new(options, slots, maps, manifest, cache, source));
+        let (maps, keeping) = load(&cache, &options, &slots, clean && manifest.is_none())?;
+        let engine = Arc::new(Engine::new(options, slots, maps, manifest, keeping, cache, source));
         let (sender, progress) = watch::channel(engine.snapshot(&mut Default::default()));
         let tasks = upkeep::start(&engine, sender, &handle);
         let fill_turn = tokio::sync::Mutex::new(());
         let (tasks, ahead) = (Mutex::new(Some(tasks)), ReadAhead::default());
-        Ok(Arc::new(Store { engine, tree, progress, tasks, fill_turn, ahead }))
+        Ok(Arc::new(Store { engine, tree, progress, tasks, fill_turn, ahead, keeping }))
     }
 
     /// What the store is doing; updated a few times a second while something changes, and at once at the end.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
+    }
+
+    /// The files will be read in this order; the next fill follows it.
+    pub fn set_load_order(&self, order: &[EntryId]) {
+        let objects = order.iter().filter_map(|id| Some(self.object_of(*id)?.0));
+        self.engine.lock().plan.set_order(objects);
     }
 
     /// Stop the workers, wake all readers with an error, make everything durable and say that it is.
@@ -149,13 +162,17 @@ impl Slot {
     }
 }
 
-/// The chunk maps of all objects, once it is known that what is missing fits.
+/// Most bytes a model can have: no list entry, which may be a lie of any size, takes memory by its length. 64 TiB are a
+/// hundred times the largest models.
+const MOST_BYTES: u64 = 64 << 40;
+
+/// The chunk maps of all objects, and how much of the model the disk is to keep.
 fn load(
     cache: &CacheDir,
     options: &StoreOptions,
     slots: &[Slot],
     clean: bool,
-) -> Result<Vec<chunkmap::ChunkMap>, StoreError> {
+) -> Result<(Vec<ChunkMap>, Keeping), StoreError> {
     let (total, free) = cache.space()?;
     let refuse = |missing| StoreError::NoSpace {
         dir: options.dir.clone(),
@@ -164,22 +181,31 @@ fn load(
         reserve: options.reserve_bytes,
     };
     let whole = slots.iter().fold(0u64, |sum, slot| sum.saturating_add(slot.layout.len));
-    if whole > total {
-        // Before any memory is taken by the length of a list entry: it may be a lie of any size.
+    let limit = options.cache_bytes.unwrap_or(u64::MAX);
+    let must_fit = options.cache == CacheMode::Full;
+    if whole > MOST_BYTES || (must_fit && whole > total) {
         return Err(refuse(whole));
     }
     let maps = slots.iter().map(|slot| slot.file.load(&slot.object, clean)).collect::<Result<Vec<_>, _>>()?;
     let missing =
         slots.iter().zip(&maps).map(|(slot, map)| slot.missing_bytes(map)).fold(0u64, u64::saturating_add);
-    if missing > 0 && missing.saturating_add(options.reserve_bytes) > free {
-        return Err(refuse(missing));
-    }
-    Ok(maps)
+    let room = free.saturating_sub(options.reserve_bytes);
+    let fits = (missing == 0 || missing <= room) && whole <= limit;
+    let bounded = limit.min((whole - missing).saturating_add(room));
+    let keeping = match options.cache {
+        CacheMode::Auto | CacheMode::Full if fits => Keeping::Full,
+        CacheMode::Auto | CacheMode::Bounded if bounded >= options.least_bounded() => {
+            Keeping::Bounded(bounded)
+        }
+        CacheMode::Auto | CacheMode::Nothing => Keeping::Nothing,
+        CacheMode::Full | CacheMode::Bounded => return Err(refuse(missing)),
+    };
+    Ok((maps, keeping))
 }
 
 impl Slot {
     /// Bytes of the object that the cache has not got.
-    fn missing_bytes(&self, map: &chunkmap::ChunkMap) -> u64 {
+    fn missing_bytes(&self, map: &ChunkMap) -> u64 {
         let missing = (0..).zip(&map.chunks).filter(|(_, chunk)| chunk.crc().is_none());
         missing.fold(0, |sum, (index, _)| sum.saturating_add(self.layout.len_of(layout::ChunkIndex(index))))
     }

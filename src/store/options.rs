@@ -20,11 +20,34 @@ pub struct StoreOptions {
     pub retry: Retry,
     /// Bytes of the file system that must stay free.
     pub reserve_bytes: u64,
+    /// What is kept on the disk.
+    pub cache: CacheMode,
+    /// Most bytes of chunks on the disk; `None`: what is free beside the reserve.
+    pub cache_bytes: Option<u64>,
+}
+
+/// What is kept on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheMode {
+    /// Everything if it fits, else as much as fits, else nothing.
+    Auto,
+    /// Everything, or the store does not open.
+    Full,
+    /// As much as fits, or the store does not open.
+    Bounded,
+    /// Nothing.
+    Nothing,
 }
 
 impl StoreOptions {
     /// 8 MiB, the range length all fast readers of object stores arrived at (oss.md 4).
     pub const CHUNK_LEN: u64 = 8 << 20;
+
+    /// Least bytes of a bounded cache: every fetch in flight, twice over, so that what is fetched is not let go before it is
+    /// read.
+    pub fn least_bounded(&self) -> u64 {
+        self.chunk_len.saturating_mul(u64::try_from(self.concurrency).unwrap_or(u64::MAX)).saturating_mul(2)
+    }
 
     /// Workers that serve readers only, so that a saturating fill never delays a read by more than a network round trip.
     pub fn reserved(&self) -> usize {

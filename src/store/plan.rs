@@ -5,7 +5,7 @@
 //! objects at once, because one object is served at 10 Gbit/s at most (oss.md 1.10), with half of the turns for the
 //! first, which is the one a loader reads now.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::layout::{ChunkIndex, ChunkKey, Layout, ObjectIndex};
 
@@ -21,6 +21,8 @@ pub struct Plan {
     turn: usize,
     /// Objects somebody opened, the latest first.
     opened: Vec<ObjectIndex>,
+    /// The order in which objects are read, as far as it is known.
+    ranks: HashMap<ObjectIndex, usize>,
 }
 
 /// Chunks of one object that are still to be visited.
@@ -50,11 +52,18 @@ impl Plan {
         self.readers.pop_front()
     }
 
-    /// Plan the fill of `objects`, in list order but with the opened ones in front. Replaces what was planned before.
+    /// Objects will be read in this order; those that are not named, behind them. For the next [`Plan::fill`].
+    pub fn set_order(&mut self, order: impl Iterator<Item = ObjectIndex>) {
+        self.ranks = order.zip(0..).collect();
+    }
+
+    /// Plan the fill of `objects`: the opened ones, then in the order that was set, then in list order. Replaces what was
+    /// planned before.
     pub fn fill(&mut self, objects: impl Iterator<Item = (ObjectIndex, Layout)>) {
         let mut objects: Vec<_> = objects.collect();
         let opened = |object: ObjectIndex| self.opened.iter().position(|other| *other == object);
-        objects.sort_by_key(|(object, _)| opened(*object).unwrap_or(usize::MAX));
+        let rank = |object: ObjectIndex| self.ranks.get(&object).copied().unwrap_or(usize::MAX);
+        objects.sort_by_key(|(object, _)| (opened(*object).unwrap_or(usize::MAX), rank(*object)));
         let small = |layout: &Layout| layout.chunks() == 1;
         let head = |object: ObjectIndex| ChunkKey { object, chunk: ChunkIndex(0) };
         let (mut first, mut heads) = (VecDeque::new(), VecDeque::new());
@@ -181,6 +190,17 @@ mod tests {
         plan.prefer(ObjectIndex(1));
         plan.fill(layouts(&[20, 20]));
         assert_eq!(drain(&mut plan), [(1, 0), (0, 0), (1, 1), (0, 1)]);
+    }
+
+    #[test]
+    fn objects_are_filled_in_the_order_in_which_they_are_read() {
+        let mut plan = Plan::default();
+        plan.set_order([2, 0].map(ObjectIndex).into_iter());
+        plan.fill(layouts(&[20, 5, 20, 5]));
+        assert_eq!(drain(&mut plan), [(1, 0), (3, 0), (2, 0), (0, 0), (2, 1), (0, 1)]);
+        plan.prefer(ObjectIndex(0));
+        plan.fill(layouts(&[20, 5, 20, 5]));
+        assert_eq!(drain(&mut plan)[2..4], [(0, 0), (2, 0)]);
     }
 
     #[test]

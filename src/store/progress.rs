@@ -36,8 +36,10 @@ pub struct Progress {
     pub bytes_per_sec: u64,
     /// What went wrong lately and has not come right since, newest last.
     pub problems: Vec<Problem>,
-    /// `false` once the cache has been given up because its disk is full or failing.
+    /// `false` where nothing is kept on the disk: by choice, or because it is full or failing.
     pub caching: bool,
+    /// Most bytes kept on the disk; `None`: all there are.
+    pub cache_limit: Option<u64>,
 }
 
 /// Something an operator should know.

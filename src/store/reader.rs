@@ -91,10 +91,13 @@ impl Store {
         let mut attempt = 0;
         loop {
             let failed = match self.locate(slot, key, piece.offset, started)? {
-                Ready::Disk(generation) => match slot.file.read_at(generation, piece.offset, buf) {
-                    Ok(()) => return Ok(()),
+                Ready::Disk(place) => match slot.file.read_at(place, piece.offset, buf) {
+                    Ok(true) => return Ok(()),
+                    // Another chunk was let go, or this one: it is asked for again, within the same deadline.
+                    Ok(false) if started.elapsed() < self.engine.options.read_timeout => continue,
+                    Ok(false) => io::ErrorKind::TimedOut.into(),
                     Err(error) => {
-                        self.engine.forget(key, generation, &error);
+                        self.engine.forget(key, place.generation, &error);
                         error
                     }
                 },

@@ -12,6 +12,7 @@ use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
 use super::memory::Recent;
 use super::plan::Plan;
 use super::progress::{Counters, Problem};
+use super::room::Room;
 use super::source::SourceError;
 use crate::error::{Fault, chain};
 
@@ -68,13 +69,23 @@ pub struct State {
     pub closed: bool,
     pub recent: Recent,
     pub counters: Counters,
+    /// What stays where not everything can.
+    pub room: Room,
+    /// Chunks whose place on the disk is being given back; nobody may write there meanwhile.
+    pub punching: HashSet<ChunkKey>,
 }
 
-/// Whether the fill should fetch `key`: it is not here, not on its way, and its object has not failed.
-pub fn wanted(objects: &[ObjectState], flights: &HashMap<ChunkKey, Arc<Flight>>, key: ChunkKey) -> bool {
+/// Whether the fill should fetch `key`: it is not here, not on its way, was not let go, and its object has not failed.
+pub fn wanted(
+    objects: &[ObjectState],
+    flights: &HashMap<ChunkKey, Arc<Flight>>,
+    room: &Room,
+    key: ChunkKey,
+) -> bool {
     let object = objects.get(key.object.0);
     object.is_some_and(|object| object.to_fill() && !object.is_present(key.chunk))
         && !flights.contains_key(&key)
+        && !room.was_evicted(key)
 }
 
 impl From<Broken> for Failure {
@@ -168,8 +179,15 @@ impl State {
         let chunk = usize::try_from(key.chunk.0).ok().and_then(|index| object.map.chunks.get_mut(index));
         let Some(chunk) = chunk else { return };
         let (was, is) = (matches!(chunk, Chunk::Present(_)), matches!(to, Chunk::Present(_)));
+        let (had, has) = (chunk.crc().is_some(), to.crc().is_some());
         *chunk = to;
         object.dirty = true;
+        // Metadata stays: objects of one chunk are small, and everything needs them.
+        match (had, has) {
+            (false, true) if slot.layout.chunks() > 1 => self.room.came(key, len),
+            (true, false) if slot.layout.chunks() > 1 => self.room.went(key, len),
+            _ => {}
+        }
         match (was, is) {
             (false, true) => {
                 object.missing = object.missing.saturating_sub(1);

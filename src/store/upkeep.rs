@@ -149,6 +149,7 @@ impl Engine {
             bytes_per_sec: rate.sample(Instant::now().into_std(), counters.bytes_fetched),
             problems: counters.problems(),
             caching: state.caching,
+            cache_limit: state.room.limit(),
         }
     }
 }

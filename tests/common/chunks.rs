@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use cai::ciphertext::{Ciphertext, EntryId, ReadError};
 use cai::store::{
-    ChunkSource, FetchFuture, Fetched, Object, Retry, SourceError, Store, StoreError, StoreOptions,
+    CacheMode, ChunkSource, FetchFuture, Fetched, Object, Retry, SourceError, Store, StoreError, StoreOptions,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
@@ -189,6 +189,8 @@ pub fn options(dir: &Path, concurrency: usize) -> StoreOptions {
         read_timeout: PATIENCE,
         retry,
         reserve_bytes: 0,
+        cache: CacheMode::Full,
+        cache_bytes: None,
     }
 }
 

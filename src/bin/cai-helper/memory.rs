@@ -65,7 +65,7 @@ impl Memory {
         let options = [
             ("source", FS_SOURCE.to_owned()),
             ("size", size.to_string()),
-            // No limit: files without content cost the daemon nothing else, but it can only be starved by itself.
+            // No limit: by default a tmpfs has room for half as many files as the machine has pages, whatever its size.
             ("nr_inodes", "0".to_owned()),
             ("mode", "0700".to_owned()),
             ("uid", terms.daemon.uid.to_string()),
@@ -147,7 +147,7 @@ impl Memory {
             let context =
                 fspick(&self.mount, "", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
             if self.noswap {
-                // Linux 6.4 to 6.12 take its absence for the wish to swap again, and refuse that.
+                // From 6.4 until a fix of late 2025, Linux took its absence for the wish to swap again and refused that.
                 fsconfig_set_flag(&context, "noswap")?;
             }
             fsconfig_set_flag(&context, "ro")?;
