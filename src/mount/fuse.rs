@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyXattr, Request,
 };
 
+use super::far::Far;
 use super::fs::{FsError, ModelFs, ReadBuffers};
 use super::info::{Kind, NodeInfo};
 use super::load::Loader;
@@ -21,8 +23,9 @@ const TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Largest request we ask for, bytes. Throughput is flat from 128 KiB to 1 MiB and falls beyond, out of L2; several requests
 /// to one window of read-ahead keep several cores busy for one reader.
 const MAX_REQUEST: u32 = 512 << 10;
-/// Requests the kernel may keep in flight; its default of 12 starves parallel readers.
-const MAX_BACKGROUND: u16 = 64;
+/// Requests the kernel may keep in flight; its default of 12 starves parallel readers. Those that wait for the network count:
+/// eight for each reader of a missing file.
+const MAX_BACKGROUND: u16 = 512;
 /// Block size shown by `stat` and counted by `statfs`, bytes: the plaintext block of the format.
 const BLOCK: u32 = 4096;
 
@@ -37,11 +40,35 @@ pub(super) struct KernelFs {
     loader: Arc<Loader>,
     /// Whether the kernel can read registered files by itself; said once, in its first request.
     can_pass_through: Arc<OnceLock<bool>>,
+    /// Reads of files that are not local yet.
+    far: Far<Read>,
+}
+
+/// A read, to be answered.
+struct Read {
+    inode: u64,
+    offset: u64,
+    size: u32,
+    reply: ReplyData,
 }
 
 impl KernelFs {
-    pub(super) fn new(fs: Arc<ModelFs>, loader: Arc<Loader>, can_pass_through: Arc<OnceLock<bool>>) -> Self {
-        KernelFs { fs, loader, can_pass_through }
+    /// To be served by so many threads.
+    pub(super) fn new(
+        fs: Arc<ModelFs>,
+        loader: Arc<Loader>,
+        can_pass_through: Arc<OnceLock<bool>>,
+        threads: usize,
+    ) -> Self {
+        KernelFs { fs, loader, can_pass_through, far: Far::new(threads) }
+    }
+
+    fn answer(&self, read: Read) {
+        let Read { inode, offset, size, reply } = read;
+        BUFFERS.with_borrow_mut(|buffers| match self.fs.read(inode, offset, size, buffers) {
+            Ok(plaintext) => reply.data(plaintext),
+            Err(error) => reply.error(errno(&error)),
+        });
     }
 
     fn attr(&self, info: &NodeInfo) -> FileAttr {
@@ -188,10 +215,12 @@ impl Filesystem for KernelFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        BUFFERS.with_borrow_mut(|buffers| match self.fs.read(inode.0, offset, size, buffers) {
-            Ok(plaintext) => reply.data(plaintext),
-            Err(error) => reply.error(errno(&error)),
-        });
+        let read = Read { inode: inode.0, offset, size, reply };
+        if self.fs.is_complete(inode.0) {
+            self.answer(read)
+        } else {
+            self.far.run(read, |read| self.answer(read))
+        }
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -269,5 +298,69 @@ impl Filesystem for KernelFs {
         reply: ReplyEmpty,
     ) {
         reply.ok();
+    }
+
+    // What follows has no meaning here. Without an answer of our own fuser logs a warning for each, and `ioctl` comes with
+    // every file that python opens. `ENOSYS` makes the kernel do the rest itself and ask no more.
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
     }
 }

@@ -7,13 +7,14 @@
 //! - **ram** (`ram`): the whole model lies decrypted in a memory file system, which is itself the mount.
 //!
 //! Owns also: `fs` (the model as files, no kernel types), `info` (what `stat` shows of one), `memory` (the memory that whole
-//! files are decrypted into), `whole` (all cores on one file), `backing` (one kernel call). Must not know: where the
-//! ciphertext comes from beyond [`crate::ciphertext::Ciphertext`]. Threads: FUSE workers, which may block with the
-//! ciphertext's deadline, and those of `load`; no lock is held over a read. Tested in `tests/mount_model.rs`,
-//! `tests/mount_kernel.rs`, `tests/mount_modes.rs`, `tests/mount_limits.rs` and, beside the real gocryptfs, in
-//! `tests/gocryptfs_options.rs`.
+//! files are decrypted into), `whole` (all cores on one file), `far` (who waits for the network), `backing` (one kernel
+//! call). Must not know: where the ciphertext comes from beyond [`crate::ciphertext::Ciphertext`]. Threads: FUSE workers, some
+//! of which may block with the ciphertext's deadline, and those of `load`; no lock is held over a read. Tested in
+//! `tests/mount_model.rs`, `tests/mount_kernel.rs`, `tests/mount_modes.rs`, `tests/mount_load.rs`, `tests/mount_limits.rs`,
+//! `tests/mount_stall.rs`, `tests/mount_fire.rs` and, beside the real gocryptfs, in `tests/gocryptfs_options.rs`.
 
 mod backing;
+mod far;
 mod fs;
 mod fuse;
 mod info;
@@ -124,7 +125,7 @@ impl Mounted {
         // Who may read is decided by owner, group and mode, checked by the kernel (`default_permissions`).
         let config = config(threads, SessionACL::All);
         let parts = Parts::new(fs)?;
-        let kernel = parts.kernel();
+        let kernel = parts.kernel(&config);
         let session =
             Session::from_fd(kernel, device, SessionACL::All, config).map_err(MountError::Session)?;
         Self::run(session, None, parts)
@@ -145,7 +146,7 @@ impl Mounted {
             MountOption::Subtype("cai".into()),
         ];
         let parts = Parts::new(fs)?;
-        let session = Session::new(parts.kernel(), point, &config)
+        let session = Session::new(parts.kernel(&config), point, &config)
             .map_err(|source| MountError::Mount { point: point.to_path_buf(), source })?;
         Self::run(session, Some(point.to_path_buf()), parts)
     }
@@ -230,8 +231,9 @@ impl Parts {
         Ok(Parts { fs, loader, can_pass_through: Arc::default() })
     }
 
-    fn kernel(&self) -> KernelFs {
-        KernelFs::new(self.fs.clone(), self.loader.clone(), self.can_pass_through.clone())
+    fn kernel(&self, config: &Config) -> KernelFs {
+        let threads = config.n_threads.unwrap_or(1);
+        KernelFs::new(self.fs.clone(), self.loader.clone(), self.can_pass_through.clone(), threads)
     }
 }
 

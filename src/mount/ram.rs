@@ -3,7 +3,7 @@
 //! Every tag of every file is verified before anything is shown. Owners and permissions are the helper's work, when it
 //! mounts the file system. Not carried over: device nodes, sockets and extended attributes, which no model in a bucket has.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -87,9 +87,14 @@ impl Fault for RamError {
     }
 }
 
-/// Bytes of memory that [`fill`] takes for `fs`.
+/// Length from which on the target of a symlink takes a page of a tmpfs, bytes (Linux's `SHORT_SYMLINK_LEN`, without the NUL).
+const LONG_TARGET: usize = 128;
+
+/// Bytes of memory that [`fill`] takes for `fs`: a file with many names is there once.
 pub fn memory_needed(fs: &ModelFs) -> u64 {
-    fs.tree().nodes().iter().map(|node| taken(file_len(node))).fold(0, u64::saturating_add)
+    let mut seen = HashSet::new();
+    let nodes = fs.tree().nodes().iter().filter(|node| seen.insert(fs.inode(node.id)));
+    nodes.map(|node| taken(len_in_memory(node))).fold(0, u64::saturating_add)
 }
 
 /// Decrypt everything in `fs` into `memory`. `progress` gets the plaintext bytes done, after each file.
@@ -195,9 +200,11 @@ fn time(node: &Node) -> TimeSpec {
     }
 }
 
-fn file_len(node: &Node) -> u64 {
-    match node.kind {
-        Kind::File { plain_len, .. } => plain_len,
+/// Bytes that need pages.
+fn len_in_memory(node: &Node) -> u64 {
+    match &node.kind {
+        Kind::File { plain_len, .. } => *plain_len,
+        Kind::Symlink { target } if target.len() >= LONG_TARGET => 1,
         Kind::Directory { .. } | Kind::Symlink { .. } | Kind::Special { .. } => 0,
     }
 }
