@@ -749,3 +749,21 @@ fn pins_of_the_model_are_read_in_their_forms_and_refused_in_others() {
         ]
     );
 }
+
+#[test]
+fn what_needs_the_whole_model_needs_a_disk_that_keeps_it() {
+    for (words, why) in [("bounded", "MODEL_WAIT is full"), ("none", "MODEL_WAIT is full")] {
+        let cache = toml(&format!("cache.mode = \"{words}\"\n"));
+        let flaw =
+            format!("cai.toml:1: cache.mode is {words}, and {why}, which needs the whole model on the disk");
+        assert_eq!(problems(parse(&[cache, env(&format!("{MINIMAL}MODEL_WAIT=full\n"))])), [flaw]);
+    }
+    let flaw =
+        "cai.toml:2: cache.mode is none, and mount.mode is ram, which needs the whole model on the disk";
+    assert_eq!(problems(parse_toml("mount.mode = \"ram\"\ncache.mode = \"none\"\n")), [flaw]);
+    for sound in
+        ["mount.mode = \"ram\"\n", "mount.mode = \"ram\"\ncache.mode = \"full\"\n", "cache.mode = \"none\"\n"]
+    {
+        assert!(parse_toml(sound).is_ok(), "{sound}");
+    }
+}
