@@ -81,10 +81,14 @@ impl Model {
         Some(model)
     }
 
-    /// Files of these names and contents.
+    /// Files of these paths and contents.
     pub fn of(files: &[(&str, &[u8])]) -> Option<Model> {
         Model::filled(|plain| {
-            files.iter().for_each(|(name, content)| fs::write(plain.join(name), content).unwrap())
+            for (path, content) in files {
+                let path = plain.join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, content).unwrap();
+            }
         })
     }
 
@@ -301,6 +305,7 @@ const MAPPER: &str = "
 import ctypes, hashlib, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 maps = []
 for line in sys.stdin:
@@ -314,6 +319,11 @@ for line in sys.stdin:
         os.close(fd)
         maps.append((ctypes.c_char * size).from_address(address))
         print('mapped', flush=True)
+    elif order == 'unmap':
+        for mapped in maps:
+            if mapped is not None: assert libc.munmap(ctypes.addressof(mapped), len(mapped)) == 0
+        maps = [None for _ in maps]
+        print('unmapped', flush=True)
     else:
         print(hashlib.sha256(maps[int(order)]).hexdigest(), flush=True)
 ";
@@ -339,6 +349,11 @@ impl Mapper {
     /// What is in a mapping now.
     pub fn sha256(&mut self, number: usize) -> String {
         self.ask(&number.to_string())
+    }
+
+    /// Give every mapping back.
+    pub fn unmap_all(&mut self) {
+        assert_eq!(self.ask("unmap"), "unmapped");
     }
 
     fn ask(&mut self, order: &str) -> String {
