@@ -13,7 +13,10 @@ use toml_edit::{Document, Item, TableLike};
 
 use super::keys::{self, Default, Key};
 use super::report::{Findings, Place, Problem, Reported};
-use super::settings::{EventLog, GpuForm, KeyAlgorithm, MountMode, Protocol, QuoteChoice, TeeChoice};
+use super::settings::{
+    Addressing, CredentialChoice, EventLog, GpuForm, KeyAlgorithm, Metadata, MountMode, Protocol,
+    QuoteChoice, Signature, TeeChoice,
+};
 use super::{FileKind, SourceFile};
 
 /// The merged values of `cai.toml`, as far as types go; the table's ranges and grammars hold for each.
@@ -65,8 +68,18 @@ pub(super) struct Model {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Oss {
+    pub(super) credentials: CredentialChoice,
+    pub(super) ram_role: Option<String>,
+    pub(super) metadata: Metadata,
+    pub(super) role_arn: Option<String>,
+    pub(super) oidc_provider_arn: Option<String>,
+    pub(super) oidc_token_file: Option<PathBuf>,
+    pub(super) sts_endpoint: String,
+    pub(super) signature: Signature,
+    pub(super) addressing: Addressing,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) concurrency: usize,
+    pub(super) bandwidth_limit: Size,
     pub(super) timeout_secs: u64,
 }
 
@@ -123,6 +136,11 @@ impl Tuning {
         })?;
         tuning.places = places;
         Ok(tuning)
+    }
+
+    /// Whether a file, and not only the built-in values, sets `name`.
+    pub(super) fn sets(&self, name: &str) -> bool {
+        self.places.contains_key(name)
     }
 
     /// Where the effective value of `name` was set, for what is found after merging.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use cai::config::{Oss, OssCredentials};
+use cai::config::{Credentials, Oss, OssCredentials};
 use cai::keyring::Secret;
 use serde_json::Value;
 
@@ -134,18 +134,16 @@ impl Sandbox {
     /// Settings of its owner, for the model below `model/`.
     pub fn oss_config(&self) -> Oss {
         Oss {
-            endpoint: self.oss.parse().unwrap(),
-            bucket: BUCKET.to_owned(),
             prefix: "model/".to_owned(),
             region: Some(REGION.to_owned()),
-            credentials: Some(OssCredentials {
+            credentials: Credentials::Static(OssCredentials {
                 access_key_id: ACCESS_KEY_ID.to_owned(),
                 secret_access_key: Secret::copy_of(ACCESS_KEY_SECRET.as_bytes()).unwrap(),
                 session_token: None,
             }),
-            ca_file: None,
             concurrency: 8,
             timeout: Duration::from_secs(10),
+            ..Oss::anonymous(self.oss.parse().unwrap(), BUCKET)
         }
     }
 
