@@ -74,6 +74,8 @@ pub struct Sandbox {
     pub kbs: String,
     pub oss: String,
     pub control: String,
+    /// Metadata service and STS.
+    pub cloud: String,
     child: Child,
     // Held open: the sandbox ends with it (`--exit-with-stdin`), so it never outlives a crashed test.
     stdin: Option<ChildStdin>,
@@ -124,6 +126,7 @@ impl Sandbox {
             kbs: address("kbs"),
             oss: address("oss"),
             control: address("control"),
+            cloud: address("cloud"),
             child,
             stdin: Some(stdin),
             dir,
@@ -180,6 +183,25 @@ impl Sandbox {
             .expect("control");
         let status = answer.status();
         assert_eq!(status, 204, "{}", answer.text().await.unwrap_or_default());
+    }
+
+    /// Replaces the rules of the metadata service and STS; `src/bin/cai-sandbox/cloud.rs` lists them.
+    pub async fn cloud_rules(&self, rules: Value) {
+        let url = format!("{}/cloud", self.control);
+        let answer = self.client.put(url).body(rules.to_string()).send().await.expect("control port");
+        assert_eq!(answer.status(), 204, "{}", answer.text().await.unwrap_or_default());
+    }
+
+    /// Ends every key issued so far.
+    pub async fn expire_keys(&self) {
+        let url = format!("{}/cloud/expire", self.control);
+        assert_eq!(self.client.post(url).send().await.expect("control port").status(), 204);
+    }
+
+    /// A new temporary key, as its services write one.
+    pub async fn issue_key(&self) -> Value {
+        let answer = self.client.post(format!("{}/cloud/issue", self.control)).send().await.expect("control");
+        serde_json::from_slice(&answer.bytes().await.expect("body")).expect("json")
     }
 
     /// How often each fault of the set has acted, in its order.
