@@ -124,6 +124,7 @@ async fn busctl_shows_the_interface_and_its_properties() {
         ("AttestationExpires", "t"),
         ("Attestation", "a{sv}"),
         ("Gateway", "a{sv}"),
+        ("ObjectStore", "a{sv}"),
         ("Peers", "aa{sv}"),
         ("LastError", "a{sv}"),
         ("Version", "s"),
