@@ -7,8 +7,8 @@ use std::path::Path;
 
 use cai::config::keys::{self, Default as Absent, Form, Key};
 use cai::config::{
-    self, Encryption, FileKind, Notice, OssOverrides, Problem, Problems, Protocol, Settings, SourceFile,
-    TeeChoice, Wait,
+    self, Credentials, Encryption, FileKind, Notice, OssCredentials, OssOverrides, Problem, Problems,
+    Protocol, Settings, SourceFile, TeeChoice, Wait,
 };
 use cai::error::{ErrorClass, Fault};
 
@@ -63,6 +63,18 @@ fn notices(parsed: &Parsed) -> Vec<String> {
         Err(problems) => &problems.notices,
     };
     notices.iter().map(|notice| format!("{} {}", notice.at, notice.code)).collect()
+}
+
+/// The access key that the settings hold.
+fn key(settings: Settings) -> OssCredentials {
+    access_key(settings.oss.credentials)
+}
+
+fn access_key(credentials: Credentials) -> OssCredentials {
+    match credentials {
+        Credentials::Static(key) => key,
+        Credentials::Anonymous | Credentials::EcsRamRole(_) | Credentials::Oidc(_) => panic!("no access key"),
+    }
 }
 
 fn shipped(name: &str) -> String {
@@ -156,13 +168,24 @@ fn shipped_files_with_every_line_switched_on_are_valid() {
     let (settings, _) = parse(&[toml(&uncomment(shipped("cai.toml"))), env(&text)]).unwrap();
     assert_eq!(settings.mount.read_timeout.as_secs(), 300);
     assert_eq!(settings.service_port, Some(8080));
-    assert_eq!(settings.oss.credentials.unwrap().session_token.unwrap().len(), "the-session-token".len());
+    assert_eq!(key(settings).session_token.unwrap().len(), "the-session-token".len());
 }
+
+/// Keys that take effect together; `tests/config_credentials.rs` has them.
+const OF_CREDENTIALS: [&str; 7] = [
+    "oss.credentials",
+    "oss.ram_role",
+    "oss.metadata",
+    "oss.role_arn",
+    "oss.oidc_provider_arn",
+    "oss.oidc_token_file",
+    "oss.sts_endpoint",
+];
 
 #[test]
 fn example_of_every_tuning_key_takes_effect() {
     let defaults: BTreeMap<_, _> = parse_toml("").unwrap().0.effective().into_iter().collect();
-    for key in keys::TOML {
+    for key in keys::TOML.iter().filter(|key| !OF_CREDENTIALS.contains(&key.name)) {
         let (settings, _) = parse_toml(&format!("{} = {}", key.name, key.example)).unwrap();
         let values: BTreeMap<_, _> = settings.effective().into_iter().collect();
         for (name, value) in &values {
@@ -192,7 +215,7 @@ fn fingerprint_changes_with_every_key_but_secrets() {
     assert_eq!(base.len(), 64);
     assert_eq!(base, fingerprint(parse_env("# comment\n")));
     assert_eq!(base, fingerprint(parse_env("MODEL_OSS_SECRET_ACCESS_KEY=other\n")));
-    for key in keys::TOML {
+    for key in keys::TOML.iter().filter(|key| !OF_CREDENTIALS.contains(&key.name)) {
         let changed = fingerprint(parse_toml(&format!("{} = {}", key.name, key.example)));
         assert_ne!(base, changed, "{}", key.name);
     }
@@ -249,7 +272,7 @@ fn example_of_the_solutions_document_works_as_it_is() {
     );
     assert_eq!(settings.oss.endpoint.as_str(), "https://oss-cn-beijing-internal.aliyuncs.com/");
     assert_eq!(settings.oss.region.as_deref(), Some("cn-beijing"));
-    assert!(settings.oss.credentials.is_none());
+    assert!(matches!(settings.oss.credentials, Credentials::Anonymous));
     assert_eq!((settings.model.encryption, settings.model.wait), (Encryption::Gocryptfs, Wait::Metadata));
     assert_eq!(settings.mount.point, Path::new("/tmp/model"));
     assert_eq!((settings.mount.gid, settings.mount.permissions), (990, 0o440));
@@ -280,7 +303,7 @@ fn placeholders_of_the_document_are_named_as_such() {
 fn minimal_file_draws_no_notice_and_keeps_the_secret() {
     let parsed = parse_env("");
     assert_eq!(notices(&parsed), Vec::<String>::new());
-    let credentials = parsed.unwrap().0.oss.credentials.unwrap();
+    let credentials = key(parsed.unwrap().0);
     assert_eq!(credentials.access_key_id, "LTAI5t");
     assert!(credentials.secret_access_key.with(|bytes| bytes == b"hunter2"));
 }
@@ -298,7 +321,7 @@ fn empty_variable_is_the_same_as_none() {
         parse_env("MODEL_WAIT=\nMODEL_SERVICE_PORT=\"\"\nMODEL_SHARING_PEER=' '\nMODEL_OSS_SESSION_TOKEN=\n");
     let (settings, _) = parsed.unwrap();
     assert_eq!((settings.model.wait, settings.service_port), (Wait::Metadata, None));
-    assert!(settings.oss.credentials.unwrap().session_token.is_none());
+    assert!(key(settings).session_token.is_none());
     assert_eq!(problems(parse_env("TRUSTEE_URL=\n")), ["cai.env:8: TRUSTEE_URL is not set"]);
 }
 
@@ -640,7 +663,7 @@ fn object_store_options_win_over_the_file_and_are_named_in_problems() {
     let (oss, _) = config::load_oss(root.path(), Some(&file), overrides).unwrap();
     assert_eq!((oss.bucket.as_str(), oss.prefix.as_str(), oss.concurrency), ("other", "b/", 4));
     assert_eq!(oss.region.as_deref(), Some("cn-hangzhou"));
-    assert!(oss.credentials.unwrap().secret_access_key.with(|bytes| bytes == b"hunter2"));
+    assert!(access_key(oss.credentials).secret_access_key.with(|bytes| bytes == b"hunter2"));
     let overrides = OssOverrides { endpoint: Some("ftp://x".to_owned()), ..Default::default() };
     assert_eq!(
         problems(config::load_oss(root.path(), Some(&file), overrides)),
@@ -748,4 +771,22 @@ fn pins_of_the_model_are_read_in_their_forms_and_refused_in_others() {
             "cai.toml:3: model.manifest_sha256 has not 64 hexadecimal digits",
         ]
     );
+}
+
+#[test]
+fn what_needs_the_whole_model_needs_a_disk_that_keeps_it() {
+    for (words, why) in [("bounded", "MODEL_WAIT is full"), ("none", "MODEL_WAIT is full")] {
+        let cache = toml(&format!("cache.mode = \"{words}\"\n"));
+        let flaw =
+            format!("cai.toml:1: cache.mode is {words}, and {why}, which needs the whole model on the disk");
+        assert_eq!(problems(parse(&[cache, env(&format!("{MINIMAL}MODEL_WAIT=full\n"))])), [flaw]);
+    }
+    let flaw =
+        "cai.toml:2: cache.mode is none, and mount.mode is ram, which needs the whole model on the disk";
+    assert_eq!(problems(parse_toml("mount.mode = \"ram\"\ncache.mode = \"none\"\n")), [flaw]);
+    for sound in
+        ["mount.mode = \"ram\"\n", "mount.mode = \"ram\"\ncache.mode = \"full\"\n", "cache.mode = \"none\"\n"]
+    {
+        assert!(parse_toml(sound).is_ok(), "{sound}");
+    }
 }

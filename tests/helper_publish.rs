@@ -69,7 +69,9 @@ fn published_model_has_the_configured_owner_and_modes_and_shows_its_options() {
     assert!(mounted.contains(" ro,nosuid,nodev,noexec"), "{mounted}");
     assert!(mounted.contains(" - tmpfs cai ro,"), "{mounted}");
     assert!(mounted.contains("noswap") || kernel_lacks_noswap(), "{mounted}");
-    assert!(mounted.contains("huge=always") || !Path::new("/sys/kernel/mm/transparent_hugepage").exists());
+    assert!(
+        mounted.contains("huge=within_size") || !Path::new("/sys/kernel/mm/transparent_hugepage").exists()
+    );
     assert_eq!(machine.mounts(), 1);
 }
 

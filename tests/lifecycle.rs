@@ -124,6 +124,7 @@ async fn busctl_shows_the_interface_and_its_properties() {
         ("AttestationExpires", "t"),
         ("Attestation", "a{sv}"),
         ("Gateway", "a{sv}"),
+        ("ObjectStore", "a{sv}"),
         ("Peers", "aa{sv}"),
         ("LastError", "a{sv}"),
         ("Version", "s"),
@@ -389,16 +390,34 @@ async fn mount_point_that_is_not_empty_is_refused_untouched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn full_disk_is_refused_before_anything_is_fetched() {
+async fn full_disk_is_refused_where_the_whole_model_is_to_be_kept() {
     let mut world = world!(World::with_small_model().await);
     // No file system of a test machine has an exbibyte to spare.
+    let greedy = format!("[cache]\nreserve_bytes = {}\n", 1u64 << 60);
+    let env = world.env.clone();
+    for (toml, wait) in [("mode = \"full\"\n", ""), ("", "MODEL_WAIT=full\n")] {
+        world.toml = format!("{greedy}{toml}");
+        world.env = format!("{env}{wait}");
+        let mut agent = world.agent();
+        let status = agent.wait();
+        assert!(agent.log().contains("[store.no-space]"), "{}", agent.log());
+        assert_eq!(status.code(), Some(78));
+        assert_eq!(world.sandbox.count("oss.get").await, 0);
+        world.assert_nothing_mounted();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_disk_is_served_without_it_and_said() {
+    let mut world = world!(World::with_small_model().await);
     world.toml = format!("[cache]\nreserve_bytes = {}\n", 1u64 << 60);
     let mut agent = world.agent();
-    let status = agent.wait();
-    assert!(agent.log().contains("[store.no-space]"), "{}", agent.log());
-    assert_eq!(status.code(), Some(78));
-    assert_eq!(world.sandbox.count("oss.get").await, 0);
-    world.assert_nothing_mounted();
+    let status = world.wait_state(&mut agent, "Serving");
+    let notices = status["Notices"].to_string();
+    assert!(notices.contains("the disk keeps nothing of the encrypted model"), "{notices}");
+    world.assert_model_is_readable();
+    assert_eq!(world.wait_state(&mut agent, "Serving")["Progress"]["Caching"], false);
+    assert_eq!(agent.stop().code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

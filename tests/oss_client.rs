@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cai::config::{Oss, OssCredentials};
+use cai::config::{Credentials, Oss, OssCredentials};
 use cai::error::{ErrorClass, Fault};
 use cai::keyring::Secret;
 use cai::oss::{Client, OssError, Reason};
@@ -20,25 +20,21 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-fn key(secret: &str, token: Option<&str>) -> Option<OssCredentials> {
+fn key(secret: &str, token: Option<&str>) -> Credentials {
     let secret_of = |text: &str| Secret::copy_of(text.as_bytes()).unwrap();
-    Some(OssCredentials {
+    Credentials::Static(OssCredentials {
         access_key_id: ACCESS_KEY_ID.to_owned(),
         secret_access_key: secret_of(secret),
         session_token: token.map(secret_of),
     })
 }
 
-fn config(endpoint: &str, credentials: Option<OssCredentials>) -> Oss {
+fn config(endpoint: &str, credentials: Credentials) -> Oss {
     Oss {
-        endpoint: endpoint.parse().unwrap(),
-        bucket: BUCKET.to_owned(),
-        prefix: "m/".to_owned(),
         region: Some(REGION.to_owned()),
         credentials,
-        ca_file: None,
-        concurrency: 8,
         timeout: Duration::from_secs(10),
+        ..Oss::anonymous(endpoint.parse().unwrap(), BUCKET)
     }
 }
 
@@ -154,7 +150,7 @@ async fn list_that_never_ends_is_cut_off() {
         }
         sent
     };
-    let client = Client::new(&config(&endpoint, None)).unwrap();
+    let client = Client::new(&config(&endpoint, Credentials::Anonymous)).unwrap();
     let (result, sent) = tokio::join!(client.list("m/"), server);
     let error = result.unwrap_err();
     assert!(matches!(error, OssError::TooLarge { limit: 4_194_304, .. }), "{error}");
@@ -288,7 +284,8 @@ async fn anonymous_client_reads_an_open_bucket_and_nothing_else() {
     let sandbox = Sandbox::start(Builder::default().anonymous_read());
     let owner = Client::new(&config(&sandbox.oss, key(ACCESS_KEY_SECRET, None))).unwrap();
     let etag = put_x(&owner, b"public").await;
-    let anonymous = Client::new(&Oss { region: None, ..config(&sandbox.oss, None) }).unwrap();
+    let anonymous =
+        Client::new(&Oss { region: None, ..config(&sandbox.oss, Credentials::Anonymous) }).unwrap();
     assert_eq!(paths(&anonymous, "m/").await, ["x"]);
     let got = anonymous.get_range("m/x", &etag, 2..6, 6).await.unwrap();
     assert_eq!(got.frames.concat(), b"blic");
@@ -296,7 +293,7 @@ async fn anonymous_client_reads_an_open_bucket_and_nothing_else() {
     assert_eq!(error.class(), ErrorClass::Denied);
 
     let (closed, _) = scene();
-    let anonymous = Client::new(&config(&closed.oss, None)).unwrap();
+    let anonymous = Client::new(&config(&closed.oss, Credentials::Anonymous)).unwrap();
     refused(anonymous.list("m/").await, 403, Reason::AccessDenied);
 }
 

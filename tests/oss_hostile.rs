@@ -15,16 +15,7 @@ use crc_fast::{CrcAlgorithm, checksum};
 use raw_http::{Script, answer};
 
 fn config(endpoint: &str) -> Oss {
-    Oss {
-        endpoint: endpoint.parse().unwrap(),
-        bucket: "conf-ai".into(),
-        prefix: "m/".into(),
-        region: None,
-        credentials: None,
-        ca_file: None,
-        concurrency: 4,
-        timeout: Duration::from_secs(20),
-    }
+    Oss { timeout: Duration::from_secs(20), ..Oss::anonymous(endpoint.parse().unwrap(), "conf-ai") }
 }
 
 fn crc(bytes: &[u8]) -> u64 {

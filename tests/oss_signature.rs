@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use bytes::Bytes;
-use cai::config::{Oss, OssCredentials};
+use cai::config::{Credentials, Oss, OssCredentials};
 use cai::keyring::Secret;
 use cai::oss::{Client, OssError};
 use raw_http::{Request, Script, answer};
@@ -149,18 +149,14 @@ fn verify(request: &Request, secret: &str, in_path: bool) -> Result<(), String> 
 fn config(endpoint: url::Url, token: Option<&str>) -> Oss {
     let secret = |text: &str| Secret::copy_of(text.as_bytes()).unwrap();
     Oss {
-        endpoint,
-        bucket: BUCKET.into(),
-        prefix: "qwen/".into(),
         region: Some(REGION.into()),
-        credentials: Some(OssCredentials {
+        credentials: Credentials::Static(OssCredentials {
             access_key_id: ID.into(),
             secret_access_key: secret(SECRET),
             session_token: token.map(secret),
         }),
-        ca_file: None,
-        concurrency: 4,
         timeout: Duration::from_secs(20),
+        ..Oss::anonymous(endpoint, BUCKET)
     }
 }
 
@@ -295,7 +291,7 @@ async fn tampered_request_does_not_verify() {
 async fn anonymous_request_carries_nothing_to_identify_anybody() {
     let script = refuser();
     let mut config = config(script.endpoint(), None);
-    (config.credentials, config.region) = (None, None);
+    (config.credentials, config.region) = (Credentials::Anonymous, None);
     every_request(&Client::new(&config).unwrap()).await;
     for request in script.requests() {
         let traces = ["authorization", "x-oss-date", "x-oss-security-token", "x-oss-content-sha256"];

@@ -461,3 +461,24 @@ fn manifest_counts_revisions_up_and_passwd_says_that_it_must_be_made_again() {
     let unsigned = owner.cai(&["encrypt", "model", "again", "--passfile", "old", "--revision", "3"]);
     assert_eq!(unsigned.status.code(), Some(2), "a revision of nothing");
 }
+
+#[test]
+fn directory_with_plain_names_gets_no_manifest() {
+    if !gocryptfs_available() {
+        return;
+    }
+    let owner = Owner::new();
+    owner.done(&["keygen", "key"]);
+    fs::create_dir(owner.path("plain-names")).unwrap();
+    let init = Command::new("gocryptfs")
+        .args(["-q", "-init", "-plaintextnames", "-scryptn", "10", "-passfile"])
+        .args([owner.path("old"), owner.path("plain-names")])
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(init.unwrap().success());
+    let output = owner.cai(&["manifest", "plain-names", "--sign", "key"]);
+    assert_eq!(output.status.code(), Some(78));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("-plaintextnames"), "{said}");
+    assert!(!owner.path("plain-names").join(MANIFEST).exists());
+}

@@ -129,7 +129,7 @@ async fn start_and_serve(
 ) -> Result<std::convert::Infallible, Failure> {
     let Released { secret, gpus_ready, time } = release::release_key(settings, voice, helper).await?;
     in_place.gpus_ready = gpus_ready;
-    let store = stages::open_store(settings, voice, time).await?;
+    let (store, mut watched) = stages::open_store(settings, voice, time).await?;
     in_place.store = Some(store.clone());
     let model = stages::open_model(voice, &store, secret).await?;
 
@@ -137,14 +137,14 @@ async fn start_and_serve(
     background.supervise("fill", stages::fill(store.clone(), background.token()));
     // RAM mode decrypts every byte before it shows one.
     if settings.model.wait == Wait::Full || settings.mount.mode == MountMode::Ram {
-        stages::wait_until_complete(voice, &store).await?;
+        stages::wait_until_complete(voice, &mut watched).await?;
     }
     let mounted = in_place.mounted.insert(mounting::mount(settings, voice, helper, model).await?);
     let point = settings.mount.point.clone();
     let failure = tokio::select! {
         () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
         ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
-        failure = stages::watch_progress(voice, &store) => failure,
+        failure = stages::watch_progress(voice, &mut watched) => failure,
         () = watchdog(voice, mounted, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
     };
     background.stop(TASK_GRACE).await;

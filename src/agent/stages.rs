@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::origin;
@@ -22,7 +23,7 @@ use crate::gocryptfs::{self, CONF_NAME, Conf, Keys, Passphrase, Tree};
 use crate::helper::protocol::Request;
 use crate::helper::{Helper, HelperError};
 use crate::keyring::Secret;
-use crate::oss::{self, OssSource};
+use crate::oss::{self, Access, OssSource};
 use crate::store;
 use crate::store::{Filled, Keeping, Retry, Store, StoreOptions};
 
@@ -101,9 +102,10 @@ pub(super) async fn open_store(
     settings: &Settings,
     voice: &Voice,
     time: Option<SystemTime>,
-) -> Result<Arc<Store>, Failure> {
+) -> Result<(Arc<Store>, Watched), Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
     let client = oss::Client::new(&settings.oss).map_err(|error| fail(&error))?;
+    let access = client.access();
     let source = OssSource::new(Arc::new(client), settings.oss.prefix.clone());
     let objects = list(settings, voice, &source).await?;
     if !objects.iter().any(|object| object.path == Path::new(CONF_NAME)) {
@@ -141,7 +143,9 @@ pub(super) async fn open_store(
         )),
         Keeping::Nothing => voice.notice("the disk keeps nothing of the encrypted model: every read fetches"),
     }
-    Ok(store)
+    let watched = Watched { progress: store.progress(), access };
+    watched.show(voice);
+    Ok((store, watched))
 }
 
 /// What the store keeps: all of the model where all of it is waited for.
@@ -153,6 +157,38 @@ fn kept(settings: &Settings) -> store::CacheMode {
         CacheMode::Full => store::CacheMode::Full,
         CacheMode::Bounded => store::CacheMode::Bounded,
         CacheMode::None => store::CacheMode::Nothing,
+    }
+}
+
+/// What changes by itself while a model is fetched.
+pub(super) struct Watched {
+    progress: watch::Receiver<store::Progress>,
+    access: watch::Receiver<Access>,
+}
+
+impl Watched {
+    /// Put it into the status; gives the store's part.
+    fn show(&self, voice: &Voice) -> store::Progress {
+        let (progress, access) = (self.progress.borrow().clone(), self.access.borrow().clone());
+        if access.clock_offset != 0 {
+            voice.notice(
+                "this machine's clock disagrees with OSS by minutes or more: set up time synchronisation",
+            );
+        }
+        voice.update(|status| {
+            status.progress = Progress::from(&progress);
+            status.object_store = access;
+        });
+        progress
+    }
+
+    /// Wait for news.
+    async fn changed(&mut self) -> Result<(), StageError> {
+        tokio::select! {
+            changed = self.progress.changed() => changed.map_err(|_| StageError::Panicked),
+            // Without the client there is no store either, and that is told above.
+            Ok(()) = self.access.changed() => Ok(()),
+        }
     }
 }
 
@@ -241,12 +277,10 @@ fn unlock(store: Arc<Store>, secret: Secret) -> Result<OpenModel, Failure> {
 }
 
 /// `MODEL_WAIT=full`: wait until every byte is here.
-pub(super) async fn wait_until_complete(voice: &Voice, store: &Store) -> Result<(), Failure> {
+pub(super) async fn wait_until_complete(voice: &Voice, watched: &mut Watched) -> Result<(), Failure> {
     voice.stage("fetching the whole model (MODEL_WAIT=full)");
-    let mut progress = store.progress();
     loop {
-        let now = progress.borrow_and_update().clone();
-        voice.update(|status| status.progress = Progress::from(&now));
+        let now = watched.show(voice);
         // What may pass is tried again by the store and by the fill; what is final ends the wait.
         if let Some(problem) = now.problems.iter().find(|problem| problem.class != ErrorClass::Transient) {
             return Err(Failure::new(State::Fetching, &Incomplete::from(problem)));
@@ -254,9 +288,7 @@ pub(super) async fn wait_until_complete(voice: &Voice, store: &Store) -> Result<
         if now.bytes_done >= now.bytes_total {
             return Ok(());
         }
-        if progress.changed().await.is_err() {
-            return Err(Failure::new(State::Fetching, &StageError::Panicked));
-        }
+        watched.changed().await.map_err(|error| Failure::new(State::Fetching, &error))?;
     }
 }
 
@@ -312,17 +344,15 @@ pub(super) async fn ask(
 }
 
 /// Follow the store while serving: progress into the status, problems into `Degraded` and back.
-pub(super) async fn watch_progress(voice: &Voice, store: &Store) -> Failure {
-    let mut progress = store.progress();
+pub(super) async fn watch_progress(voice: &Voice, watched: &mut Watched) -> Failure {
     loop {
-        let now = progress.borrow_and_update().clone();
-        voice.update(|status| status.progress = Progress::from(&now));
+        let now = watched.show(voice);
         if let Err(failure) = follow_problems(voice, &now) {
             return failure;
         }
         tokio::time::sleep(SHOW_EVERY).await;
-        if progress.changed().await.is_err() {
-            return Failure::new(voice.state(), &StageError::Panicked);
+        if let Err(error) = watched.changed().await {
+            return Failure::new(voice.state(), &error);
         }
     }
 }

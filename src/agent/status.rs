@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::state::State;
 use crate::error::{ErrorClass, Fault, chain};
+pub use crate::oss::Access;
 use crate::store;
 
 /// What the agent is doing, complete: a snapshot that is replaced as a whole.
@@ -17,6 +18,8 @@ pub struct Status {
     pub stage: String,
     /// Ciphertext of the model that is here.
     pub progress: Progress,
+    /// How the object store is used: credential, throttling.
+    pub object_store: Access,
     /// Where the model lies: `conf-ai:/qwen3-32b/`.
     pub model: String,
     /// Where its plaintext can be read.
@@ -45,6 +48,7 @@ impl Status {
             state: State::Starting,
             stage: "starting".into(),
             progress: Progress::default(),
+            object_store: Access::default(),
             model,
             mount_point,
             key_generation: 0,

@@ -48,6 +48,13 @@ impl AgentInterface {
         self.read(|status| values::progress(&status.progress))
     }
 
+    /// How the object store is used: Credentials, CredentialsExpire (seconds since 1970, absent when unknown), Throttled
+    /// (answers that asked for less, since start), Concurrency (requests that may be in flight now).
+    #[zbus(property)]
+    fn object_store(&self) -> Dict {
+        self.read(|status| values::object_store(&status.object_store))
+    }
+
     /// Bucket and path of the model.
     #[zbus(property)]
     fn model(&self) -> String {
@@ -145,6 +152,9 @@ pub(super) async fn emit_changes(
     }
     if before.progress != now.progress {
         shown.progress_changed(emitter).await?;
+    }
+    if before.object_store != now.object_store {
+        shown.object_store_changed(emitter).await?;
     }
     if before.key_generation != now.key_generation {
         shown.key_generation_changed(emitter).await?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use zbus::{OwnedVariant, Str, Variant};
 
-use crate::agent::status::{LastError, Progress, unix_seconds};
+use crate::agent::status::{Access, LastError, Progress, unix_seconds};
 
 /// `a{sv}`.
 pub type Dict = HashMap<String, OwnedVariant>;
@@ -30,6 +30,16 @@ pub fn progress(progress: &Progress) -> Dict {
     dict.insert("Caching".into(), progress.caching.into());
     dict.extend(progress.eta_secs().map(|secs| ("EtaSeconds".to_owned(), secs.into())));
     dict.extend(sizes(progress.by_source.iter()).map(|value| ("BySource".to_owned(), value)));
+    dict
+}
+
+/// `Credentials` (s), `CredentialsExpire` (t, absent when unknown), `Throttled` (t), `Concurrency` (t).
+pub fn object_store(access: &Access) -> Dict {
+    let mut dict = Dict::new();
+    dict.insert("Credentials".into(), text(&access.credentials));
+    dict.insert("Throttled".into(), access.throttled.into());
+    dict.insert("Concurrency".into(), access.concurrency.into());
+    dict.extend(access.expires.map(|end| ("CredentialsExpire".to_owned(), unix_seconds(end).into())));
     dict
 }
 

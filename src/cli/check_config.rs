@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::config::{self, Mount, Notice, Problem, Problems, Settings};
+use crate::config::{self, Credentials, Mount, Notice, Problem, Problems, Settings};
 use crate::error::Fault;
 
 /// Arguments of `cai check-config`.
@@ -71,11 +71,18 @@ fn summary(settings: &Settings) -> Vec<(&'static str, String)> {
         (_, None) => "authenticated by a certificate from a public authority".to_owned(),
     };
     let access = match &oss.credentials {
-        None => "anonymous".to_owned(),
-        Some(key) if key.session_token.is_some() => {
+        Credentials::Anonymous => "anonymous".to_owned(),
+        Credentials::Static(key) if key.session_token.is_some() => {
             format!("AccessKey {} with session token", key.access_key_id)
         }
-        Some(key) => format!("AccessKey {}", key.access_key_id),
+        Credentials::Static(key) => format!("AccessKey {}", key.access_key_id),
+        Credentials::EcsRamRole(role) => {
+            format!(
+                "RAM role {} of this machine",
+                role.name.as_deref().unwrap_or("(as the metadata service says)")
+            )
+        }
+        Credentials::Oidc(oidc) => format!("{} by OIDC", oidc.role_arn),
     };
     let region = oss.region.as_deref().unwrap_or("not known");
     let Mount { uid, gid, permissions, .. } = mount;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::encrypt::progress_bar;
 use crate::error::{ErrorClass, Fault};
-use crate::gocryptfs::{CONF_NAME, FormatError};
+use crate::gocryptfs::{Conf, Naming};
 use crate::manifest::{self, Contents, Licence, Manifest, SigningKey};
 
 /// Make a publisher's key pair (Ed25519): the private key in FILE, the public one in FILE.pub
@@ -45,18 +45,21 @@ pub struct About {
 enum SignError {
     #[error("revision {revision} does not come after revision {there}, which {} has", dir.display())]
     Revision { dir: PathBuf, revision: u64, there: u64 },
+    #[error("{} was made with -plaintextnames: its mount would show the manifest as a file of the model", dir.display())]
+    PlainNames { dir: PathBuf },
 }
 
 impl Fault for SignError {
     fn class(&self) -> ErrorClass {
         match self {
-            SignError::Revision { .. } => ErrorClass::Config,
+            SignError::Revision { .. } | SignError::PlainNames { .. } => ErrorClass::Config,
         }
     }
 
     fn code(&self) -> &'static str {
         match self {
             SignError::Revision { .. } => "manifest.revision-order",
+            SignError::PlainNames { .. } => "manifest.plain-names",
         }
     }
 
@@ -64,6 +67,9 @@ impl Fault for SignError {
         match self {
             SignError::Revision { there, .. } => {
                 format!("give --revision {} or higher, or leave it out", there.saturating_add(1))
+            }
+            SignError::PlainNames { .. } => {
+                "encrypt the model with encrypted names: cai encrypt --sign".into()
             }
         }
     }
@@ -103,8 +109,8 @@ impl Signer {
 
     /// Hash and sign `dir`.
     pub(super) fn sign(&self, dir: &Path) -> Result<Manifest, Box<dyn Fault>> {
-        if !dir.join(CONF_NAME).is_file() {
-            return Err(FormatError::NoConf.into());
+        if Conf::read_file(dir)?.features().naming == Naming::Plain {
+            return Err(SignError::PlainNames { dir: dir.to_owned() }.into());
         }
         let revision = self.next_revision(dir)?;
         let listing = manifest::list(dir)?;

@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
+use std::time::SystemTime;
 
 use indicatif::{HumanBytes, HumanDuration};
 use serde_json::{Map, Value as Json, json};
 use zbus::Variant;
 
 use super::run::RuntimeError;
+use crate::agent::status::unix_seconds;
 use crate::bus::{self, Dict};
 use crate::error::Fault;
 
@@ -72,6 +74,11 @@ fn render(status: &Json, terminal: bool) -> String {
         "local        {}",
         progress_line(status.get("Progress").unwrap_or(&Json::Null), terminal)
     );
+    let store = status.get("ObjectStore").unwrap_or(&Json::Null);
+    let line = object_store_line(store, SystemTime::now());
+    if !line.is_empty() {
+        let _ = writeln!(out, "object store {line}");
+    }
     if let Some(facts) = status.get("Attestation").and_then(Json::as_object).filter(|facts| !facts.is_empty())
     {
         let facts: Vec<String> = facts
@@ -89,6 +96,24 @@ fn render(status: &Json, terminal: bool) -> String {
         let _ = writeln!(out, "  hint       {}", field("Hint"));
     }
     out
+}
+
+/// `STS, 41 min left; throttled 3 times, 8 requests at once`; empty before the store is used.
+fn object_store_line(store: &Json, now: SystemTime) -> String {
+    let number = |name: &str| store.get(name).and_then(Json::as_u64);
+    let mut line = store.get("Credentials").and_then(Json::as_str).unwrap_or_default().to_owned();
+    if let Some(end) = number("CredentialsExpire") {
+        let left = end.saturating_sub(unix_seconds(now));
+        let _ = match left / 60 {
+            0 if left == 0 => write!(line, ", expired"),
+            minutes => write!(line, ", {minutes} min left"),
+        };
+    }
+    if let Some(times) = number("Throttled").filter(|times| *times > 0) {
+        let slots = number("Concurrency").unwrap_or(0);
+        let _ = write!(line, "; throttled {times} times, {slots} requests at once");
+    }
+    line
 }
 
 fn progress_line(progress: &Json, terminal: bool) -> String {
@@ -133,6 +158,25 @@ mod tests {
         );
         assert!(text.contains("attestation  server NOT AUTHENTICATED (plain http)\n"), "{text}");
         assert!(!text.contains('#') && !text.contains("last error"), "{text}");
+    }
+
+    #[test]
+    fn object_store_line_says_what_is_left_of_the_credential() {
+        let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(10_000);
+        let line = |store: Json| object_store_line(&store, now);
+        assert_eq!(line(json!({})), "");
+        assert_eq!(line(json!({"Credentials": "AccessKey", "Throttled": 0, "Concurrency": 32})), "AccessKey");
+        let sts = |end: u64| json!({"Credentials": "STS", "CredentialsExpire": end});
+        assert_eq!(line(sts(10_000 + 41 * 60 + 59)), "STS, 41 min left");
+        assert_eq!(line(sts(10_030)), "STS, 0 min left");
+        assert_eq!(line(sts(9_000)), "STS, expired");
+        assert_eq!(
+            line(json!({"Credentials": "anonymous", "Throttled": 3, "Concurrency": 8})),
+            "anonymous; throttled 3 times, 8 requests at once"
+        );
+        let mut status = sample();
+        status["ObjectStore"] = sts(0);
+        assert!(render(&status, false).contains("\nobject store STS, expired\n"));
     }
 
     #[test]

@@ -5,20 +5,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use url::Url;
-
 use super::keys::{self, Key};
 use super::report::{Findings, Problem, Reported};
 use super::settings::{
-    Attest, Cache, CacheMode, Encryption, Model, Mount, MountMode, Oss, OssCredentials, Settings, TeeChoice,
-    Trustee, Wait,
+    Attest, Cache, CacheMode, Encryption, Model, Mount, MountMode, Settings, TeeChoice, Trustee, Wait,
 };
 use super::tuning::{Size, Tuning};
-use super::values::{self, Flaw};
+use super::values;
 use super::variables::Variables;
-use super::{Facts, STATE_DIR, summary, under};
-use crate::error::chain;
-use crate::keyring::Secret;
+use super::{Facts, STATE_DIR, check_oss, summary, under};
 use crate::manifest::{Identity, Pin, PublicKey};
 
 /// The settings, or what stands against them among `findings`.
@@ -34,7 +29,7 @@ pub(super) fn settings(
     let peers = variables.optional(&keys::MODEL_SHARING_PEER, findings, values::peers);
     let model = model(variables, tuning, findings);
     let trustee = trustee(variables, tuning, root, findings);
-    let oss = oss(variables, tuning, root, findings);
+    let oss = check_oss::oss(variables, tuning, root, findings);
     let mount = mount(variables, tuning, root, facts, findings);
     let attest = tuning.and_then(|tuning| attest(tuning, facts, findings));
     let cache = tuning.and_then(|tuning| cache(tuning, root, findings));
@@ -123,104 +118,6 @@ fn trustee(
     })
 }
 
-/// The object store; all that `cai upload` needs.
-pub(super) fn oss(
-    variables: &Variables,
-    tuning: Result<&Tuning, Reported>,
-    root: &Path,
-    findings: &mut Findings,
-) -> Result<Oss, Reported> {
-    let bucket_path = variables.get(&keys::MODEL_OSS_BUCKET_PATH, findings, values::bucket_path);
-    let endpoint = variables.get(&keys::MODEL_OSS_ENDPOINT, findings, |text| {
-        match (values::endpoint(text)?, &bucket_path) {
-            (endpoint, Ok((bucket, _))) if holds_bucket(&endpoint, bucket) => {
-                Err("begins with the bucket, which belongs into MODEL_OSS_BUCKET_PATH only".into())
-            }
-            (endpoint, _) => Ok(endpoint),
-        }
-    });
-    let region = variables.optional(&keys::MODEL_OSS_REGION, findings, values::region);
-    let credentials = credentials(variables, findings);
-    let region = match (region?, &endpoint) {
-        (Some(region), _) => Some(region),
-        (None, Ok(endpoint)) => values::region_of(endpoint),
-        (None, Err(Reported)) => None,
-    };
-    if let Ok(endpoint) = &endpoint {
-        if endpoint.scheme() == "http" {
-            findings.notice(
-                variables.at(&keys::MODEL_OSS_ENDPOINT),
-                "config.oss-http",
-                "MODEL_OSS_ENDPOINT is plain http: the object store is not authenticated".to_owned(),
-                "the model's bytes are authenticated by their encryption, but names, sizes and an STS token travel \
-                 in the open; use https outside a trusted VPC"
-                    .to_owned(),
-            );
-        }
-        if region.is_none() && matches!(credentials, Ok(Some(_))) {
-            let flaw =
-                "is not set, and MODEL_OSS_ENDPOINT does not hold the region that signed requests need";
-            let at = variables.at(&keys::MODEL_OSS_REGION);
-            findings.problem(keys::MODEL_OSS_REGION.problem(&at, flaw, None));
-        }
-    }
-    let tuning = &tuning?.oss;
-    let (bucket, prefix) = bucket_path?;
-    Ok(Oss {
-        endpoint: endpoint?,
-        bucket,
-        prefix,
-        region,
-        credentials: credentials?,
-        ca_file: tuning.ca_file.as_deref().map(|path| under(root, path)),
-        concurrency: tuning.concurrency,
-        timeout: Duration::from_secs(tuning.timeout_secs),
-    })
-}
-
-/// Whether the endpoint is the bucket's own host name; requests would go to `bucket.bucket.oss-...`.
-fn holds_bucket(endpoint: &Url, bucket: &str) -> bool {
-    endpoint.domain().and_then(|host| host.strip_prefix(bucket)).is_some_and(|rest| rest.starts_with(".oss-"))
-}
-
-fn credentials(variables: &Variables, findings: &mut Findings) -> Result<Option<OssCredentials>, Reported> {
-    let id_key = &keys::MODEL_OSS_ACCESS_KEY_ID;
-    let secret_key = &keys::MODEL_OSS_SECRET_ACCESS_KEY;
-    let id = variables.optional(id_key, findings, |text| values::credential(text).map(str::to_owned));
-    let access_key = variables.optional(secret_key, findings, secret);
-    let token = variables.optional(&keys::MODEL_OSS_SESSION_TOKEN, findings, secret);
-    let mut missing = |key: &Key, given: &Key| {
-        let flaw = format!("is not set, and {} is", given.name);
-        Err(findings.problem(key.problem(&variables.at(given), &flaw, None)))
-    };
-    match (id?, access_key?, token?) {
-        (Some(access_key_id), Some(secret_access_key), session_token) => {
-            Ok(Some(OssCredentials { access_key_id, secret_access_key, session_token }))
-        }
-        (Some(_), None, _) => missing(secret_key, id_key),
-        (None, Some(_), _) => missing(id_key, secret_key),
-        (None, None, Some(_)) => missing(id_key, &keys::MODEL_OSS_SESSION_TOKEN),
-        (None, None, None) => {
-            findings.notice(
-                variables.at(id_key),
-                "config.oss-anonymous",
-                "no OSS access key is set: the bucket is read anonymously".to_owned(),
-                "fine for a bucket that everybody can read, since the model is encrypted; otherwise set \
-                 MODEL_OSS_ACCESS_KEY_ID and MODEL_OSS_SECRET_ACCESS_KEY"
-                    .to_owned(),
-            );
-            Ok(None)
-        }
-    }
-}
-
-/// Straight into locked memory; the caller's text is wiped with its file.
-fn secret(text: &str) -> Result<Secret, Flaw> {
-    let text = values::credential(text)?;
-    Secret::copy_of(text.as_bytes())
-        .map_err(|error| format!("cannot be kept in memory ({})", chain(&error)).into())
-}
-
 fn model(
     variables: &Variables,
     tuning: Result<&Tuning, Reported>,
@@ -306,7 +203,7 @@ fn cache(all: &Tuning, root: &Path, findings: &mut Findings) -> Result<Cache, Re
 }
 
 /// The number of bytes that the tuning key `name` has.
-fn bytes(size: &Size, name: &str, all: &Tuning, findings: &mut Findings) -> Result<u64, Reported> {
+pub(super) fn bytes(size: &Size, name: &str, all: &Tuning, findings: &mut Findings) -> Result<u64, Reported> {
     let bytes = match size {
         Size::Bytes(bytes) => Ok(*bytes),
         Size::Text(text) => values::size(text),
@@ -372,7 +269,7 @@ fn apart(
 }
 
 /// A problem with a tuning key, found after merging.
-fn tuning_problem(name: &str, tuning: &Tuning, flaw: &str) -> Problem {
+pub(super) fn tuning_problem(name: &str, tuning: &Tuning, flaw: &str) -> Problem {
     let at = tuning.at(name);
     match keys::TOML.iter().find(|key| key.name == name) {
         Some(key) => key.problem(&at, flaw, None),

@@ -15,6 +15,7 @@
 //! Tested beside the code and in `tests/config_files.rs`, which holds the shipped files against the table.
 
 mod check;
+mod check_oss;
 mod env_file;
 mod files;
 pub mod keys;
@@ -99,7 +100,30 @@ pub fn load(root: &Path) -> Result<(Settings, Vec<Notice>), Problems> {
     let mut findings = Findings::default();
     let mut files = files::tomls(root, &mut findings);
     files.extend(files::env(root, &mut findings));
-    check_files(&files, root, &Facts::here(), findings)
+    let (mut settings, notices) = check_files(&files, root, &Facts::here(), findings)?;
+    settings.oss.env_file = Some(under(root, Path::new(ENV_FILE)));
+    Ok((settings, notices))
+}
+
+/// Read the OSS access key in `env_file` again, and nothing else of it: an operator who renews a temporary key replaces these
+/// three variables. Blocking. `None`: no key is set there any more.
+///
+/// # Errors
+/// [`Problems`] with the file or with these variables.
+pub fn reread_access_key(env_file: &Path) -> Result<(Option<OssCredentials>, Vec<Notice>), Problems> {
+    let mut findings = Findings::default();
+    let Some(file) = files::read(env_file, FileKind::Env, &mut findings) else {
+        let reported = missing(env_file, &mut findings);
+        return findings.conclude(Err(reported));
+    };
+    let home = Place::file(&file.name);
+    let variables = Variables::collect(&[file], home, &mut findings);
+    let key = check_oss::access_key(&variables, &mut findings);
+    match key {
+        // Whatever else is wrong with the file is the next start's business.
+        Ok(key) => Ok((key, findings.notices_of("config.secrets-readable"))),
+        Err(reported) => findings.conclude(Err(reported)),
+    }
 }
 
 /// Check files that were read elsewhere, in the order in which later ones win. Pure.
@@ -193,8 +217,10 @@ pub fn load_oss(
         }
     }
     let tuning = tuning.as_ref().map_err(|reported| *reported);
-    let oss = check::oss(&variables, tuning, root, &mut findings);
-    findings.conclude(oss)
+    let oss = check_oss::oss(&variables, tuning, root, &mut findings);
+    let (mut oss, notices) = findings.conclude(oss)?;
+    oss.env_file = Some(env_file.map_or_else(|| under(root, Path::new(ENV_FILE)), Path::to_owned));
+    Ok((oss, notices))
 }
 
 /// What attesting alone needs, for `cai attest`: tuning, as in [`load`]. Nothing of `cai.env` takes part, so that a machine

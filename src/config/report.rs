@@ -138,6 +138,11 @@ impl Findings {
         self.notices.push(Notice { at, code, message, hint });
     }
 
+    /// The notices with this code, whatever problems there are.
+    pub(super) fn notices_of(self, code: &str) -> Vec<Notice> {
+        self.notices.into_iter().filter(|notice| notice.code == code).collect()
+    }
+
     /// Whether `file` has a problem already.
     pub(super) fn has_problem_in(&self, file: &str) -> bool {
         self.problems.iter().any(|problem| problem.at.file == file)

@@ -149,21 +149,131 @@ pub struct Oss {
     pub prefix: String,
     /// `MODEL_OSS_REGION`, or derived from the endpoint; needed by the V4 signature only.
     pub region: Option<String>,
-    /// Static or STS credentials; `None` is anonymous access.
-    pub credentials: Option<OssCredentials>,
+    /// `oss.credentials` and what belongs to the choice.
+    pub credentials: Credentials,
+    /// The env file that static credentials came from, to be read again when OSS calls them invalid.
+    pub env_file: Option<PathBuf>,
+    /// `oss.signature`.
+    pub signature: Signature,
+    /// `oss.addressing`.
+    pub addressing: Addressing,
     /// `oss.ca_file`: PEM bundle that replaces the public roots.
     pub ca_file: Option<PathBuf>,
-    /// `oss.concurrency`: range requests in flight, all objects together, 1..=256.
+    /// `oss.concurrency`: requests in flight, all objects together, 1..=256.
     pub concurrency: usize,
+    /// `oss.bandwidth_limit`: bytes received per second, all requests together; 0 = no limit.
+    pub bandwidth_limit: u64,
     /// `oss.timeout_secs`: one request without a byte of progress.
     pub timeout: Duration,
 }
 
 impl Oss {
+    /// Anonymous access to a whole bucket, everything else as built in: what tests and tools start from.
+    pub fn anonymous(endpoint: Url, bucket: &str) -> Self {
+        Oss {
+            endpoint,
+            bucket: bucket.to_owned(),
+            prefix: String::new(),
+            region: None,
+            credentials: Credentials::Anonymous,
+            env_file: None,
+            signature: Signature::V4,
+            addressing: Addressing::Auto,
+            ca_file: None,
+            concurrency: 32,
+            bandwidth_limit: 0,
+            timeout: Duration::from_secs(60),
+        }
+    }
+
     /// Bucket and prefix in the form of `MODEL_OSS_BUCKET_PATH`: `conf-ai:/qwen3-32b/`.
     pub fn location(&self) -> String {
         format!("{}:/{}", self.bucket, self.prefix)
     }
+}
+
+/// Who cai is for the object store. Chosen by the operator; nothing is looked for in the environment.
+pub enum Credentials {
+    /// Nobody.
+    Anonymous,
+    /// A lasting or temporary access key of `cai.env`.
+    Static(OssCredentials),
+    /// The RAM role of this ECS instance, through the instance metadata service.
+    EcsRamRole(EcsRamRole),
+    /// A RAM role assumed with an OIDC token (RRSA).
+    Oidc(Oidc),
+}
+
+/// `oss.credentials`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CredentialChoice {
+    /// The access key where there is one, else anonymous.
+    Auto,
+    /// See [`Credentials::Static`].
+    Static,
+    /// See [`Credentials::EcsRamRole`].
+    EcsRamRole,
+    /// See [`Credentials::Oidc`].
+    Oidc,
+    /// See [`Credentials::Anonymous`].
+    Anonymous,
+}
+
+/// The RAM role of this ECS instance.
+#[derive(Debug, Clone)]
+pub struct EcsRamRole {
+    /// `oss.ram_role`; `None`: the metadata service is asked for it.
+    pub name: Option<String>,
+    /// `oss.metadata`.
+    pub metadata: Metadata,
+    /// As in [`Settings`]: sandbox builds find the address of their metadata service below it.
+    pub root: PathBuf,
+}
+
+/// `oss.metadata`: how the instance metadata service is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metadata {
+    /// With a session token only.
+    Hardened,
+    /// Also without, where the service gives none.
+    Normal,
+}
+
+/// A RAM role assumed with an OIDC token.
+#[derive(Debug, Clone)]
+pub struct Oidc {
+    /// `oss.role_arn`.
+    pub role_arn: String,
+    /// `oss.oidc_provider_arn`.
+    pub provider_arn: String,
+    /// `oss.oidc_token_file`, with `root` applied.
+    pub token_file: PathBuf,
+    /// `oss.sts_endpoint`.
+    pub sts_endpoint: Url,
+}
+
+/// `oss.signature`: how requests are signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signature {
+    /// `OSS4-HMAC-SHA256`, bound to a region.
+    V4,
+    /// `OSS`, HMAC-SHA1.
+    V1,
+}
+
+/// `oss.addressing`: where the bucket's name goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Addressing {
+    /// In front of the endpoint's name; in the path where the endpoint is an address.
+    Auto,
+    /// In the path.
+    Path,
+    /// Nowhere: the endpoint is a domain of the bucket's own.
+    Cname,
 }
 
 /// Access key of the object store.

@@ -5,8 +5,8 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::settings::{
-    CacheMode, Encryption, EventLog, GpuForm, KeyAlgorithm, MountMode, Protocol, QuoteChoice, Settings,
-    TeeChoice, Wait,
+    Addressing, CacheMode, Credentials, Encryption, EventLog, GpuForm, KeyAlgorithm, Metadata, MountMode,
+    Protocol, QuoteChoice, Settings, Signature, TeeChoice, Wait,
 };
 
 impl Settings {
@@ -28,7 +28,12 @@ impl Settings {
         } = self;
         let path = |path: &Path| path.display().to_string();
         let file = |file: &Option<std::path::PathBuf>| file.as_deref().map(path).unwrap_or_default();
-        let key = oss.credentials.as_ref();
+        let (key, role, oidc) = match &oss.credentials {
+            Credentials::Anonymous => (None, None, None),
+            Credentials::Static(key) => (Some(key), None, None),
+            Credentials::EcsRamRole(role) => (None, Some(role), None),
+            Credentials::Oidc(oidc) => (None, None, Some(oidc)),
+        };
         let set = |is_set: bool| if is_set { "set".to_owned() } else { String::new() };
         vec![
             ("TRUSTEE_URL", trustee.url.to_string()),
@@ -59,8 +64,18 @@ impl Settings {
             ("attest.require_gpu", attest.require_gpu.map(|flag| flag.to_string()).unwrap_or_default()),
             ("model.publisher_key", model.pin.publisher.map(|key| key.to_string()).unwrap_or_default()),
             ("model.manifest_sha256", model.pin.identity.map(|id| id.to_string()).unwrap_or_default()),
+            ("oss.credentials", credentials(&oss.credentials).to_owned()),
+            ("oss.ram_role", role.and_then(|role| role.name.clone()).unwrap_or_default()),
+            ("oss.metadata", role.map(|role| metadata(role.metadata).to_owned()).unwrap_or_default()),
+            ("oss.role_arn", oidc.map(|oidc| oidc.role_arn.clone()).unwrap_or_default()),
+            ("oss.oidc_provider_arn", oidc.map(|oidc| oidc.provider_arn.clone()).unwrap_or_default()),
+            ("oss.oidc_token_file", oidc.map(|oidc| path(&oidc.token_file)).unwrap_or_default()),
+            ("oss.sts_endpoint", oidc.map(|oidc| oidc.sts_endpoint.to_string()).unwrap_or_default()),
+            ("oss.signature", signature(oss.signature).to_owned()),
+            ("oss.addressing", addressing(oss.addressing).to_owned()),
             ("oss.ca_file", file(&oss.ca_file)),
             ("oss.concurrency", oss.concurrency.to_string()),
+            ("oss.bandwidth_limit", oss.bandwidth_limit.to_string()),
             ("oss.timeout_secs", oss.timeout.as_secs().to_string()),
             ("mount.uid", mount.uid.to_string()),
             ("mount.gid", mount.gid.to_string()),
@@ -87,6 +102,37 @@ pub(super) fn fingerprint(settings: &Settings) -> String {
         hash.update(format!("{} {} {name}={value}\n", name.len(), value.len()));
     }
     hex::encode(hash.finalize())
+}
+
+const fn credentials(credentials: &Credentials) -> &'static str {
+    match credentials {
+        Credentials::Anonymous => "anonymous",
+        Credentials::Static(_) => "static",
+        Credentials::EcsRamRole(_) => "ecs-ram-role",
+        Credentials::Oidc(_) => "oidc",
+    }
+}
+
+const fn metadata(metadata: Metadata) -> &'static str {
+    match metadata {
+        Metadata::Hardened => "hardened",
+        Metadata::Normal => "normal",
+    }
+}
+
+const fn signature(signature: Signature) -> &'static str {
+    match signature {
+        Signature::V4 => "v4",
+        Signature::V1 => "v1",
+    }
+}
+
+const fn addressing(addressing: Addressing) -> &'static str {
+    match addressing {
+        Addressing::Auto => "auto",
+        Addressing::Path => "path",
+        Addressing::Cname => "cname",
+    }
 }
 
 const fn encryption(encryption: Encryption) -> &'static str {

@@ -14,7 +14,8 @@ use toml_edit::{Document, Item, TableLike};
 use super::keys::{self, Default, Key};
 use super::report::{Findings, Place, Problem, Reported};
 use super::settings::{
-    CacheMode, EventLog, GpuForm, KeyAlgorithm, MountMode, Protocol, QuoteChoice, TeeChoice,
+    Addressing, CacheMode, CredentialChoice, EventLog, GpuForm, KeyAlgorithm, Metadata, MountMode, Protocol,
+    QuoteChoice, Signature, TeeChoice,
 };
 use super::{FileKind, SourceFile};
 
@@ -67,8 +68,18 @@ pub(super) struct Model {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Oss {
+    pub(super) credentials: CredentialChoice,
+    pub(super) ram_role: Option<String>,
+    pub(super) metadata: Metadata,
+    pub(super) role_arn: Option<String>,
+    pub(super) oidc_provider_arn: Option<String>,
+    pub(super) oidc_token_file: Option<PathBuf>,
+    pub(super) sts_endpoint: String,
+    pub(super) signature: Signature,
+    pub(super) addressing: Addressing,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) concurrency: usize,
+    pub(super) bandwidth_limit: Size,
     pub(super) timeout_secs: u64,
 }
 
@@ -127,6 +138,11 @@ impl Tuning {
         })?;
         tuning.places = places;
         Ok(tuning)
+    }
+
+    /// Whether a file, and not only the built-in values, sets `name`.
+    pub(super) fn sets(&self, name: &str) -> bool {
+        self.places.contains_key(name)
     }
 
     /// Where the effective value of `name` was set, for what is found after merging.

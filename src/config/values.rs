@@ -106,6 +106,50 @@ pub(super) fn region(text: &str) -> Result<String, Flaw> {
     Ok(text.to_owned())
 }
 
+/// `oss.ram_role`.
+///
+/// Source: RAM's rules for role names; the name becomes a part of a URL.
+pub(super) fn ram_role(text: &str) -> Result<String, Flaw> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    if text.is_empty() || text.len() > 64 || !text.chars().all(allowed) || text.starts_with('.') {
+        return Err("is not the name of a RAM role".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// ARN of a RAM role (`kind` is `role`) or identity provider (`oidc-provider`).
+pub(super) fn arn(text: &str, kind: &str) -> Result<String, Flaw> {
+    let rest = text.strip_prefix("acs:ram::").and_then(|rest| rest.split_once(':'));
+    let name = rest.and_then(|(account, what)| {
+        let is_account = !account.is_empty() && account.bytes().all(|b| b.is_ascii_digit());
+        what.strip_prefix(kind)?.strip_prefix('/').filter(|_| is_account)
+    });
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_@".contains(c);
+    match name {
+        Some(name) if !name.is_empty() && name.len() <= 128 && name.chars().all(allowed) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!("is not acs:ram::ACCOUNT:{kind}/NAME").into()),
+    }
+}
+
+/// `oss.sts_endpoint`: what is sent there opens a role, so it is never sent in the open.
+pub(super) fn sts_endpoint(text: &str) -> Result<Url, Flaw> {
+    let url = http_url(text)?;
+    let local = match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(url::Host::Domain(_)) | None => false,
+    };
+    if url.path() != "/" {
+        return Err("has a path".into());
+    }
+    if url.scheme() != "https" && !local {
+        return Err("is plain http".into());
+    }
+    Ok(url)
+}
+
 /// `MODEL_KEY_ID`: `kbs://[host[:port]]/repository/type/tag[?query]`, kept as it is.
 ///
 /// Source: kbs.md 6.1.

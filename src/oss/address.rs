@@ -1,7 +1,8 @@
 //! Where a bucket lies and how its URLs are written. Pure.
 //!
 //! Virtual-hosted is the rule (`https://<bucket>.<endpoint>/<key>`); an address instead of a name has no room for a bucket
-//! and gets path style (`http://<ip>:<port>/<bucket>/<key>`), as the SDKs do (oss.md 1.1). Keys are percent-encoded once,
+//! and gets path style (`http://<ip>:<port>/<bucket>/<key>`), as the SDKs do (oss.md 1.1). The operator can ask for path style
+//! (PrivateLink names have no wildcard), or say that the endpoint is the bucket's own domain (CNAME). Keys are percent-encoded once,
 //! slashes kept, which is also the form that is signed (oss.md 1.7).
 
 use http::Uri;
@@ -9,11 +10,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::{Host, Url};
 
 use super::error::OssError;
+use crate::config::Addressing;
 
 /// Everything but the unreserved characters `A-Za-z0-9-_.~`.
-const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+pub(super) const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// The same, with the slash between path segments.
-const KEY: &AsciiSet = &VALUE.remove(b'/');
+pub(super) const KEY: &AsciiSet = &VALUE.remove(b'/');
 
 /// Address of one bucket.
 #[derive(Debug, Clone)]
@@ -29,7 +31,7 @@ impl Address {
     ///
     /// # Errors
     /// `Endpoint` when they cannot be combined.
-    pub fn new(endpoint: &Url, bucket: &str) -> Result<Self, OssError> {
+    pub fn new(endpoint: &Url, bucket: &str, addressing: Addressing) -> Result<Self, OssError> {
         let fail = |why| OssError::Endpoint { endpoint: plain(endpoint), why };
         let scheme = endpoint.scheme().to_owned();
         if !["http", "https"].contains(&scheme.as_str()) {
@@ -39,24 +41,21 @@ impl Address {
             return Err(fail("must be scheme, host and port only"));
         }
         let port = endpoint.port().map(|port| format!(":{port}")).unwrap_or_default();
-        match endpoint.host() {
-            None => Err(fail("has no host")),
-            // The signer takes `<bucket>.` in front of the authority for a virtual host.
-            Some(host @ (Host::Ipv4(_) | Host::Ipv6(_)))
-                if host.to_string().starts_with(&format!("{bucket}.")) =>
-            {
-                Err(fail("is an address that begins like the bucket's name"))
+        let Some(host) = endpoint.host() else { return Err(fail("has no host")) };
+        let at = |authority: String, base: String| Ok(Address { scheme, authority: authority + &port, base });
+        match (addressing, host) {
+            (Addressing::Cname, Host::Domain(host)) => at(host.to_owned(), "/".into()),
+            (Addressing::Cname, Host::Ipv4(_) | Host::Ipv6(_)) => {
+                Err(fail("is an address, and oss.addressing says that it is the bucket's own domain"))
             }
-            Some(host @ (Host::Ipv4(_) | Host::Ipv6(_))) => {
-                Ok(Address { scheme, authority: format!("{host}{port}"), base: format!("/{bucket}/") })
+            (Addressing::Path, host) | (Addressing::Auto, host @ (Host::Ipv4(_) | Host::Ipv6(_))) => {
+                at(host.to_string(), format!("/{bucket}/"))
             }
             // Some users give the bucket's own domain: it is what we would have made of the endpoint.
-            Some(Host::Domain(host)) if host.starts_with(&format!("{bucket}.")) => {
-                Ok(Address { scheme, authority: format!("{host}{port}"), base: "/".into() })
+            (Addressing::Auto, Host::Domain(host)) if host.starts_with(&format!("{bucket}.")) => {
+                at(host.to_owned(), "/".into())
             }
-            Some(Host::Domain(host)) => {
-                Ok(Address { scheme, authority: format!("{bucket}.{host}{port}"), base: "/".into() })
-            }
+            (Addressing::Auto, Host::Domain(host)) => at(format!("{bucket}.{host}"), "/".into()),
         }
     }
 
@@ -98,8 +97,31 @@ pub fn plain(endpoint: &Url) -> String {
 mod tests {
     use super::*;
 
+    fn address(endpoint: &str, addressing: Addressing) -> Result<Address, OssError> {
+        Address::new(&endpoint.parse().unwrap(), "conf-ai", addressing)
+    }
+
     fn uri(endpoint: &str, key: &str, query: &[(&str, &str)]) -> String {
-        Address::new(&endpoint.parse().unwrap(), "conf-ai").unwrap().uri(key, query).unwrap().to_string()
+        address(endpoint, Addressing::Auto).unwrap().uri(key, query).unwrap().to_string()
+    }
+
+    #[test]
+    fn addressing_by_the_operators_choice() {
+        let name = "https://oss.vpce.example:8443";
+        assert_eq!(
+            address(name, Addressing::Path).unwrap().url("m/a"),
+            "https://oss.vpce.example:8443/conf-ai/m/a"
+        );
+        assert_eq!(address(name, Addressing::Cname).unwrap().url("m/a"), "https://oss.vpce.example:8443/m/a");
+        assert_eq!(
+            address("http://127.0.0.1", Addressing::Path).unwrap().url(""),
+            "http://127.0.0.1/conf-ai/"
+        );
+        let error = address("http://127.0.0.1", Addressing::Cname).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "endpoint http://127.0.0.1 is an address, and oss.addressing says that it is the bucket's own domain"
+        );
     }
 
     #[test]
@@ -134,9 +156,8 @@ mod tests {
         for endpoint in
             ["ftp://oss.example", "https://user@oss.example", "https://oss.example/?x=1", "data:x"]
         {
-            let error = Address::new(&endpoint.parse().unwrap(), "conf-ai").unwrap_err();
+            let error = address(endpoint, Addressing::Auto).unwrap_err();
             assert!(matches!(error, OssError::Endpoint { .. }), "{endpoint}: {error}");
         }
-        assert!(Address::new(&"http://127.0.0.1".parse().unwrap(), "127").is_err());
     }
 }

@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -13,25 +15,38 @@ use http::header::{
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::access::{Access, AccessCell};
 use super::address::Address;
 use super::answer::{self, Head};
-use super::error::OssError;
-use super::sign::Authorization;
+use super::clock::Clock;
+use super::credential::Credential;
+use super::credentials::Credentials;
+use super::error::{OssError, Reason, Refusal};
+use super::sign::Signer;
+use super::throttle::Throttle;
 use super::transport::{Payload, Transport};
 use crate::config::Oss;
 use crate::store::Fetched;
 
 /// Longest error body that is looked at: real ones have about 500 bytes, with the canonical request a few thousand.
 const ERROR_LIMIT: u64 = 64 << 10;
+/// Milliseconds that OSS has held an answer back because of a rate limit.
+const QOS_DELAY: &str = "x-oss-qos-delay-time";
 /// How we introduce ourselves in the bucket's access log.
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("cai/", env!("CARGO_PKG_VERSION")));
 
 /// One bucket. Cheap to share, safe to use from many tasks.
 pub struct Client {
     address: Address,
-    authorization: Authorization,
+    signer: Signer,
+    credentials: Credentials,
+    clock: Arc<Clock>,
     transport: Transport,
+    throttle: Throttle,
+    access: Arc<AccessCell>,
 }
 
 /// One request, before addressing and signing.
@@ -58,7 +73,7 @@ impl Client {
     /// A client for the bucket of `config`. Nothing is connected yet.
     ///
     /// # Errors
-    /// `Endpoint`, `NoRegion`, `CredentialText`, `CaFile`, `NoCa`, `Tls`.
+    /// `Endpoint`, `NoRegion`, `CredentialMemory`, `Credentials`, `CaFile`, `NoCa`, `Tls`.
     pub fn new(config: &Oss) -> Result<Self, OssError> {
         Client::with_hosts(config, HashMap::new())
     }
@@ -68,11 +83,22 @@ impl Client {
     /// # Errors
     /// As [`Client::new`].
     pub fn with_hosts(config: &Oss, hosts: HashMap<String, SocketAddr>) -> Result<Self, OssError> {
+        let (throttle, clock) = (Throttle::new(config.concurrency), Arc::new(Clock::default()));
+        let access = Arc::new(AccessCell::new(throttle.counts().1));
         Ok(Client {
-            address: Address::new(&config.endpoint, &config.bucket)?,
-            authorization: Authorization::new(config)?,
+            address: Address::new(&config.endpoint, &config.bucket, config.addressing)?,
+            signer: Signer::new(config)?,
+            credentials: Credentials::new(config, clock.clone(), access.clone())?,
+            clock,
             transport: Transport::new(config, hosts)?,
+            throttle,
+            access,
         })
+    }
+
+    /// How the object store is used, whenever that changes.
+    pub fn access(&self) -> watch::Receiver<Access> {
+        self.access.watch()
     }
 
     /// What the server knows about `key`.
@@ -103,7 +129,9 @@ impl Client {
             // Without it OSS answers a range that it finds wrong with the whole object (oss.md 1.3).
             (HeaderName::from_static("x-oss-range-behavior"), "standard".into()),
         ];
-        let answer = self.call(call).await?;
+        // Up to the last byte.
+        let _permit = self.throttle.acquire().await;
+        let answer = self.exchange(call).await?;
         let url = self.url(key);
         let bad = |what, got: &str| OssError::BadAnswer {
             url: url.clone(),
@@ -143,35 +171,115 @@ impl Client {
 
     /// Send one request; an answer that is not a success becomes `Refused`.
     pub(super) async fn call(&self, call: Call<'_>) -> Result<Response<Incoming>, OssError> {
+        let _permit = self.throttle.acquire().await;
+        self.exchange(call).await
+    }
+
+    /// The same, by somebody who holds a permit. What a refusal says about our clock or our credential is put right once.
+    async fn exchange(&self, call: Call<'_>) -> Result<Response<Incoming>, OssError> {
         let url = self.url(call.key);
+        let mut credential = self.credentials.current().await?;
+        let (mut clock_set, mut renewed) = (false, false);
+        loop {
+            let sent = Instant::now();
+            let mut refusal = match self.attempt(&call, credential.as_deref(), &url).await? {
+                Ok(answer) => return Ok(answer),
+                Err(refusal) => refusal,
+            };
+            match (refusal.reason, &credential) {
+                (Reason::ClockSkew, Some(_)) if !clock_set && self.clock.learn(&refusal.date) => {
+                    clock_set = true;
+                    self.clock_is_wrong(&refusal.date);
+                }
+                (Reason::Credentials, Some(used)) if !renewed => {
+                    renewed = true;
+                    match self.credentials.refused(used, sent).await {
+                        Some(better) => credential = Some(better),
+                        None => return Err(OssError::Refused(refusal)),
+                    }
+                }
+                (Reason::Throttled, _) => {
+                    let pause = self.slow_down(&refusal.code);
+                    refusal.retry_after = Some(refusal.retry_after.unwrap_or_default().max(pause));
+                    return Err(OssError::Refused(refusal));
+                }
+                _ => return Err(OssError::Refused(refusal)),
+            }
+        }
+    }
+
+    /// Sign and send once.
+    async fn attempt(
+        &self,
+        call: &Call<'_>,
+        credential: Option<&Credential>,
+        url: &str,
+    ) -> Result<Result<Response<Incoming>, Box<Refusal>>, OssError> {
         let has_body = [Method::PUT, Method::POST].contains(&call.method);
-        let len = call.body.len();
-        let fail = |source| OssError::Request { url: url.clone(), source };
+        let fail = |source| OssError::Request { url: url.to_owned(), source };
         let mut request = Request::builder()
-            .method(call.method)
+            .method(call.method.clone())
             .uri(self.address.uri(call.key, call.query)?)
             .header(HOST, self.address.authority())
             .header(USER_AGENT, AGENT)
             // A transparently compressed range would be a corrupt range.
             .header(ACCEPT_ENCODING, "identity");
-        for (name, value) in call.headers {
+        for (name, value) in &call.headers {
             request = request.header(name, value);
         }
-        let (mut parts, body) = request.body(Payload::from(call.body)).map_err(fail)?.into_parts();
+        let (mut parts, body) = request.body(Payload::from(call.body.clone())).map_err(fail)?.into_parts();
         // Last: what is added behind the signer's back is not what was signed.
-        self.authorization.sign(&mut parts, &url).await?;
+        if let Some(credential) = credential {
+            self.signer.sign(&mut parts, call.key, call.query, credential, self.clock.now())?;
+        }
         if has_body {
             // hyper leaves it out for an empty body, and then OSS answers 411. No part of a signature.
-            parts.headers.insert(CONTENT_LENGTH, len.into());
+            parts.headers.insert(CONTENT_LENGTH, call.body.len().into());
         }
-        let answer = self.transport.send(Request::from_parts(parts, body), &url).await?;
+        let answer = self.transport.send(Request::from_parts(parts, body), url).await?;
         if answer.status().is_success() {
-            return Ok(answer);
+            // Served, and held back for that many milliseconds: the next would be refused.
+            match answer::text(answer.headers(), QOS_DELAY).parse::<u64>() {
+                Ok(millis) if millis > 0 => drop(self.slow_down(QOS_DELAY)),
+                Ok(_) | Err(_) => self.went_well(),
+            }
+            return Ok(Ok(answer));
         }
         let (parts, body) = answer.into_parts();
         // The status is news enough where its explanation does not arrive.
-        let body = self.body(body, ERROR_LIMIT, &url).await.unwrap_or_default();
-        Err(OssError::Refused(Box::new(answer::refusal(url, parts.status.as_u16(), &parts.headers, &body))))
+        let body = self.body(body, ERROR_LIMIT, url).await.unwrap_or_default();
+        Ok(Err(Box::new(answer::refusal(url.to_owned(), parts.status.as_u16(), &parts.headers, &body))))
+    }
+
+    fn went_well(&self) {
+        self.throttle.succeeded();
+        let (throttled, concurrency) = self.throttle.counts();
+        self.access.counts(throttled, concurrency);
+    }
+
+    /// OSS asked for less. Gives the time to wait before the same is asked again.
+    fn slow_down(&self, code: &str) -> Duration {
+        let pause = self.throttle.throttled();
+        let (throttled, concurrency) = self.throttle.counts();
+        self.access.counts(throttled, concurrency);
+        tracing::info!(
+            event = "oss.throttled",
+            code,
+            throttled,
+            concurrency,
+            "OSS throttles: {concurrency} requests at once"
+        );
+        pause
+    }
+
+    fn clock_is_wrong(&self, date: &str) {
+        let offset = self.clock.offset();
+        self.access.clock(offset);
+        tracing::warn!(
+            event = "oss.clock-skew",
+            offset,
+            "this machine's clock is {offset} s behind OSS (which says {date}): requests are signed for its time"
+        );
     }
 
     /// A small body in one piece.

@@ -1,8 +1,10 @@
 //! What can go wrong with the object store, and the table that says what an error answer means (oss.md 1.5).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::credential_error::CredentialError;
 use crate::error::{ErrorClass, Fault};
 use crate::store::SourceError;
 
@@ -44,15 +46,15 @@ pub enum OssError {
     /// Key or token is not text.
     #[error("the access key or token is not valid UTF-8")]
     CredentialText,
-    /// A request could not be signed.
-    #[error("signing the request for {url}")]
-    Sign {
-        /// URL without query.
-        url: String,
-        /// What the signer said; never holds the key.
-        #[source]
-        source: reqsign_core::Error,
-    },
+    /// Key or token cannot be kept in memory.
+    #[error("keeping the access key in memory")]
+    CredentialMemory(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is no credential to sign with.
+    #[error("no credential for the object store")]
+    Credentials(#[source] Arc<CredentialError>),
+    /// The machine's clock is outside of what a date can say.
+    #[error("the time of this machine cannot be written as a date")]
+    Time,
     /// A request could not be put together.
     #[error("building the request for {url}")]
     Request {
@@ -260,6 +262,18 @@ impl Reason {
     }
 }
 
+impl From<CredentialError> for OssError {
+    fn from(error: CredentialError) -> Self {
+        OssError::Credentials(Arc::new(error))
+    }
+}
+
+impl From<Arc<CredentialError>> for OssError {
+    fn from(error: Arc<CredentialError>) -> Self {
+        OssError::Credentials(error)
+    }
+}
+
 impl OssError {
     /// This failure as a source's, about `path`.
     pub fn into_source_error(self, path: &str) -> SourceError {
@@ -303,7 +317,11 @@ impl Fault for OssError {
                 ErrorClass::Config
             }
             OssError::Key { .. } | OssError::TooMany { .. } => ErrorClass::Config,
-            OssError::Tls(_) | OssError::Sign { .. } | OssError::Request { .. } => ErrorClass::Internal,
+            OssError::Tls(_) | OssError::CredentialMemory(_) | OssError::Request { .. } => {
+                ErrorClass::Internal
+            }
+            OssError::Credentials(error) => error.class(),
+            OssError::Time => ErrorClass::Config,
             OssError::Send { .. } | OssError::Stalled { .. } | OssError::Body { .. } => ErrorClass::Transient,
             OssError::TooLarge { .. } | OssError::Xml { .. } | OssError::BadAnswer { .. } => {
                 ErrorClass::Transient
@@ -326,7 +344,9 @@ impl Fault for OssError {
             OssError::CaFile { .. } | OssError::NoCa { .. } => "oss.ca-file",
             OssError::Tls(_) => "oss.tls",
             OssError::CredentialText => "oss.credential-text",
-            OssError::Sign { .. } => "oss.sign",
+            OssError::CredentialMemory(_) => "oss.credential-memory",
+            OssError::Credentials(error) => error.code(),
+            OssError::Time => "oss.time",
             OssError::Request { .. } => "oss.request",
             OssError::Send { .. } => "oss.unreachable",
             OssError::Stalled { .. } => "oss.stalled",
@@ -375,7 +395,10 @@ impl Fault for OssError {
                 "MODEL_OSS_BUCKET_PATH must name exactly one encrypted model; remove other objects below it".into()
             }
             OssError::Checksum { .. } => "run the upload again".into(),
-            OssError::Tls(_) | OssError::Sign { .. } | OssError::Request { .. } => {
+            OssError::Credentials(error) => error.hint(),
+            OssError::CredentialMemory(_) => "raise the limit of locked memory (LimitMEMLOCK=)".into(),
+            OssError::Time => "set this machine's clock".into(),
+            OssError::Tls(_) | OssError::Request { .. } => {
                 "this is a defect in cai; please report it".into()
             }
         }
@@ -395,7 +418,7 @@ impl Refusal {
             }
             Reason::Credentials => {
                 "the access key or token is unknown or expired: renew MODEL_OSS_ACCESS_KEY_ID, _SECRET_ACCESS_KEY and \
-                 _SESSION_TOKEN"
+                 _SESSION_TOKEN in cai.env, which cai reads again by itself; or check the RAM role (oss.credentials)"
                     .into()
             }
             Reason::AccessDenied => {

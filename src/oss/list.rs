@@ -132,11 +132,11 @@ fn object(url: &str, contents: Contents, key: String, path: PathBuf) -> Result<O
     if contents.etag.is_empty() {
         return Err(bad_list(url, "entity tag", key));
     }
-    let modified: reqsign_core::time::Timestamp = contents
+    let modified: jiff::Timestamp = contents
         .last_modified
         .parse()
         .map_err(|_| bad_list(url, "modification time", contents.last_modified))?;
-    let modified = SystemTime::UNIX_EPOCH.max(modified.as_system_time());
+    let modified = SystemTime::UNIX_EPOCH.max(modified.into());
     Ok(Object { path, len: contents.size, etag: contents.etag, modified })
 }
 

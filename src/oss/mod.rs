@@ -3,23 +3,42 @@
 //! Owns: the wire format of OSS and the meaning of its errors. Must not know: keys of the model, the cache, and, but in
 //! `publish`, files. Each operation of the client is one attempt; `store` and `publish` decide about retry.
 //!
-//! Async throughout, no locks of its own, no tasks but the connections of the pool. Publishing is tested in
+//! One client has one credential, one limit of requests and one of bandwidth, so that a process with one client keeps within
+//! them. Async throughout; locks are held for a look (`credentials`, `throttle`, `bandwidth`), and the only tasks are the
+//! connections of the pool and the one that renews a role's credential. Publishing is tested in
 //! `tests/upload.rs`, everything else in `tests/oss_client.rs`, both against the stand-in server, and against a verifier of
-//! signatures written from the specification in `tests/oss_signature.rs`.
+//! signatures written from the specification in `tests/oss_signature.rs`. Credentials: `tests/oss_credentials.rs`.
 
+mod access;
 mod address;
 mod answer;
+mod bandwidth;
 mod client;
+mod clock;
+mod cloud;
+mod credential;
+mod credential_error;
+mod credentials;
 mod error;
 pub mod list;
+mod metadata;
+#[cfg(not(feature = "sandbox"))]
+mod metadata_address;
+#[cfg(feature = "sandbox")]
+#[path = "metadata_address_sandbox.rs"]
+mod metadata_address;
 mod publish;
 mod sign;
 mod source;
+mod sts;
+mod throttle;
 mod transport;
 mod upload;
 
+pub use access::Access;
 pub use answer::Head;
 pub use client::Client;
+pub use credential_error::CredentialError;
 pub use error::{OssError, Reason, Refusal};
 pub use publish::{Event, LocalFile, Plan, PublishOptions, Published, Publisher, UploadError};
 pub use source::OssSource;

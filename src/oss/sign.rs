@@ -1,68 +1,213 @@
-//! Signing, V4, by `reqsign-aliyun-oss`.
+//! Signatures, V4 and V1, from the specification (oss.md 1.7).
 //!
-//! Sign last: every header present is signed, `host` above all, without which the V4 header is malformed (oss.md 0.4).
-//! Other kinds of credentials (RAM role, OIDC) are further providers for the same signer.
+//! An own signer and not `reqsign-aliyun-oss`: that one signs at the machine's time only, so that a wrong clock cannot be
+//! corrected, takes a domain of the bucket's own for path style, and keeps the secret as ordinary text. It is the oracle in
+//! `tests/oss_signature.rs` instead, beside the official SDK. Sign last: what is added afterwards is not what was signed. Pure.
 
+use std::time::SystemTime;
+
+use aws_lc_rs::{digest, hmac};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HOST, HeaderName, IF_MATCH, RANGE};
 use http::request::Parts;
-use reqsign_aliyun_oss::{Credential, RequestSigner, SigningVersion, StaticCredentialProvider};
-use reqsign_core::{Context, Signer};
+use http::{HeaderMap, HeaderValue};
+use percent_encoding::utf8_percent_encode;
+use zeroize::Zeroizing;
 
-use super::address::plain;
+use super::address::{KEY, VALUE, plain};
+use super::answer::text;
+use super::credential::Credential;
 use super::error::OssError;
-use crate::config::{Oss, OssCredentials};
-use crate::keyring::Secret;
+use crate::config::{Credentials, Oss, Signature};
 
-/// Signs requests, or leaves them anonymous.
-#[derive(Clone)]
-pub enum Authorization {
-    /// No signature at all.
-    Anonymous,
-    /// V4 with the credentials of this signer.
-    V4(Signer<Credential>),
+/// V4's name in the header and in what is signed.
+const V4: &str = "OSS4-HMAC-SHA256";
+/// Last part of V4's scope.
+const V4_REQUEST: &str = "aliyun_v4_request";
+/// What V4 signs in place of the body's hash; ciphertext is authenticated by itself.
+const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
+/// Headers that V4 binds where they are present: what is asked, of which object, at which bucket. Never empty, because
+/// every request has a host, and `AdditionalHeaders=` is an error of its own (0002-00000209). Sorted.
+const BOUND: [HeaderName; 3] = [HOST, IF_MATCH, RANGE];
+/// Parameters that V1 signs, of those that this client can send. Source: oss.md 1.7.
+const V1_PARAMETERS: [&str; 12] = [
+    "acl",
+    "continuation-token",
+    "delete",
+    "objectMeta",
+    "partNumber",
+    "symlink",
+    "tagging",
+    "uploadId",
+    "uploads",
+    "versionId",
+    "versions",
+    "x-oss-process",
+];
+
+const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
+const OSS_DATE: HeaderName = HeaderName::from_static("x-oss-date");
+const OSS_CONTENT_SHA256: HeaderName = HeaderName::from_static("x-oss-content-sha256");
+const OSS_SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-oss-security-token");
+
+/// Signs requests for one bucket.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    bucket: String,
+    version: Version,
 }
 
-impl Authorization {
-    /// As `config` says: with its credentials, else anonymous. Never with what the environment has to offer.
+#[derive(Debug, Clone)]
+enum Version {
+    V1,
+    V4 { region: String },
+}
+
+impl Signer {
+    /// As `config` says. Anonymous requests need no region either.
     ///
     /// # Errors
-    /// `NoRegion`, `CredentialText`.
+    /// `NoRegion`.
     pub fn new(config: &Oss) -> Result<Self, OssError> {
-        let Some(credentials) = &config.credentials else { return Ok(Authorization::Anonymous) };
-        let no_region = || OssError::NoRegion { endpoint: plain(&config.endpoint) };
-        let region = config.region.as_deref().ok_or_else(no_region)?;
-        let request_signer =
-            RequestSigner::new(&config.bucket).with_region(region).with_signing_version(SigningVersion::V4);
-        let provider = static_provider(credentials)?;
-        Ok(Authorization::V4(Signer::new(Context::new(), provider, request_signer)))
+        let anonymous = matches!(config.credentials, Credentials::Anonymous);
+        let version = match (config.signature, &config.region) {
+            (Signature::V1, _) => Version::V1,
+            (Signature::V4, Some(region)) => Version::V4 { region: region.clone() },
+            (Signature::V4, None) if anonymous => Version::V4 { region: String::new() },
+            (Signature::V4, None) => return Err(OssError::NoRegion { endpoint: plain(&config.endpoint) }),
+        };
+        Ok(Signer { bucket: config.bucket.clone(), version })
     }
 
-    /// Add the signature to a request that will be sent exactly as it is.
+    /// Sign a request for `key` (empty for the bucket itself) with `query`, as of `now`.
     ///
     /// # Errors
-    /// `Sign`.
-    pub async fn sign(&self, parts: &mut Parts, url: &str) -> Result<(), OssError> {
-        match self {
-            Authorization::Anonymous => Ok(()),
-            Authorization::V4(signer) => signer
-                .sign(parts, None)
-                .await
-                .map_err(|source| OssError::Sign { url: url.to_owned(), source }),
+    /// `CredentialText` for an id or token that no header can carry; `Time`.
+    pub fn sign(
+        &self,
+        parts: &mut Parts,
+        key: &str,
+        query: &[(&str, &str)],
+        credential: &Credential,
+        now: SystemTime,
+    ) -> Result<(), OssError> {
+        let now = jiff::Timestamp::try_from(now).map_err(|_| OssError::Time)?;
+        if let Some(token) = &credential.token {
+            let value = token.with(HeaderValue::from_bytes).map_err(|_| OssError::CredentialText)?;
+            parts.headers.insert(OSS_SECURITY_TOKEN, hidden(value));
         }
+        let resource = format!("/{}/{key}", self.bucket);
+        let authorization = match &self.version {
+            Version::V4 { region } => sign_v4(parts, &resource, query, credential, region, now)?,
+            Version::V1 => sign_v1(parts, &resource, query, credential, now)?,
+        };
+        let value = HeaderValue::try_from(authorization).map_err(|_| OssError::CredentialText)?;
+        parts.headers.insert(AUTHORIZATION, hidden(value));
+        Ok(())
     }
 }
 
-/// The signer's own type keeps the secret as an ordinary string for the life of the client: an OSS key opens ciphertext
-/// only.
-fn static_provider(credentials: &OssCredentials) -> Result<StaticCredentialProvider, OssError> {
-    let text = |secret: &Secret| {
-        secret
-            .with(|bytes| std::str::from_utf8(bytes).map(str::to_owned))
-            .map_err(|_| OssError::CredentialText)
-    };
-    let secret = zeroize::Zeroizing::new(text(&credentials.secret_access_key)?);
-    let provider = StaticCredentialProvider::new(&credentials.access_key_id, &secret);
-    match &credentials.session_token {
-        None => Ok(provider),
-        Some(token) => Ok(provider.with_security_token(&zeroize::Zeroizing::new(text(token)?))),
+/// Kept out of the debug output of whatever holds it.
+fn hidden(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
+
+fn date_header(text: &str) -> Result<HeaderValue, OssError> {
+    HeaderValue::from_str(text).map_err(|_| OssError::Time)
+}
+
+fn sign_v4(
+    parts: &mut Parts,
+    resource: &str,
+    query: &[(&str, &str)],
+    credential: &Credential,
+    region: &str,
+    now: jiff::Timestamp,
+) -> Result<String, OssError> {
+    let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let date = now.strftime("%Y%m%d").to_string();
+    parts.headers.insert(OSS_DATE, date_header(&time)?);
+    parts.headers.insert(OSS_CONTENT_SHA256, HeaderValue::from_static(UNSIGNED_PAYLOAD));
+    let bound: Vec<&str> =
+        BOUND.iter().filter(|name| parts.headers.contains_key(*name)).map(HeaderName::as_str).collect();
+    let bound = bound.join(";");
+    let uri = utf8_percent_encode(resource, KEY);
+    let canonical = format!(
+        "{}\n{uri}\n{}\n{}\n{bound}\n{UNSIGNED_PAYLOAD}",
+        parts.method,
+        v4_query(query),
+        v4_headers(&parts.headers)
+    );
+    let scope = format!("{date}/{region}/oss/{V4_REQUEST}");
+    let hash = hex::encode(digest::digest(&digest::SHA256, canonical.as_bytes()));
+    let to_sign = format!("{V4}\n{time}\n{scope}\n{hash}");
+    let first = credential.secret.with(|secret| Zeroizing::new([b"aliyun_v4", secret].concat()));
+    let mut key = hmac_of(hmac::HMAC_SHA256, &first, &date);
+    for part in [region, "oss", V4_REQUEST, &to_sign] {
+        key = hmac_of(hmac::HMAC_SHA256, key.as_ref(), part);
     }
+    let (id, signature) = (&credential.id, hex::encode(key));
+    Ok(format!("{V4} Credential={id}/{scope},AdditionalHeaders={bound},Signature={signature}"))
+}
+
+/// Encoded, sorted by the encoded name, bare names for empty values.
+fn v4_query(query: &[(&str, &str)]) -> String {
+    let encode = |text| utf8_percent_encode(text, VALUE).to_string();
+    let mut pairs: Vec<_> = query.iter().map(|(name, value)| (encode(name), encode(value))).collect();
+    pairs.sort();
+    let pairs: Vec<_> = pairs.into_iter().map(|(name, value)| pair(&name, &value)).collect();
+    pairs.join("&")
+}
+
+fn pair(name: &str, value: &str) -> String {
+    if value.is_empty() { name.to_owned() } else { format!("{name}={value}") }
+}
+
+fn v4_headers(headers: &HeaderMap) -> String {
+    let is_signed = |name: &HeaderName| {
+        name.as_str().starts_with("x-oss-")
+            || [CONTENT_TYPE, CONTENT_MD5].contains(name)
+            || BOUND.contains(name)
+    };
+    lines(headers, is_signed)
+}
+
+/// `name:value` lines of the headers that `is_signed`, sorted by name.
+fn lines(headers: &HeaderMap, is_signed: impl Fn(&HeaderName) -> bool) -> String {
+    let mut names: Vec<_> = headers.keys().filter(|name| is_signed(name)).map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    names.into_iter().map(|name| format!("{name}:{}\n", text(headers, name).trim())).collect()
+}
+
+fn sign_v1(
+    parts: &mut Parts,
+    resource: &str,
+    query: &[(&str, &str)],
+    credential: &Credential,
+    now: jiff::Timestamp,
+) -> Result<String, OssError> {
+    let date = now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    parts.headers.insert(DATE, date_header(&date)?);
+    let mut signed: Vec<_> = query.iter().filter(|(name, _)| V1_PARAMETERS.contains(name)).collect();
+    signed.sort();
+    let signed: Vec<_> = signed.into_iter().map(|(name, value)| pair(name, value)).collect();
+    let mark = if signed.is_empty() { "" } else { "?" };
+    let header = |name: &HeaderName| text(&parts.headers, name.as_str());
+    let to_sign = format!(
+        "{}\n{}\n{}\n{date}\n{}{resource}{mark}{}",
+        parts.method,
+        header(&CONTENT_MD5),
+        header(&CONTENT_TYPE),
+        lines(&parts.headers, |name| name.as_str().starts_with("x-oss-")),
+        signed.join("&"),
+    );
+    let algorithm = hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY;
+    let signature = credential.secret.with(|secret| hmac_of(algorithm, secret, &to_sign));
+    Ok(format!("OSS {}:{}", credential.id, STANDARD.encode(signature)))
+}
+
+fn hmac_of(algorithm: hmac::Algorithm, key: &[u8], text: &str) -> hmac::Tag {
+    hmac::sign(&hmac::Key::new(algorithm, key), text.as_bytes())
 }

@@ -21,6 +21,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
+use super::bandwidth::Bandwidth;
 use super::error::OssError;
 use crate::config::Oss;
 
@@ -39,6 +40,7 @@ pub struct Transport {
     client: HttpClient,
     /// Longest time without a byte, in either direction.
     stall: Duration,
+    bandwidth: Option<Arc<Bandwidth>>,
 }
 
 impl Transport {
@@ -62,7 +64,8 @@ impl Transport {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(config.concurrency)
             .build(https);
-        Ok(Transport { client, stall: config.timeout })
+        let bandwidth = Bandwidth::new(config.bandwidth_limit).map(Arc::new);
+        Ok(Transport { client, stall: config.timeout, bandwidth })
     }
 
     /// Send `request` and wait for the head of the answer, as long as bytes of the request move.
@@ -96,6 +99,9 @@ impl Transport {
             let Ok(data) = frame.into_data() else { continue };
             let too_large = || OssError::TooLarge { url: url.to_owned(), limit };
             left = left.checked_sub(data.len() as u64).ok_or_else(too_large)?;
+            if let Some(bandwidth) = &self.bandwidth {
+                bandwidth.take(data.len()).await;
+            }
             frames.push(data);
         }
     }
@@ -106,7 +112,7 @@ impl Transport {
 }
 
 /// Trust in the public roots, or in `ca_file` alone.
-fn tls(config: &Oss) -> Result<ClientConfig, OssError> {
+pub(super) fn tls(config: &Oss) -> Result<ClientConfig, OssError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

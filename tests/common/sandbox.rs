@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use cai::config::{Oss, OssCredentials};
+use cai::config::{Credentials, Oss, OssCredentials};
 use cai::keyring::Secret;
 use serde_json::Value;
 
@@ -74,6 +74,8 @@ pub struct Sandbox {
     pub kbs: String,
     pub oss: String,
     pub control: String,
+    /// Metadata service and STS.
+    pub cloud: String,
     child: Child,
     // Held open: the sandbox ends with it (`--exit-with-stdin`), so it never outlives a crashed test.
     stdin: Option<ChildStdin>,
@@ -124,6 +126,7 @@ impl Sandbox {
             kbs: address("kbs"),
             oss: address("oss"),
             control: address("control"),
+            cloud: address("cloud"),
             child,
             stdin: Some(stdin),
             dir,
@@ -134,18 +137,16 @@ impl Sandbox {
     /// Settings of its owner, for the model below `model/`.
     pub fn oss_config(&self) -> Oss {
         Oss {
-            endpoint: self.oss.parse().unwrap(),
-            bucket: BUCKET.to_owned(),
             prefix: "model/".to_owned(),
             region: Some(REGION.to_owned()),
-            credentials: Some(OssCredentials {
+            credentials: Credentials::Static(OssCredentials {
                 access_key_id: ACCESS_KEY_ID.to_owned(),
                 secret_access_key: Secret::copy_of(ACCESS_KEY_SECRET.as_bytes()).unwrap(),
                 session_token: None,
             }),
-            ca_file: None,
             concurrency: 8,
             timeout: Duration::from_secs(10),
+            ..Oss::anonymous(self.oss.parse().unwrap(), BUCKET)
         }
     }
 
@@ -182,6 +183,25 @@ impl Sandbox {
             .expect("control");
         let status = answer.status();
         assert_eq!(status, 204, "{}", answer.text().await.unwrap_or_default());
+    }
+
+    /// Replaces the rules of the metadata service and STS; `src/bin/cai-sandbox/cloud.rs` lists them.
+    pub async fn cloud_rules(&self, rules: Value) {
+        let url = format!("{}/cloud", self.control);
+        let answer = self.client.put(url).body(rules.to_string()).send().await.expect("control port");
+        assert_eq!(answer.status(), 204, "{}", answer.text().await.unwrap_or_default());
+    }
+
+    /// Ends every key issued so far.
+    pub async fn expire_keys(&self) {
+        let url = format!("{}/cloud/expire", self.control);
+        assert_eq!(self.client.post(url).send().await.expect("control port").status(), 204);
+    }
+
+    /// A new temporary key, as its services write one.
+    pub async fn issue_key(&self) -> Value {
+        let answer = self.client.post(format!("{}/cloud/issue", self.control)).send().await.expect("control");
+        serde_json::from_slice(&answer.bytes().await.expect("body")).expect("json")
     }
 
     /// How often each fault of the set has acted, in its order.

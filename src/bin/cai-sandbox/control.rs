@@ -8,6 +8,9 @@
 //! | `DELETE /log` | forgets them |
 //! | `PUT /resource/default/aliyun/NAME` | stores the body as a resource of the Trustee |
 //! | `DELETE /resource/default/aliyun/NAME` | removes it |
+//! | `PUT /cloud` | replaces the rules of the metadata service and STS (`cloud.rs`) |
+//! | `POST /cloud/expire` | ends every key issued so far |
+//! | `POST /cloud/issue` | issues one |
 //!
 //! No locks of its own; its own requests are not logged. Tested in `tests/sandbox_kbs.rs`.
 
@@ -15,6 +18,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
+use crate::cloud::Issuer;
 use crate::faults::{Faults, Op};
 use crate::journal::Journal;
 use crate::kbs::Resources;
@@ -27,6 +31,7 @@ pub(crate) struct Control {
     pub(crate) faults: Arc<Faults>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) resources: Arc<Resources>,
+    pub(crate) issuer: Arc<Issuer>,
 }
 
 fn json(value: &impl serde::Serialize) -> Reply {
@@ -51,6 +56,18 @@ impl Site for Control {
             ("PUT", "/faults", Some(text)) => match self.faults.replace(&text) {
                 Ok(()) => done(true, StatusCode::OK),
                 Err(why) => reply(StatusCode::BAD_REQUEST, Some("text/plain"), why),
+            },
+            ("PUT", "/cloud", Some(text)) => match self.issuer.set_rules(&text) {
+                Ok(()) => done(true, StatusCode::OK),
+                Err(why) => reply(StatusCode::BAD_REQUEST, Some("text/plain"), why),
+            },
+            ("POST", "/cloud/expire", _) => {
+                self.issuer.expire();
+                done(true, StatusCode::OK)
+            }
+            ("POST", "/cloud/issue", _) => match self.issuer.issue() {
+                Ok(key) => json(&key),
+                Err(error) => reply(StatusCode::INTERNAL_SERVER_ERROR, Some("text/plain"), error.to_string()),
             },
             ("GET", "/log", _) => json(&self.journal.snapshot()),
             ("DELETE", "/log", _) => {

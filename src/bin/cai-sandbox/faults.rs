@@ -46,6 +46,7 @@
 //! | `oss_wrong_crc`, `oss_no_crc` | get, head: `x-oss-hash-crc64ecma` is wrong, is missing |
 //! | `oss_ignore_range` | get: 200 and the whole object instead of 206 |
 //! | `oss_qos_delay {millis}` | get, head, put, list: the `x-oss-qos-delay-time` header |
+//! | `cloud_drop`, `cloud_status {status}` | token, role, credential (metadata service), assume (STS): no answer, that status |
 //!
 //! One mutex, held for a scan of the set. Tested below and in `tests/sandbox_kbs.rs`.
 
@@ -66,6 +67,10 @@ pub(crate) enum Op {
     Put,
     Delete,
     Multipart,
+    Token,
+    Role,
+    Credential,
+    Assume,
     /// Whatever is none of these; no fault applies.
     Other,
 }
@@ -82,6 +87,10 @@ impl Op {
             Op::Put => "put",
             Op::Delete => "delete",
             Op::Multipart => "multipart",
+            Op::Token => "token",
+            Op::Role => "role",
+            Op::Credential => "credential",
+            Op::Assume => "assume",
             Op::Other => "other",
         }
     }
@@ -90,8 +99,12 @@ impl Op {
         matches!(self, Op::Auth | Op::Attest | Op::Resource)
     }
 
+    fn is_cloud(self) -> bool {
+        matches!(self, Op::Token | Op::Role | Op::Credential | Op::Assume)
+    }
+
     fn is_oss(self) -> bool {
-        !self.is_kbs() && self != Op::Other
+        !self.is_kbs() && !self.is_cloud() && self != Op::Other
     }
 }
 
@@ -161,6 +174,10 @@ pub(crate) enum Act {
     OssQosDelay {
         millis: u64,
     },
+    CloudDrop,
+    CloudStatus {
+        status: u16,
+    },
 }
 
 /// Where in a request's life an act takes its place.
@@ -194,7 +211,9 @@ impl Act {
             | Act::KbsOversize { .. }
             | Act::OssDrop
             | Act::OssReset
-            | Act::OssError { .. } => Place::Instead,
+            | Act::OssError { .. }
+            | Act::CloudDrop
+            | Act::CloudStatus { .. } => Place::Instead,
             Act::KbsExpireSession
             | Act::KbsLoseSession
             | Act::OssRemove
@@ -234,6 +253,7 @@ impl Act {
             Act::OssDrop | Act::OssReset | Act::OssError { .. } | Act::OssDelay { .. } => op.is_oss(),
             Act::OssRemove | Act::OssReplace | Act::OssTruncate { .. } => matches!(op, Op::Get | Op::Head),
             Act::OssWrongCrc | Act::OssNoCrc => matches!(op, Op::Get | Op::Head),
+            Act::CloudDrop | Act::CloudStatus { .. } => op.is_cloud(),
             Act::OssQosDelay { .. } => matches!(op, Op::Get | Op::Head | Op::Put | Op::List),
             Act::OssIgnoreRange
             | Act::OssCutBody { .. }
@@ -285,7 +305,8 @@ impl Faults {
             if let Act::OssSlowBody { bytes_per_sec: 0 } = fault.act {
                 return Err("bytes_per_sec is 0: use oss_stall_body".to_owned());
             }
-            if let Act::KbsStatus { status } | Act::OssError { status, .. } = fault.act
+            if let Act::KbsStatus { status } | Act::OssError { status, .. } | Act::CloudStatus { status } =
+                fault.act
                 && !(400..=599).contains(&status)
             {
                 return Err(format!("{status} is not an error status"));

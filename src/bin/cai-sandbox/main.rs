@@ -19,6 +19,7 @@
 )]
 
 mod clock;
+mod cloud;
 mod control;
 mod faults;
 mod journal;
@@ -52,12 +53,14 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::cloud::{Cloud, Issuer};
 use crate::control::Control;
 use crate::faults::Faults;
 use crate::journal::Journal;
 use crate::kbs::{Kbs, Resources};
 use crate::kbs_server::{Character, Maker, Protocol};
 use crate::oss::{Bucket, Oss, is_token};
+use crate::oss_request::Names;
 use crate::oss_sign::Credentials;
 use crate::oss_store::Store;
 use crate::wire::serve;
@@ -92,6 +95,15 @@ struct Arguments {
     /// Address of the OSS.
     #[arg(long, default_value = "127.0.0.1:0")]
     oss_listen: SocketAddr,
+    /// Address of the metadata service and STS.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    cloud_listen: SocketAddr,
+    /// Name that is a domain of the bucket's own.
+    #[arg(long)]
+    cname: Option<String>,
+    /// Name of an endpoint that takes the bucket in the path, as PrivateLink's do.
+    #[arg(long)]
+    path_host: Option<String>,
     /// Address of the control port.
     #[arg(long, default_value = "127.0.0.1:0")]
     control_listen: SocketAddr,
@@ -167,6 +179,7 @@ fn bucket(arguments: &Arguments) -> anyhow::Result<Bucket> {
             session_token: arguments.session_token_file.as_deref().map(read_credential).transpose()?,
         },
         anonymous_read: arguments.allow_anonymous_read,
+        names: Names { cname: arguments.cname.clone(), path_host: arguments.path_host.clone() },
     })
 }
 
@@ -207,24 +220,30 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .with_context(|| format!("opening {}", arguments.state_dir.display()))?;
     let (server, authority) = (character(&arguments)?, arguments.token_cert_out.as_deref());
     let kbs = Arc::new(Kbs::new(server, authority, faults.clone(), resources.clone())?);
-    let oss = Arc::new(Oss::new(bucket(&arguments)?, store, faults.clone()));
-    let control = Arc::new(Control { faults, journal: journal.clone(), resources });
+    let issuer = Arc::new(Issuer::default());
+    let oss = Arc::new(Oss::new(bucket(&arguments)?, store, faults.clone(), issuer.clone()));
+    let cloud = Arc::new(Cloud { issuer: issuer.clone(), faults: faults.clone() });
+    let control = Arc::new(Control { faults, journal: journal.clone(), resources, issuer });
 
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stdin = stdin_end(arguments.exit_with_stdin)?;
     let kbs_listener = TcpListener::bind(arguments.listen).await.context("listening for the Trustee")?;
     let oss_listener = TcpListener::bind(arguments.oss_listen).await.context("listening for OSS")?;
+    let cloud_listener =
+        TcpListener::bind(arguments.cloud_listen).await.context("listening for the cloud")?;
     let control_listener =
         TcpListener::bind(arguments.control_listen).await.context("listening for control")?;
     let ready = serde_json::json!({
         "kbs": format!("http://{}", kbs_listener.local_addr()?),
         "oss": format!("http://{}", oss_listener.local_addr()?),
+        "cloud": format!("http://{}", cloud_listener.local_addr()?),
         "control": format!("http://{}", control_listener.local_addr()?),
     });
     writeln!(std::io::stdout(), "{ready}")?;
     tokio::select! {
         never = serve(kbs_listener, kbs, journal.clone()) => match never {},
         never = serve(oss_listener, oss, journal.clone()) => match never {},
+        never = serve(cloud_listener, cloud, journal.clone()) => match never {},
         never = serve(control_listener, control, Arc::default()) => match never {},
         _ = term.recv() => {}
         _ = int.recv() => {}

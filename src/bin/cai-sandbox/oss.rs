@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 
 use crate::clock::unix_secs;
+use crate::cloud::Issuer;
 use crate::faults::{Act, Faults, Op, Place};
 use crate::oss_error::OssError;
 use crate::oss_list::objects;
 use crate::oss_read::{Reading, put};
-use crate::oss_request::{Action, Asked, host};
-use crate::oss_sign::{Credentials, Presented, verify};
+use crate::oss_request::{Action, Asked, Names, host};
+use crate::oss_sign::{Credentials, Presented, access_key_id, verify};
 use crate::oss_store::{Change, Store, random_id};
 use crate::oss_write::{self, blocking};
 use crate::wire::{Call, Ending, Outcome, Reply, Site, drain, reply};
@@ -26,17 +27,19 @@ pub(crate) struct Bucket {
     pub(crate) credentials: Credentials,
     /// Listing and reading need no signature.
     pub(crate) anonymous_read: bool,
+    pub(crate) names: Names,
 }
 
 pub(crate) struct Oss {
     bucket: Bucket,
     store: Arc<Store>,
     faults: Arc<Faults>,
+    issuer: Arc<Issuer>,
 }
 
 impl Oss {
-    pub(crate) fn new(bucket: Bucket, store: Store, faults: Arc<Faults>) -> Oss {
-        Oss { bucket, store: Arc::new(store), faults }
+    pub(crate) fn new(bucket: Bucket, store: Store, faults: Arc<Faults>, issuer: Arc<Issuer>) -> Oss {
+        Oss { bucket, store: Arc::new(store), faults, issuer }
     }
 
     fn authorize(&self, asked: &Asked, method: &str, headers: &HeaderMap) -> Result<(), OssError> {
@@ -50,7 +53,9 @@ impl Oss {
         let request =
             Presented { method, bucket: &self.bucket.name, key: &asked.key, query: &asked.query.0, headers };
         let authorization = authorization.to_str().unwrap_or_default();
-        verify(&self.bucket.credentials, &self.bucket.region, unix_secs(), &request, authorization)
+        let issued = access_key_id(authorization).and_then(|id| self.issuer.find(id)).transpose()?;
+        let who = issued.as_ref().unwrap_or(&self.bucket.credentials);
+        verify(who, &self.bucket.region, unix_secs(), &request, authorization)
     }
 
     /// `None`: the connection is to be dropped.
@@ -118,7 +123,7 @@ impl Site for Oss {
         let host = host(&call.parts).unwrap_or_default().to_owned();
         let is_head = call.parts.method == http::Method::HEAD;
         let request_id = random_id().map(|id| id.to_ascii_uppercase().split_off(8)).unwrap_or_default();
-        let asked = Asked::parse(&call.parts, &self.bucket.name);
+        let asked = Asked::parse(&call.parts, &self.bucket.name, &self.bucket.names);
         let (op, subject) = match &asked {
             Ok(Asked { action: Action::ListObjects, query, .. }) => {
                 (Op::List, query.get("prefix").unwrap_or_default().to_owned())

@@ -106,6 +106,15 @@ impl Action {
     }
 }
 
+/// Names that do not address as names do.
+#[derive(Default)]
+pub(crate) struct Names {
+    /// A domain of the bucket's own.
+    pub(crate) cname: Option<String>,
+    /// An endpoint that takes the bucket in the path.
+    pub(crate) path_host: Option<String>,
+}
+
 /// A request's meaning.
 pub(crate) struct Asked {
     pub(crate) action: Action,
@@ -116,10 +125,10 @@ pub(crate) struct Asked {
 
 impl Asked {
     /// What `parts` asks of `bucket`.
-    pub(crate) fn parse(parts: &Parts, bucket: &str) -> Result<Asked, OssError> {
+    pub(crate) fn parse(parts: &Parts, bucket: &str, names: &Names) -> Result<Asked, OssError> {
         let host = host(parts).ok_or_else(|| OssError::new(400, "InvalidArgument", "", "No Host header."))?;
         let path = parts.uri.path().strip_prefix('/').unwrap_or_default();
-        let (named, raw_key) = locate(host_name(host), path, bucket)?;
+        let (named, raw_key) = locate(host_name(host), path, bucket, names)?;
         if named.is_empty() {
             return Err(OssError::not_implemented("operations on the service"));
         }
@@ -154,8 +163,12 @@ fn host_name(host: &str) -> &str {
 }
 
 /// Bucket and raw key.
-fn locate<'a>(name: &str, path: &'a str, bucket: &str) -> Result<(String, &'a str), OssError> {
-    if name.parse::<IpAddr>().is_ok() || name.parse::<Ipv6Addr>().is_ok() {
+fn locate<'a>(name: &str, path: &'a str, bucket: &str, names: &Names) -> Result<(String, &'a str), OssError> {
+    if names.cname.as_deref() == Some(name) {
+        return Ok((bucket.to_owned(), path));
+    }
+    let is_address = name.parse::<IpAddr>().is_ok() || name.parse::<Ipv6Addr>().is_ok();
+    if is_address || names.path_host.as_deref() == Some(name) {
         let (first, key) = path.split_once('/').unwrap_or((path, ""));
         return Ok((decode(first)?, key));
     }
@@ -176,7 +189,7 @@ mod tests {
 
     fn ask(method: &str, host: &str, uri: &str) -> Result<(Action, String), String> {
         let request = http::Request::builder().method(method).uri(uri).header("host", host).body(()).unwrap();
-        let asked = Asked::parse(&request.into_parts().0, "conf-ai");
+        let asked = Asked::parse(&request.into_parts().0, "conf-ai", &Names::default());
         asked.map(|asked| (asked.action, asked.key)).map_err(|error| error.code)
     }
 

@@ -36,7 +36,8 @@ pub(crate) const SUBRESOURCES: [&str; 47] = [
     "x-oss-traffic-limit",
 ];
 
-/// The one identity the sandbox knows.
+/// An identity the sandbox knows.
+#[derive(Clone)]
 pub(crate) struct Credentials {
     pub(crate) access_key_id: String,
     pub(crate) access_key_secret: String,
@@ -71,6 +72,14 @@ pub(crate) fn verify(
         verify_v1(who, now, request, fields)
     } else {
         Err(OssError::invalid_argument("", "The Authorization header is invalid."))
+    }
+}
+
+/// Whose signature `authorization` says that it is.
+pub(crate) fn access_key_id(authorization: &str) -> Option<&str> {
+    match authorization.strip_prefix("OSS ") {
+        Some(v1) => v1.split_once(':').map(|(id, _)| id),
+        None => authorization.split_once("Credential=")?.1.split_once('/').map(|(id, _)| id),
     }
 }
 

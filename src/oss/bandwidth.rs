@@ -1,0 +1,79 @@
+//! `oss.bandwidth_limit`: a token bucket over the bytes received, all requests of a client together.
+//!
+//! Whoever has received too much reads on later; the peer notices by its full window. One mutex, held for arithmetic.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How much may come at once after a quiet time, as a time at full rate: enough for the scheduler's jitter.
+const BURST: Duration = Duration::from_millis(100);
+
+/// The bucket.
+pub struct Bandwidth {
+    bytes_per_sec: u64,
+    /// When everything that was taken will have been due.
+    paid: Mutex<Instant>,
+}
+
+impl Bandwidth {
+    /// `bytes_per_sec` at most, or `None` for 0.
+    pub fn new(bytes_per_sec: u64) -> Option<Self> {
+        (bytes_per_sec > 0).then(|| Bandwidth { bytes_per_sec, paid: Mutex::new(Instant::now()) })
+    }
+
+    /// `len` bytes have arrived; wait until they were due.
+    pub async fn take(&self, len: usize) {
+        let nanos = u128::try_from(len).unwrap_or(u128::MAX).saturating_mul(1_000_000_000)
+            / u128::from(self.bytes_per_sec);
+        let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        let due = {
+            let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let start = (*paid).max(now.checked_sub(BURST).unwrap_or(now));
+            *paid = start.checked_add(cost).unwrap_or(start);
+            *paid
+        };
+        tokio::time::sleep_until(due).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn many_readers_together_get_the_rate_and_no_more() {
+        let bandwidth = Arc::new(Bandwidth::new(10 << 20).unwrap());
+        let began = Instant::now();
+        let readers = (0..8).map(|_| {
+            let bandwidth = bandwidth.clone();
+            async move {
+                for _ in 0..100 {
+                    bandwidth.take(128 << 10).await;
+                }
+            }
+        });
+        futures_util::future::join_all(readers).await;
+        // 100 MiB at 10 MiB/s, less the burst.
+        let took = began.elapsed();
+        assert!(took > Duration::from_millis(9_800) && took < Duration::from_millis(10_100), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn quiet_time_is_not_saved_up() {
+        let bandwidth = Bandwidth::new(1_000).unwrap();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        let began = Instant::now();
+        bandwidth.take(2_000).await;
+        assert_eq!(began.elapsed().as_millis() / 10, 190);
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        assert!(Bandwidth::new(0).is_none());
+    }
+}
