@@ -104,6 +104,10 @@ impl Loader {
             return on_demand(reply, UNTRACKED);
         };
         let fit = self.options.get().is_some() && self.fs.is_complete(inode);
+        if fit {
+            // There may be room since a moment ago.
+            self.forget_unmapped();
+        }
         let answer = self.lock().ledger.open(inode, taken(len), fit, reply, Instant::now());
         match answer {
             Answer::OnDemand(reply) => on_demand(reply, TRACKED),
@@ -228,10 +232,11 @@ impl Loader {
         let (gone, lingering): (Vec<_>, Vec<_>) =
             book.lingering.drain(..).partition(|(buffer, _)| buffer.unused());
         book.lingering = lingering;
-        gone.iter().for_each(|(_, bytes)| book.ledger.freed(*bytes));
         drop(book);
-        // Giving gigabytes back takes a while, and nobody waits for it.
+        // The memory first: what the book says is free must be there. And without the lock: there may be much of it.
+        let bytes = gone.iter().map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
         drop(gone);
+        self.lock().ledger.freed(bytes);
     }
 }
 

@@ -249,17 +249,7 @@ impl Mount {
 
     /// The private memory of load mode.
     pub fn memory(&self) -> MemoryWatch {
-        let directory = format!("/proc/{}/fd", self.pid());
-        let found = fs::read_dir(directory).unwrap().find_map(|entry| {
-            let path = entry.unwrap().path();
-            // Of a mount that is nowhere the kernel shows no more than its root.
-            (fs::read_link(&path).ok()? == Path::new("/")).then_some(())?;
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let root = nix::fcntl::open(&path, flags, Mode::empty()).ok()?;
-            let kind = nix::sys::statfs::fstatfs(&root).ok()?.filesystem_type();
-            (kind == TMPFS_MAGIC).then_some(MemoryWatch(root))
-        });
-        found.expect("no memory file system among the daemon's descriptors")
+        MemoryWatch::of(self.pid())
     }
 }
 
@@ -285,6 +275,20 @@ fn field(table: &str, name: &str) -> u64 {
 pub struct MemoryWatch(OwnedFd);
 
 impl MemoryWatch {
+    /// That of the daemon `pid`.
+    pub fn of(pid: u32) -> MemoryWatch {
+        let found = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().find_map(|entry| {
+            let path = entry.unwrap().path();
+            // Of a mount that is nowhere the kernel shows no more than its root.
+            (fs::read_link(&path).ok()? == Path::new("/")).then_some(())?;
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let root = nix::fcntl::open(&path, flags, Mode::empty()).ok()?;
+            let kind = nix::sys::statfs::fstatfs(&root).ok()?.filesystem_type();
+            (kind == TMPFS_MAGIC).then_some(MemoryWatch(root))
+        });
+        found.expect("no memory file system among the daemon's descriptors")
+    }
+
     /// Bytes in use.
     pub fn used(&self) -> u64 {
         let stat = nix::sys::statfs::fstatfs(&self.0).unwrap();
