@@ -2,25 +2,18 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use indicatif::ProgressBar;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 use super::encrypt::progress_bar;
-use super::run::RuntimeError;
-use crate::config::{self, Oss, OssOverrides};
+use super::place::{Place, print, retry, until_interrupted};
+use crate::config::Oss;
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::CONF_NAME;
 use crate::host;
 use crate::manifest;
 use crate::oss::{Client, Event, LocalFile, Plan, PublishOptions, Published, Publisher, Rules, UploadError};
-use crate::store::Retry;
-
-/// How long one request is tried again: a restart of the network, but not a night.
-const RETRY_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Upload an encrypted directory to OSS; objects that are there already are not sent again
 ///
@@ -34,18 +27,8 @@ const RETRY_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 pub struct Args {
     /// Directory with gocryptfs.conf, as made by cai encrypt
     dir: PathBuf,
-    /// Where to, such as conf-ai:/model/ [default: MODEL_OSS_BUCKET_PATH of the file]
-    #[arg(long, value_name = "BUCKET:/PREFIX/")]
-    bucket_path: Option<String>,
-    /// Endpoint of the bucket's region [default: MODEL_OSS_ENDPOINT of the file]
-    #[arg(long, value_name = "URL")]
-    endpoint: Option<String>,
-    /// Region, such as cn-beijing [default: MODEL_OSS_REGION of the file, else from the endpoint]
-    #[arg(long, value_name = "REGION")]
-    region: Option<String>,
-    /// File in the syntax of cai.env [default: /etc/cai/cai.env, if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// Upload the directory even if it is not encrypted: whoever can read the bucket can then read the model
     #[arg(long)]
     allow_plaintext: bool,
@@ -93,21 +76,21 @@ pub(super) fn is_leftover(relative: &Path) -> bool {
 /// Upload, show progress where somebody watches, and say what was done.
 pub(super) fn run(root: &Path, args: &Args) -> Result<(), Box<dyn Fault>> {
     host::log_to_stderr();
-    let overrides = OssOverrides {
-        bucket_path: args.bucket_path.clone(),
-        endpoint: args.endpoint.clone(),
-        region: args.region.clone(),
-    };
-    let (oss, notices) = config::load_oss(root, args.config.as_deref(), overrides)?;
-    for notice in notices {
-        eprintln!("notice: {notice}");
-    }
+    let oss = args.place.load(root)?;
     let plan = plan(args, &oss)?;
     let show = Show { dry_run: args.dry_run, bar: progress_bar(), kept: Cell::new(0) };
     show.bar.set_length(plan.bytes());
-    // Many threads: TLS and checksums of several connections side by side.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(RuntimeError)?;
-    let published = runtime.block_on(publish(&oss, &plan, &show, args.delete));
+    let options = PublishOptions {
+        concurrency: oss.concurrency,
+        retry: retry(),
+        dry_run: args.dry_run,
+        delete: args.delete,
+    };
+    let published = until_interrupted(async |stop| {
+        let client = Client::new(&oss)?;
+        let report = |event: Event<'_>| show.event(&event);
+        Ok(Publisher::new(&client, options, stop, &report).publish(&plan).await?)
+    });
     show.bar.finish_and_clear();
     show.conclude(&oss, published?)
 }
@@ -144,30 +127,6 @@ fn manifest_difference(dir: &Path, plan: &Plan) -> Result<Option<String>, Box<dy
     }
     let extra = files.keys().find(|path| manifest.object(path).is_none());
     Ok(extra.map(|path| format!("it does not name {}", path.display())))
-}
-
-/// Publish until it is done or somebody interrupts.
-async fn publish(oss: &Oss, plan: &Plan, show: &Show, delete: bool) -> Result<Published, Box<dyn Fault>> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(RuntimeError)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(RuntimeError)?;
-    let client = Client::new(oss)?;
-    let options = PublishOptions {
-        concurrency: oss.concurrency,
-        retry: Retry { limit: RETRY_LIMIT, ..Retry::default() },
-        dry_run: show.dry_run,
-        delete,
-    };
-    let (stop, report) = (CancellationToken::new(), |event: Event<'_>| show.event(&event));
-    let publisher = Publisher::new(&client, options, stop.clone(), &report);
-    let mut publishing = std::pin::pin!(publisher.publish(plan));
-    tokio::select! {
-        published = &mut publishing => return Ok(published?),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    stop.cancel();
-    // Drops what is in flight, and says which uploads stay for the next run.
-    Ok(publishing.await?)
 }
 
 /// Objects of one kind that are named when there are many.
@@ -278,9 +237,4 @@ impl Show {
         // The first one is the cause; what follows may have been stopped by it.
         Err(published.failed.into_iter().next().unwrap_or(UploadError::Interrupted).into())
     }
-}
-
-fn print(line: &str) {
-    // A closed pipe (`cai upload | head`) must not end the upload.
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
