@@ -92,7 +92,7 @@ impl Survey {
     /// `NoSpace`, `Local`.
     pub(super) fn check_space(&self, dir: &Path, missing: &[Object]) -> Result<(), DownloadError> {
         let space = statvfs(dir).map_err(io::Error::from).map_err(local("measuring", dir))?;
-        let free = u64::from(space.blocks_available()).saturating_mul(u64::from(space.fragment_size()));
+        let free = space.blocks_available().saturating_mul(space.fragment_size());
         let free = self.partials.iter().fold(free, |sum, (_, bytes)| sum.saturating_add(*bytes));
         let missing = missing.iter().fold(0u64, |sum, object| sum.saturating_add(object.len));
         if missing > free {
