@@ -81,7 +81,7 @@ fn start() -> Option<Line> {
 }
 
 /// `MemAvailable` of proc(5), bytes; `None` where it cannot be read.
-fn available_memory() -> Option<u64> {
+pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -32,7 +32,7 @@
 //! store:      error, ciphertext, manifest, task, ahead
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring, ahead
-//! mount:      error, ciphertext, gocryptfs
+//! mount:      error, ciphertext, gocryptfs, ahead
 //! host:       error
 //! agent:      everything but cli, bus
 //! bus:        error, agent

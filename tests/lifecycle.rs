@@ -98,6 +98,30 @@ async fn plaintext_and_secrets_are_on_no_disk_and_in_no_output() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn agent_with_a_ram_role_says_what_is_left_of_its_credential() {
+    let mut world = world!(World::with_small_model().await);
+    (world.env, world.toml) = (String::new(), "[oss]\ncredentials = \"ecs-ram-role\"\n".to_owned());
+    world.write_config();
+    fs::write(world.root().join("etc/cai/sandbox-metadata"), &world.sandbox.cloud).unwrap();
+    // Half a minute for the test to look.
+    world.sandbox.cloud_rules(json!({"life_secs": 3630})).await;
+    let mut agent = world.agent();
+    let status = world.wait_state(&mut agent, "Serving");
+    world.assert_model_is_readable();
+    let store = &status["ObjectStore"];
+    assert_eq!(store["Credentials"], "RAM role of this machine");
+    assert_eq!((store["Throttled"].as_u64(), store["Concurrency"].as_u64()), (Some(0), Some(32)));
+    let shown = world.on_bus(env!("CARGO_BIN_EXE_cai")).arg("status").output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let line = shown.lines().find(|line| line.starts_with("object store ")).unwrap();
+    assert!(line.starts_with("object store RAM role of this machine, 60 min left"), "{line}");
+    assert_eq!(world.sandbox.count("cloud.credential").await, 1);
+    assert_eq!(agent.stop().code(), Some(0));
+    let log = agent.log();
+    assert!(!log.contains("CAIS+") && log.contains("credentials for OSS: RAM role of this machine"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn busctl_shows_the_interface_and_its_properties() {
     let world = world!(World::with_small_model().await);
     let mut agent = world.agent();

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cai::config::{Credentials, Oss, OssCredentials};
+use cai::config::{Addressing, Credentials, Oss, OssCredentials, Signature};
 use cai::error::{ErrorClass, Fault};
 use cai::keyring::Secret;
 use cai::oss::{Client, OssError, Reason};
@@ -328,6 +328,48 @@ async fn endpoint_with_a_name_is_virtual_hosted() {
     assert!(error.to_string().starts_with(&endpoint.replace("//", "//conf-ai.")), "{error}");
 }
 
+#[tokio::test]
+async fn every_signature_works_with_every_addressing() {
+    let sandbox = Sandbox::start(
+        Builder::default().with(&["--cname", "models.test", "--path-host", "vpce.test"]).with_session_token(),
+    );
+    let address: SocketAddr = sandbox.oss.strip_prefix("http://").unwrap().parse().unwrap();
+    let port = address.port();
+    let hosts = ["models.test", "vpce.test", "conf-ai.oss-cn-beijing.test"];
+    let hosts = HashMap::from(hosts.map(|name| (name.to_owned(), address)));
+    for signature in [Signature::V4, Signature::V1] {
+        for (name, addressing) in [
+            ("models.test", Addressing::Cname),
+            ("vpce.test", Addressing::Path),
+            ("oss-cn-beijing.test", Addressing::Auto),
+            ("127.0.0.1", Addressing::Auto),
+        ] {
+            let region = (signature == Signature::V4).then(|| REGION.to_owned());
+            let endpoint = format!("http://{name}:{port}");
+            let key = key(ACCESS_KEY_SECRET, Some(SESSION_TOKEN));
+            let config = Oss { signature, addressing, region, ..config(&endpoint, key) };
+            let client = Client::with_hosts(&config, hosts.clone()).unwrap();
+            let key = "m/a b+c&d=é中%2F~'(1)!*.bin";
+            put(&client, key, b"content").await;
+            let etag = client.head(key).await.unwrap().etag.unwrap();
+            let got = client.get_range(key, &etag, 2..7, 7).await.unwrap();
+            assert_eq!(got.frames.concat(), b"ntent", "{signature:?} {name}");
+            assert_eq!(paths(&client, "m/").await, [&key[2..]], "{signature:?} {name}");
+            let upload = client.begin_upload(key).await.unwrap();
+            let part = upload.part(1, Bytes::from("parts")).await.unwrap();
+            upload.complete(vec![part]).await.unwrap();
+        }
+    }
+    let wrong = Oss {
+        addressing: Addressing::Path,
+        ..config(&format!("http://oss-cn-beijing.test:{port}"), key(ACCESS_KEY_SECRET, Some(SESSION_TOKEN)))
+    };
+    let hosts = HashMap::from([("oss-cn-beijing.test".to_owned(), address)]);
+    let error =
+        refused(Client::with_hosts(&wrong, hosts).unwrap().list("m/").await, 403, Reason::SecondLevelDomain);
+    assert_eq!((error.class(), error.code()), (ErrorClass::Config, "oss.second-level-domain"));
+}
+
 // ---- writing ----
 
 #[tokio::test]
@@ -373,4 +415,83 @@ async fn server_faults_are_transient_and_throttling_says_so() {
         let error = refused(client.list("m/").await, status, reason);
         assert_eq!(error.class(), ErrorClass::Transient, "{code}");
     }
+}
+
+/// Every row of the table of errors that the stand-in can be told to answer (oss.md 1.5): what the caller is told, and what
+/// the store makes of it.
+#[tokio::test]
+async fn every_error_answer_has_its_class_and_code() {
+    let (sandbox, client) = scene();
+    let etag = put_x(&client, b"content").await;
+    use ErrorClass::{Config, Corrupt, Denied, Transient};
+    for (status, code, ec, class, dotted) in [
+        (500, "InternalError", "", Transient, "oss.server-fault"),
+        (502, "", "", Transient, "oss.server-fault"),
+        (503, "ServiceUnavailable", "", Transient, "oss.server-fault"),
+        (408, "RequestTimeout", "", Transient, "oss.server-fault"),
+        (408, "", "", Transient, "oss.server-fault"),
+        (401, "Unauthorized", "", Transient, "oss.server-fault"),
+        (400, "BadRequest", "", Transient, "oss.server-fault"),
+        (503, "DownloadTrafficRateLimitExceeded", "", Transient, "oss.throttled"),
+        (503, "TotalQpsLimitExceeded", "", Transient, "oss.throttled"),
+        (503, "ActiveRequestLimitExceeded", "", Transient, "oss.throttled"),
+        (503, "CpuLimitExceeded", "", Transient, "oss.throttled"),
+        (503, "MetaOperationQpsLimitExceeded", "", Transient, "oss.throttled"),
+        (503, "PartitionQpsLimitted", "", Transient, "oss.throttled"),
+        (429, "QpsLimitExceeded", "", Transient, "oss.throttled"),
+        (403, "InvalidAccessKeyId", "0002-00000902", Denied, "oss.credentials"),
+        (403, "InvalidSecurityToken", "0002-00000802", Denied, "oss.credentials"),
+        (403, "SecurityTokenExpired", "", Denied, "oss.credentials"),
+        (403, "AccessKeyIdAndSecurityTokenNotMatch", "", Denied, "oss.credentials"),
+        (403, "AccessDenied", "0003-00000001", Denied, "oss.access-denied"),
+        (403, "SignatureDoesNotMatch", "", Denied, "oss.signature"),
+        (400, "InvalidArgument", "0002-00000228", Denied, "oss.signature"),
+        (403, "SecondLevelDomainForbidden", "", Config, "oss.second-level-domain"),
+        (404, "NoSuchKey", "", Config, "oss.no-such-key"),
+        (404, "NoSuchBucket", "", Config, "oss.no-such-bucket"),
+        (412, "PreconditionFailed", "", Corrupt, "oss.changed"),
+        (416, "InvalidRange", "", Corrupt, "oss.changed"),
+        (403, "InvalidObjectState", "", Config, "oss.archived"),
+    ] {
+        let act = json!({"oss_error": {"status": status, "code": code, "ec": ec}});
+        sandbox.faults(json!([{"do": act, "on": ["get"], "times": 1}])).await;
+        let error = client.get_range("m/x", &etag, 0..7, 7).await.unwrap_err();
+        assert_eq!((error.class(), error.code()), (class, dotted), "{status} {code}");
+        assert_eq!(sandbox.fired().await, [1], "{code} was asked again without anything better");
+        assert!(!error.hint().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn throttling_halves_what_is_in_flight_and_is_counted() {
+    let sandbox = Sandbox::start(Builder::default());
+    let client =
+        Client::new(&Oss { concurrency: 8, ..config(&sandbox.oss, key(ACCESS_KEY_SECRET, None)) }).unwrap();
+    let etag = put_x(&client, b"content").await;
+    let counts = || {
+        let access = client.access().borrow().clone();
+        (access.throttled, access.concurrency)
+    };
+    assert_eq!(counts(), (0, 8));
+    let act = json!({"oss_error": {"status": 429, "code": "QpsLimitExceeded"}});
+    sandbox.faults(json!([{"do": act, "on": ["get"], "times": 1}])).await;
+    let OssError::Refused(refusal) = client.get_range("m/x", &etag, 0..7, 7).await.unwrap_err() else {
+        panic!()
+    };
+    assert_eq!(refusal.retry_after, Some(Duration::from_secs(1)));
+    assert_eq!(counts(), (1, 4));
+    // Served, but held back: the same, once the round is over.
+    sandbox.faults(json!([{"do": {"oss_qos_delay": {"millis": 300}}, "on": ["get"]}])).await;
+    while counts().1 == 4 {
+        assert_eq!(client.get_range("m/x", &etag, 0..7, 7).await.unwrap().frames.concat(), b"content");
+    }
+    let held_back = sandbox.fired().await[0];
+    assert_eq!(counts(), (1 + held_back, 2));
+    sandbox.faults(json!([])).await;
+    // Many at once succeed: it grows back, and no further than allowed.
+    while counts().1 < 8 {
+        let reads = (0..64).map(|_| client.get_range("m/x", &etag, 0..7, 7));
+        futures_util::future::join_all(reads).await.into_iter().for_each(|read| drop(read.unwrap()));
+    }
+    assert_eq!(counts(), (1 + held_back, 8));
 }

@@ -164,3 +164,49 @@ async fn upload_that_arrived_differently_is_an_error() {
     let error = client.put("m/a", Bytes::from_static(b"hello")).await.unwrap_err();
     assert!(matches!(error, OssError::BadAnswer { what: "checksum", .. }), "{error}");
 }
+
+fn with_key(endpoint: &str) -> Oss {
+    let secret_access_key = cai::keyring::Secret::copy_of(b"secret").unwrap();
+    let credentials = cai::config::Credentials::Static(cai::config::OssCredentials {
+        access_key_id: "LTAI".into(),
+        secret_access_key,
+        session_token: None,
+    });
+    Oss { region: Some("cn-beijing".into()), credentials, ..config(endpoint) }
+}
+
+const SKEWED: &[u8] = b"<Error><Code>RequestTimeTooSkewed</Code></Error>";
+
+#[tokio::test]
+async fn wrong_clock_is_corrected_by_the_date_of_the_refusal_and_said() {
+    let script = Script::start(|request| match request.headers["x-oss-date"].starts_with("20301231T2359") {
+        true => answer("200 OK", &[("etag", "\"e\"")], b""),
+        false => answer("403 Forbidden", &[("date", "Tue, 31 Dec 2030 23:59:00 GMT")], SKEWED),
+    });
+    let client = Client::new(&with_key(script.endpoint().as_str())).unwrap();
+    // HEAD carries no code in its body, so the first request is another.
+    client.put("m/a", Bytes::new()).await.unwrap_err();
+    assert_eq!(script.requests().len(), 2, "signed again once");
+    assert!(client.access().borrow().clock_offset > 365 * 86_400);
+    // From now on the first attempt is right.
+    client.head("m/a").await.unwrap();
+    assert_eq!(script.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn refusal_of_the_clock_without_a_better_time_stands() {
+    for date in ["", "yesterday"] {
+        let script = Script::start(move |_| answer("403 Forbidden", &[("date", date)], SKEWED));
+        let client = Client::new(&with_key(script.endpoint().as_str())).unwrap();
+        let error = client.list("m/").await.unwrap_err();
+        assert_eq!((error.code(), error.class()), ("oss.clock-skew", ErrorClass::Config));
+        assert!(error.hint().contains("set up time synchronisation"));
+        assert_eq!(script.requests().len(), 1);
+    }
+    // A server that is never content.
+    let script =
+        Script::start(|_| answer("403 Forbidden", &[("date", "Tue, 31 Dec 2030 23:59:00 GMT")], SKEWED));
+    let client = Client::new(&with_key(script.endpoint().as_str())).unwrap();
+    assert_eq!(client.list("m/").await.unwrap_err().code(), "oss.clock-skew");
+    assert_eq!(script.requests().len(), 2);
+}

@@ -47,13 +47,17 @@ impl Mount {
 
     /// Wait until it is gone.
     pub(super) async fn ended(&self) {
-        let point = match self {
-            Mount::Fuse(mounted) => return mounted.ended().await,
-            Mount::Memory(point) => point,
-        };
-        while see_it_answer(point, TMPFS_MAGIC).is_ok() {
-            tokio::time::sleep(LOOK_EVERY).await;
+        match self {
+            Mount::Fuse(mounted) => mounted.ended().await,
+            Mount::Memory(point) => memory_ended(point).await,
         }
+    }
+}
+
+/// Wait until the memory file system at `point` is gone.
+pub async fn memory_ended(point: &Path) {
+    while see_it_answer(point, TMPFS_MAGIC).is_ok() {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

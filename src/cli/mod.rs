@@ -3,10 +3,12 @@
 mod attest;
 mod check_config;
 mod check_key;
+mod download;
 mod encrypt;
 mod manifest;
 mod mount;
 mod passwd;
+mod place;
 mod run;
 mod status;
 mod upload;
@@ -68,6 +70,8 @@ enum Command {
     Mount(mount::Args),
     /// Upload an encrypted directory to OSS.
     Upload(upload::Args),
+    /// Download an encrypted directory from OSS.
+    Download(download::Args),
 }
 
 /// Standard output cannot be written.
@@ -107,6 +111,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
         Command::Manifest(args) => manifest::run(args)?,
         Command::Mount(args) => mount::run(args)?,
         Command::Upload(args) => upload::run(&cli.root, args)?,
+        Command::Download(args) => download::run(&cli.root, args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

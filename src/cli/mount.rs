@@ -11,7 +11,7 @@ use nix::unistd::Uid;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::run::RuntimeError;
-use crate::agent::mounting::{prepare_load, private_memory};
+use crate::agent::mounting::{memory_ended, prepare_load, private_memory};
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::{self, Conf, LocalDir, Passphrase, Tree};
 use crate::helper::Helper;
@@ -110,11 +110,18 @@ pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     let files = fs.file_count();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError)?;
     runtime.block_on(async {
-        // Before the mount: a signal must not find it half made.
-        let mut terminate = signal(SignalKind::terminate()).map_err(RuntimeError)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(RuntimeError)?;
-        let (mut place, how) =
-            if Uid::effective().is_root() { as_root(args, fs)? } else { as_user(args, fs)? };
+        let listen = || -> Result<_, RuntimeError> {
+            let on = |kind| signal(kind).map_err(RuntimeError);
+            Ok((on(SignalKind::terminate())?, on(SignalKind::interrupt())?))
+        };
+        let ((mut terminate, mut interrupt), (mut place, how)) = if Uid::effective().is_root() {
+            // What the helper did is undone when this process ends: until the mount is there a signal may end it, at any time.
+            let helped = as_root(args, fs)?;
+            (listen()?, helped)
+        } else {
+            // A mount of our own must not be found half made by a signal.
+            (listen()?, as_user(args, fs)?)
+        };
         eprintln!("{files} files at {}, {how}; unmount with Ctrl-C or SIGTERM", args.mount_point.display());
         tokio::select! {
             _ = terminate.recv() => {}
@@ -145,14 +152,14 @@ enum Place {
     /// Mounted by the helper, answered here.
     Helped(Mounted, Arc<Helper>),
     /// A memory file system, mounted by the helper.
-    Memory(Arc<Helper>),
+    Memory(Arc<Helper>, PathBuf),
 }
 
 impl Place {
     async fn ended(&self) {
         match self {
             Place::Own(mounted) | Place::Helped(mounted, _) => mounted.ended().await,
-            Place::Memory(_) => std::future::pending().await,
+            Place::Memory(_, point) => memory_ended(point).await,
         }
     }
 
@@ -166,7 +173,7 @@ impl Place {
                 helper.ask(Request::Unmount)?;
                 mounted
             }
-            Place::Memory(helper) => {
+            Place::Memory(helper, _) => {
                 helper.ask(Request::Unmount)?;
                 return Ok(());
             }
@@ -197,7 +204,7 @@ fn as_root(args: &Args, fs: ModelFs) -> Result<(Place, String), Box<dyn Fault>> 
         mount::fill(&fs, &memory, |_| ())?;
         drop(memory);
         helper.ask(Request::Publish)?;
-        return Ok((Place::Memory(helper), "all of them in memory".to_owned()));
+        return Ok((Place::Memory(helper, point), "all of them in memory".to_owned()));
     }
     let (_, device) = helper.ask(Request::Mount)?;
     let mounted = Mounted::from_device(fs, device.ok_or(ModeError::NoDevice)?, args.threads)?;

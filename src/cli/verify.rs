@@ -26,7 +26,7 @@ pub struct Args {
     publisher: Option<PublicKey>,
 }
 
-fn public_key(text: &str) -> Result<PublicKey, String> {
+pub(super) fn public_key(text: &str) -> Result<PublicKey, String> {
     PublicKey::parse(text).ok_or_else(|| "not a public key as cai keygen prints it".into())
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use fuser::{FileHandle, FopenFlags, ReplyOpen};
 
 use super::backing::open_through;
-use super::fs::ModelFs;
+use super::fs::{FsError, ModelFs};
 use super::ledger::{Answer, Ledger, Left};
 use super::memory::{Buffer, Memory, taken};
 use super::whole::{Decryptor, FillError};
@@ -165,13 +165,14 @@ impl Loader {
     fn load(&self, options: &LoadOptions, inode: u64) {
         let begun = Instant::now();
         let (waited, id) = match self.make_room(options) {
-            None => (self.lock().ledger.not_loaded(inode, true), None),
-            Some(room) => match self.fill(options, inode, room) {
+            false => (self.lock().ledger.not_loaded(inode, true), None),
+            true => match self.fill(options, inode) {
                 Ok((buffer, id)) => (self.lock().ledger.loaded(inode, buffer, id, Instant::now()), Some(id)),
                 Err(error) => {
                     let file = self.fs.path(inode);
                     tracing::warn!(event = "load.failed", file = %file.display(), "{} is read on demand: {error}", file.display());
-                    (self.lock().ledger.not_loaded(inode, false), None)
+                    let again = !matches!(error, FillError::Read(FsError::Damaged));
+                    (self.lock().ledger.not_loaded(inode, again), None)
                 }
             },
         };
@@ -186,38 +187,27 @@ impl Loader {
         }
     }
 
-    /// Let idle files leave until what is promised fits; a buffer of one of them is used again. `None`: too little is idle.
-    fn make_room(&self, options: &LoadOptions) -> Option<Option<Buffer>> {
-        let mut reused = None;
+    /// Let idle files leave until what is promised fits. `false`: too little is idle.
+    fn make_room(&self, options: &LoadOptions) -> bool {
         loop {
             self.forget_unmapped();
             let left = {
                 let mut book = self.lock();
                 if !book.ledger.over() {
-                    return Some(reused);
+                    return true;
                 }
-                book.ledger.evict()?
+                book.ledger.evict()
             };
-            options.registrar.unregister(left.id);
-            if left.buffer.unused() {
-                self.lock().ledger.freed(left.bytes);
-                reused = Some(left.buffer);
-            } else {
-                self.lock().lingering.push((left.buffer, left.bytes));
-            }
+            let Some(Left { buffer, id, bytes }) = left else { return false };
+            options.registrar.unregister(id);
+            self.lock().lingering.push((buffer, bytes));
         }
     }
 
-    fn fill(
-        &self,
-        options: &LoadOptions,
-        inode: u64,
-        reused: Option<Buffer>,
-    ) -> Result<(Buffer, u32), FillError> {
-        let mut buffer = match reused {
-            Some(buffer) => buffer,
-            None => options.memory.buffer()?,
-        };
+    /// Into memory of its own. Pages are never used again by ourselves, only given back: a pipe or a socket may still refer
+    /// to those of a file that nobody has open or mapped any more (splice(2), sendfile(2)).
+    fn fill(&self, options: &LoadOptions, inode: u64) -> Result<(Buffer, u32), FillError> {
+        let mut buffer = options.memory.buffer()?;
         self.decryptor.fill(&self.fs, inode, &mut buffer)?;
         let id = options.registrar.register(buffer.read_only()?.as_fd())?;
         Ok((buffer, id))

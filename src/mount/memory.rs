@@ -78,8 +78,7 @@ impl Buffer {
         &self.0
     }
 
-    /// Let `fill` write its new content of `len` bytes, each unit of [`UNIT`] bytes after it was [`populate`]d. What the file
-    /// held before is gone; its pages are used again.
+    /// Let `fill` write its content of `len` bytes, each unit of [`UNIT`] bytes after it was [`populate`]d.
     ///
     /// # Errors
     /// `fill`'s, and what the system says.
@@ -108,8 +107,8 @@ impl Buffer {
         Ok(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
     }
 
-    /// Whether nobody reads it any more: not through the kernel, not through a mapping that outlived its descriptor. Only
-    /// then may the pages be used again. The kernel answers: it grants a write lease only where no other open file is left
+    /// Whether nobody has it open any more: not the kernel, not a mapping that outlived its descriptor. Only then does
+    /// dropping it give the memory back. The kernel answers: it grants a write lease only where no other open file is left
     /// (fcntl(2), `F_SETLEASE`).
     pub(super) fn unused(&self) -> bool {
         let lease = |kind: libc::c_int| {
@@ -175,8 +174,7 @@ impl Mapping {
     fn bytes(&mut self) -> &mut [u8] {
         // JUSTIFICATION: as above. SAFETY: the mapping is `size` bytes, readable and writable, and lives as long as `self`.
         // Nobody else reads or writes these pages meanwhile: the file is ours alone, it is handed to the kernel only after
-        // the fill, and used again only when `Buffer::unused` says so. Nobody else can shorten the file; its pages are
-        // populated before they are written to.
+        // the fill, which happens once. Nobody else can shorten the file; its pages are populated before they are written to.
         unsafe { std::slice::from_raw_parts_mut(self.start.cast::<u8>().as_ptr(), self.size.get()) }
     }
 }

@@ -18,6 +18,7 @@ use nix::unistd::{linkat, symlinkat};
 use super::fs::{FsError, ModelFs};
 use super::memory::{Buffer, Memory, taken};
 use super::whole::{Decryptor, FillError};
+use crate::ahead::available_memory;
 use crate::error::{ErrorClass, Fault};
 use crate::gocryptfs::{Kind, Node};
 
@@ -31,6 +32,14 @@ pub enum RamError {
         needed: u64,
         /// What there is.
         allowed: u64,
+    },
+    /// The machine has not so much to spare.
+    #[error("the model takes {needed} bytes of memory and {available} are available on this machine")]
+    NotAvailable {
+        /// What it takes.
+        needed: u64,
+        /// What there is.
+        available: u64,
     },
     /// A file is damaged, or its ciphertext cannot be had; the log names the block.
     #[error("decrypting {}", path.display())]
@@ -58,7 +67,7 @@ pub enum RamError {
 impl Fault for RamError {
     fn class(&self) -> ErrorClass {
         match self {
-            RamError::TooLarge { .. } => ErrorClass::Config,
+            RamError::TooLarge { .. } | RamError::NotAvailable { .. } => ErrorClass::Config,
             RamError::Unreadable { source: FsError::Damaged, .. } => ErrorClass::Corrupt,
             RamError::Unreadable { .. } | RamError::Io { .. } | RamError::Threads(_) => ErrorClass::Transient,
         }
@@ -67,6 +76,7 @@ impl Fault for RamError {
     fn code(&self) -> &'static str {
         match self {
             RamError::TooLarge { .. } => "ram.too-large",
+            RamError::NotAvailable { .. } => "ram.not-available",
             RamError::Unreadable { .. } => "ram.unreadable",
             RamError::Io { .. } => "ram.io",
             RamError::Threads(_) => "ram.threads",
@@ -75,7 +85,10 @@ impl Fault for RamError {
 
     fn hint(&self) -> String {
         match self {
-            RamError::TooLarge { .. } => "raise mount.memory_bytes, or set mount.mode = \"auto\"",
+            RamError::TooLarge { .. } => {
+                "raise mount.memory_bytes (--memory of cai mount), or set mount.mode = \"auto\""
+            }
+            RamError::NotAvailable { .. } => "stop what uses the memory, or set mount.mode = \"auto\"",
             RamError::Unreadable { .. } => {
                 "see the block in the log; upload the encrypted model again, or set mount.mode = \"auto\" to serve the rest"
             }
@@ -103,6 +116,9 @@ pub fn memory_needed(fs: &ModelFs) -> u64 {
 /// [`RamError`]; `memory` then holds nothing of use.
 pub fn fill(fs: &ModelFs, memory: &Memory, progress: impl FnMut(u64)) -> Result<(), RamError> {
     let needed = memory_needed(fs);
+    if let Some(available) = available_memory().filter(|available| needed > *available) {
+        return Err(RamError::NotAvailable { needed, available });
+    }
     if needed > memory.size() {
         return Err(RamError::TooLarge { needed, allowed: memory.size() });
     }

@@ -48,9 +48,14 @@ impl Life {
         self.left(now, RENEW_AHEAD, 3)
     }
 
+    /// Time for which requests that are sent still arrive while it is valid.
+    pub fn usable_for(&self, now: SystemTime) -> Duration {
+        self.left(now, USE_AHEAD, 20)
+    }
+
     /// Whether a request that is sent at `now` still arrives in time.
     pub fn is_usable(&self, now: SystemTime) -> bool {
-        self.left(now, USE_AHEAD, 20) > Duration::ZERO
+        self.usable_for(now) > Duration::ZERO
     }
 }
 

@@ -29,6 +29,8 @@ use crate::task::Tasks;
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest such pause: a service that comes back is noticed well before a credential ends.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Shortest such pause, near the end of a credential.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 /// Longest sleep of the renewing task: the machine may have been asleep too.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -189,7 +191,7 @@ async fn keep_fresh(shared: Arc<Shared>) {
             Err(_) => turn.pause(),
         };
         drop(turn);
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(pause.min(shared.half_of_the_rest())).await;
     }
 }
 
@@ -213,6 +215,13 @@ impl Shared {
             credential.life.is_none_or(|life| life.is_usable(self.clock.now()))
         };
         held.credential.as_ref().filter(|_| !held.in_doubt).filter(valid).cloned()
+    }
+
+    /// Half of the time for which what is held is usable: the longest pause that leaves another chance. No limit without.
+    fn half_of_the_rest(&self) -> Duration {
+        let life = self.held().credential.as_ref().and_then(|credential| credential.life);
+        let rest = life.map(|life| life.usable_for(self.clock.now())).filter(|rest| !rest.is_zero());
+        rest.map_or(LONGEST_PAUSE, |rest| (rest / 2).max(SHORTEST_PAUSE))
     }
 
     fn until_renewal(&self) -> Duration {

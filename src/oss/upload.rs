@@ -17,9 +17,9 @@ const TYPE: &str = "application/octet-stream";
 
 /// An upload in parts that has begun. Complete or abort it: until then its parts are stored, and billed.
 pub struct MultipartUpload<'a> {
-    client: &'a Client,
-    key: &'a str,
-    id: String,
+    pub(super) client: &'a Client,
+    pub(super) key: &'a str,
+    pub(super) id: String,
 }
 
 /// A part that has arrived.
@@ -31,7 +31,7 @@ pub struct UploadedPart {
     pub len: u64,
     /// Its CRC-64.
     pub crc64: u64,
-    etag: String,
+    pub(super) etag: String,
 }
 
 #[derive(Deserialize)]
@@ -83,6 +83,19 @@ impl Client {
         let parsed = quick_xml::de::from_str(&String::from_utf8_lossy(&body));
         let Initiated { upload_id } = parsed.map_err(|source| OssError::Xml { url, source })?;
         Ok(MultipartUpload { client: self, key, id: upload_id })
+    }
+
+    /// The upload `id` to `key` that was begun before, as [`Client::unfinished_uploads`] found it.
+    pub fn resume_upload<'a>(&'a self, key: &'a str, id: &str) -> MultipartUpload<'a> {
+        MultipartUpload { client: self, key, id: id.to_owned() }
+    }
+
+    /// Delete `key`; that there is no such object is a success too.
+    ///
+    /// # Errors
+    /// Any of the transport; `Refused`.
+    pub async fn delete(&self, key: &str) -> Result<(), OssError> {
+        self.call(Call::new(Method::DELETE, key, &[])).await.map(drop)
     }
 
     fn compare(&self, key: &str, ours: u64, theirs: Option<u64>) -> Result<(), OssError> {

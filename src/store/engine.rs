@@ -90,6 +90,7 @@ impl Engine {
             counters,
             room: Room::default(),
             punching: HashSet::new(),
+            filling_now: 0,
         };
         state.keep(keeping, &slots);
         Engine {
@@ -164,13 +165,14 @@ impl Engine {
         if readers_only || !state.filling || !state.caching {
             return None;
         }
-        if !state.room.may_fill(self.options.chunk_len) {
+        if !state.room.may_fill(self.options.chunk_len, state.filling_now) {
             return None;
         }
         let key = state.plan.next_to_fill(|key| wanted(&state.objects, &state.flights, &state.room, key))?;
-        let flight = Arc::new(Flight::default());
+        let flight = Arc::new(Flight::of_the_fill());
         state.flights.insert(key, flight.clone());
         state.counters.in_flight += 1;
+        state.filling_now += 1;
         Some((key, flight))
     }
 
@@ -195,6 +197,7 @@ impl Engine {
         let mut state = self.lock();
         state.flights.remove(&key);
         state.counters.in_flight = state.counters.in_flight.saturating_sub(1);
+        state.filling_now = state.filling_now.saturating_sub(usize::from(flight.ahead));
         match &outcome {
             Ok(_) => state.counters.recovered(&slot.path),
             Err(failure) => state.note_failure(slot, key.object, failure),
@@ -331,6 +334,10 @@ impl Engine {
             object.unsynced.push(key.chunk);
         }
         state.mark(slot, key, Chunk::Present(crc));
+        if demand && slot.layout.chunks() > 1 {
+            // A reader waits for it: it is not the next to go.
+            state.room.touch(key);
+        }
         // Under the lock: a chunk that is let go later makes this place stale.
         let ready = Ready::Disk(slot.file.place());
         drop(state);

@@ -23,6 +23,10 @@ impl Engine {
             return true;
         }
         loop {
+            // What goes now would not be in the maps that a closing store has saved.
+            if state.closed {
+                return false;
+            }
             if state.room.promise(slot.layout.len_of(key.chunk)) {
                 return true;
             }
@@ -52,7 +56,10 @@ impl State {
         match keeping {
             Keeping::Full => return,
             Keeping::Nothing => self.caching = false,
-            Keeping::Bounded(limit) => self.room = Room::limited(limit),
+            Keeping::Bounded(limit) => {
+                let small = slots.iter().filter(|slot| slot.layout.chunks() < 2).map(|slot| slot.layout.len);
+                self.room = Room::limited(limit.saturating_sub(small.fold(0, u64::saturating_add)));
+            }
         }
         for (index, (slot, object)) in slots.iter().zip(&self.objects).enumerate() {
             if slot.layout.chunks() < 2 {

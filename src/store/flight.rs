@@ -40,6 +40,8 @@ pub struct Flight {
     state: Mutex<State>,
     landed: Condvar,
     landed_async: Notify,
+    /// Begun by the fill, for nobody yet.
+    pub ahead: bool,
     /// Told when the first reader joins: no reader should sit out a backoff that began without one.
     pub first_reader: Notify,
 }
@@ -51,6 +53,11 @@ struct State {
 }
 
 impl Flight {
+    /// One that the fill begins.
+    pub fn of_the_fill() -> Self {
+        Flight { ahead: true, ..Flight::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

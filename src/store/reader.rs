@@ -41,7 +41,9 @@ impl Ciphertext for Store {
 
     fn is_complete(&self, id: EntryId) -> bool {
         let Some((object, _)) = self.object_of(id) else { return false };
-        self.engine.lock().object(object).is_some_and(ObjectState::is_complete)
+        let state = self.engine.lock();
+        // What a bounded cache has now it may have let go a moment later.
+        state.room.limit().is_none() && state.object(object).is_some_and(ObjectState::is_complete)
     }
 
     fn will_need(&self, id: EntryId) {

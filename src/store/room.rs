@@ -105,9 +105,11 @@ impl Room {
         Some(victim)
     }
 
-    /// Whether the fill has room for another `len` bytes.
-    pub fn may_fill(&self, len: u64) -> bool {
-        self.limit.is_none_or(|limit| self.taken.saturating_add(len) <= limit || self.read.len() > HOT)
+    /// Whether the fill has room for another chunk of at most `len` bytes, beside `others` that it is fetching.
+    pub fn may_fill(&self, len: u64, others: usize) -> bool {
+        let all = len.saturating_mul(u64::try_from(others).unwrap_or(u64::MAX).saturating_add(1));
+        let fits = |limit| self.taken.saturating_add(all) <= limit;
+        self.limit.is_none_or(|limit| fits(limit) || self.read.len() > HOT.saturating_add(others))
     }
 
     /// Whether the fill has let `key` go, or had it taken away.
@@ -148,18 +150,18 @@ mod tests {
         assert_eq!(gone, [0, 2, 3, 1]);
         assert!(room.promise(40) && !room.promise(1));
         room.settle(40);
-        assert!(room.may_fill(40));
+        assert!(room.may_fill(40, 0) && !room.may_fill(21, 1));
     }
 
     #[test]
     fn fill_takes_only_what_was_read_a_while_ago() {
         let mut room = Room::limited(100 * 10);
         (0..100).for_each(|chunk| room.came(key(chunk), 10));
-        assert!(!room.may_fill(10) && room.victim(false).is_none());
+        assert!(!room.may_fill(10, 0) && room.victim(false).is_none());
         for chunk in 0..=HOT as u64 {
             assert!(room.touch(key(chunk)));
         }
-        assert!(room.may_fill(10));
+        assert!(room.may_fill(10, 0) && !room.may_fill(10, 1), "one chunk goes for one");
         assert_eq!(room.victim(false), Some(key(0)));
         room.went(key(0), 10);
         assert!(room.was_evicted(key(0)) && !room.was_evicted(key(1)));
@@ -170,7 +172,7 @@ mod tests {
     fn full_cache_has_room_and_keeps_no_book() {
         let mut room = Room::default();
         room.came(key(0), u64::MAX);
-        assert!(room.promise(u64::MAX) && room.may_fill(u64::MAX) && !room.touch(key(0)));
+        assert!(room.promise(u64::MAX) && room.may_fill(u64::MAX, 1) && !room.touch(key(0)));
         assert_eq!((room.victim(true), room.limit()), (None, None));
     }
 

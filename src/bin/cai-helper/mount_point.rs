@@ -71,7 +71,7 @@ impl MountPoint {
                 )
             },
         )?;
-        let point = self.adopt(terms, &directory, MountEntry::is_our_fuse);
+        let point = self.adopt(terms, &directory, MountEntry::is_our_fuse)?;
         *self.backing.lock() = Some(Backing::new(copy));
         let _ = write!(text, "mounted at {}", point.display());
         Ok((text, device))
@@ -99,7 +99,9 @@ impl MountPoint {
             .map_err(|error| failed("mounting memory", error.into()))?;
         memory.set_published();
         let device = memory.device_text();
-        let point = self.adopt(terms, &directory, |entry| entry.device == device);
+        let point = self.adopt(terms, &directory, |entry| entry.device == device).inspect_err(|_| {
+            let _ = umount2(link(memory.mount()).as_str(), MntFlags::MNT_DETACH);
+        })?;
         // The file system is read-only already; this makes the mount show it, too. Not with the mount call that does it in
         // one step (mount_setattr): that came with Linux 5.12.
         let flags = MsFlags::MS_REMOUNT
@@ -123,11 +125,19 @@ impl MountPoint {
         terms: &Terms,
         directory: &OwnedFd,
         is_ours: impl Fn(&MountEntry) -> bool,
-    ) -> PathBuf {
+    ) -> Result<PathBuf, Refusal> {
         let point = std::fs::read_link(link(directory)).unwrap_or_else(|_| terms.point.clone());
         let top = mounts_at(&point).pop().filter(is_ours);
         self.mounted = top.map(|MountEntry { id, device, .. }| OurMount { point: point.clone(), id, device });
-        point
+        if self.mounted.is_some() {
+            return Ok(point);
+        }
+        // What cannot be found again could not be taken away at the end. A FUSE mount is dead without its device anyway.
+        Err(Refusal::new(
+            "mount-point.busy",
+            format!("what was mounted at {} is not what the mount table shows there", point.display()),
+            "see whether something else mounts there at the same time: findmnt; and whether /proc is mounted",
+        ))
     }
 
     /// The kernel caps what FUSE itself may ask for at 128 KiB; only the backing device's setting goes beyond.

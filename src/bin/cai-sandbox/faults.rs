@@ -43,7 +43,8 @@
 //! | `oss_stall_body {after}` | get: the same, but the connection stays open in silence |
 //! | `oss_slow_body {bytes_per_sec}` | get: the body is paced |
 //! | `oss_flip_byte {at}` | get: body byte `at` is inverted, headers as if it were right |
-//! | `oss_wrong_crc`, `oss_no_crc` | get, head: `x-oss-hash-crc64ecma` is wrong, is missing |
+//! | `oss_wrong_crc` | get, head, put, multipart: `x-oss-hash-crc64ecma` is wrong |
+//! | `oss_no_crc` | get, head: `x-oss-hash-crc64ecma` is missing |
 //! | `oss_ignore_range` | get: 200 and the whole object instead of 206 |
 //! | `oss_qos_delay {millis}` | get, head, put, list: the `x-oss-qos-delay-time` header |
 //! | `cloud_drop`, `cloud_status {status}` | token, role, credential (metadata service), assume (STS): no answer, that status |
@@ -252,7 +253,8 @@ impl Act {
             Act::KbsDeny | Act::KbsBadTag | Act::KbsSwapKey => op == Op::Resource,
             Act::OssDrop | Act::OssReset | Act::OssError { .. } | Act::OssDelay { .. } => op.is_oss(),
             Act::OssRemove | Act::OssReplace | Act::OssTruncate { .. } => matches!(op, Op::Get | Op::Head),
-            Act::OssWrongCrc | Act::OssNoCrc => matches!(op, Op::Get | Op::Head),
+            Act::OssWrongCrc => matches!(op, Op::Get | Op::Head | Op::Put | Op::Multipart),
+            Act::OssNoCrc => matches!(op, Op::Get | Op::Head),
             Act::CloudDrop | Act::CloudStatus { .. } => op.is_cloud(),
             Act::OssQosDelay { .. } => matches!(op, Op::Get | Op::Head | Op::Put | Op::List),
             Act::OssIgnoreRange

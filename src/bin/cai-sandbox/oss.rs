@@ -76,6 +76,16 @@ impl Oss {
         }
     }
 
+    /// The fault of a wrong checksum of what was stored, where the answer has one.
+    fn spoil(&self, op: Op, subject: &str, headers: &mut HeaderMap) {
+        let crc =
+            headers.get("x-oss-hash-crc64ecma").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let Some(crc) = crc else { return };
+        if self.faults.take_if(Place::Header, op, subject, |act| *act == Act::OssWrongCrc).is_some() {
+            put(headers, "x-oss-hash-crc64ecma", &(!crc).to_string());
+        }
+    }
+
     async fn act(&self, asked: Asked, call: Call) -> Result<Reply, OssError> {
         let Call { parts, body, ending } = call;
         self.authorize(&asked, parts.method.as_str(), &parts.headers)?;
@@ -153,6 +163,9 @@ impl Site for Oss {
             && let Some(Act::OssQosDelay { millis }) = self.faults.take_if(Place::Header, op, &subject, qos)
         {
             put(headers, "x-oss-qos-delay-time", &millis.to_string());
+        }
+        if succeeded && matches!(op, Op::Put | Op::Multipart) {
+            self.spoil(op, &subject, headers);
         }
         Outcome { op, subject, reply: Some(reply) }
     }

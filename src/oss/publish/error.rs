@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::error::{ErrorClass, Fault};
 use crate::oss::error::{OssError, Reason};
+use crate::oss::persist::concerns_all;
 
 /// Why a directory was not published.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +85,33 @@ pub enum UploadError {
         #[source]
         source: Box<OssError>,
     },
+    /// What is below the prefix cannot be told.
+    #[error("looking at what is below {prefix:?}")]
+    List {
+        /// The prefix.
+        prefix: String,
+        /// What went wrong.
+        #[source]
+        source: Box<OssError>,
+    },
+    /// An object is not what was sent, and stays.
+    #[error("{key} arrived with a wrong checksum and could not be deleted")]
+    NotRemoved {
+        /// The object.
+        key: String,
+        /// Why it could not be deleted.
+        #[source]
+        source: Box<OssError>,
+    },
+    /// An object that is no file of the directory could not be deleted.
+    #[error("deleting {key}, which is no file of the directory")]
+    Delete {
+        /// The object.
+        key: String,
+        /// What went wrong.
+        #[source]
+        source: Box<OssError>,
+    },
     /// A reading thread died.
     #[error("reading {path} did not end")]
     Worker {
@@ -106,6 +134,30 @@ fn list(shown: &[PathBuf], count: usize) -> String {
     text
 }
 
+impl UploadError {
+    /// Whether every other file would meet it too.
+    pub(super) fn concerns_all(&self) -> bool {
+        match self {
+            UploadError::Store { source, .. } | UploadError::Delete { source, .. } => concerns_all(source),
+            _ => false,
+        }
+    }
+
+    /// Whether the server holds another object than was sent.
+    pub(super) fn is_spoiled(&self) -> bool {
+        matches!(self, UploadError::Store { source, .. } if matches!(**source, OssError::Checksum { .. }))
+    }
+
+    /// Whether the next run can go on with the parts that are there: nobody has said no, and the file is the same.
+    pub(super) fn may_go_on(&self) -> bool {
+        match self {
+            UploadError::Store { source, .. } => source.class() == ErrorClass::Transient,
+            UploadError::Interrupted => true,
+            _ => false,
+        }
+    }
+}
+
 impl Fault for UploadError {
     fn class(&self) -> ErrorClass {
         match self {
@@ -116,7 +168,10 @@ impl Fault for UploadError {
                 ErrorClass::Config
             }
             UploadError::Local { .. } => ErrorClass::Config,
-            UploadError::Store { source, .. } => source.class(),
+            UploadError::Store { source, .. }
+            | UploadError::List { source, .. }
+            | UploadError::Delete { source, .. } => source.class(),
+            UploadError::NotRemoved { .. } => ErrorClass::Corrupt,
             UploadError::Changed { .. } | UploadError::Interrupted => ErrorClass::Transient,
             UploadError::Worker { .. } => ErrorClass::Internal,
         }
@@ -133,7 +188,10 @@ impl Fault for UploadError {
             UploadError::Local { .. } => "upload.local",
             UploadError::Changed { .. } => "upload.file-changed",
             // What the object store said has a code of its own.
-            UploadError::Store { source, .. } => source.code(),
+            UploadError::Store { source, .. }
+            | UploadError::List { source, .. }
+            | UploadError::Delete { source, .. } => source.code(),
+            UploadError::NotRemoved { .. } => "upload.spoiled-object",
             UploadError::Worker { .. } => "upload.worker",
             UploadError::Interrupted => "upload.interrupted",
         }
@@ -142,8 +200,8 @@ impl Fault for UploadError {
     fn hint(&self) -> String {
         match self {
             UploadError::NoLast { .. } => {
-                "encrypt the model first (cai encrypt), or say --plaintext if it may be read by everybody who can read \
-                 the bucket"
+                "encrypt the model first (cai encrypt), or say --allow-plaintext if everybody who can read the bucket may \
+                 read the model"
                     .into()
             }
             UploadError::Empty { .. } => "is this the right directory?".into(),
@@ -155,10 +213,15 @@ impl Fault for UploadError {
             UploadError::TooLarge { .. } => "split the model into smaller shards".into(),
             UploadError::Local { .. } => "DIR must be a directory that this user can read, with all below it".into(),
             UploadError::Changed { .. } => "let nothing write to the directory, and run the upload again".into(),
-            UploadError::Store { source, .. } => store_hint(source),
+            UploadError::Store { source, .. }
+            | UploadError::List { source, .. }
+            | UploadError::Delete { source, .. } => store_hint(source),
+            UploadError::NotRemoved { .. } => {
+                "delete the object by hand (oss:DeleteObject), and look for what changes bytes on the way".into()
+            }
             UploadError::Worker { .. } => "this is a defect in cai; please report it".into(),
             UploadError::Interrupted => {
-                "run the upload again: objects that are there already are not sent again".into()
+                "run the upload again: objects and parts that are there already are not sent again".into()
             }
         }
     }
@@ -166,10 +229,21 @@ impl Fault for UploadError {
 
 /// What is different about uploading: it needs other grants than the agent, and nobody waits for it.
 fn store_hint(error: &OssError) -> String {
-    let OssError::Refused(refusal) = error else { return error.hint() };
+    let OssError::Refused(refusal) = error else {
+        return match error {
+            OssError::Checksum { .. } => {
+                "what arrived was deleted; something on the way changes bytes (a proxy, bad memory): try https, or \
+                 another machine"
+                    .into()
+            }
+            _ => error.hint(),
+        };
+    };
     match refusal.reason {
-        Reason::AccessDenied => "uploading needs an access key with oss:PutObject, oss:GetObject and \
-                                 oss:AbortMultipartUpload on the prefix; the agent's own key only reads"
+        Reason::AccessDenied => "uploading needs an access key with oss:PutObject, oss:GetObject, \
+                                 oss:DeleteObject, oss:ListParts and oss:AbortMultipartUpload on the prefix, \
+                                 and oss:ListObjects and oss:ListMultipartUploads on the bucket; the agent's \
+                                 own key only reads"
             .into(),
         Reason::Passing | Reason::Throttled => {
             "run the upload again later: what is there is not sent again".into()

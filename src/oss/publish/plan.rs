@@ -42,10 +42,24 @@ impl LocalFile {
 /// What is to be published, in the order of the keys.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
+    /// What every key begins with: empty, or ending in `/`.
+    pub prefix: String,
     /// Everything but `last`.
     pub files: Vec<LocalFile>,
-    /// What is published when everything else is there.
-    pub last: Option<LocalFile>,
+    /// What is published when everything else is there, one after the other.
+    pub last: Vec<LocalFile>,
+    /// Leftovers that are not published, relative to the directory.
+    pub left_out: Vec<PathBuf>,
+}
+
+/// What the names in a directory mean to whoever publishes it.
+pub struct Rules<'a> {
+    /// Files at the top that make a model of the others, in the order in which they are to arrive.
+    pub last: &'a [&'a str],
+    /// A file at the top without which nothing is published.
+    pub required: Option<&'a str>,
+    /// Whether a path, relative to the directory, is a leftover of some tool and no part of the model.
+    pub is_leftover: &'a dyn Fn(&Path) -> bool,
 }
 
 /// What the walk met besides plain files.
@@ -56,21 +70,30 @@ struct Refused {
 }
 
 impl Plan {
-    /// Every file below `dir` under a key below `prefix` (empty, or ending in `/`), the file `last` at the top apart. Blocking.
+    /// Every file below `dir` under a key below `prefix` (empty, or ending in `/`), sorted out by `rules`. Blocking.
     /// Empty directories leave no trace: an object store has none.
     ///
     /// # Errors
-    /// `Local`; `NoLast` when `last` is missing and `last_required`; `Symlinks`, `Special`, `Name`, `TooLarge`, `Empty` for what cannot become objects.
-    pub fn of(dir: &Path, prefix: &str, last: &str, last_required: bool) -> Result<Self, UploadError> {
-        if last_required && !has_file(dir, last)? {
-            return Err(UploadError::NoLast { dir: dir.to_owned(), name: last.to_owned() });
+    /// `Local`; `NoLast` when the required file is missing; `Symlinks`, `Special`, `Name`, `TooLarge`, `Empty` for what
+    /// cannot become objects.
+    pub fn of(dir: &Path, prefix: &str, rules: &Rules<'_>) -> Result<Self, UploadError> {
+        if let Some(name) = rules.required
+            && !has_file(dir, name)?
+        {
+            return Err(UploadError::NoLast { dir: dir.to_owned(), name: name.to_owned() });
         }
-        let (mut plan, mut refused) = (Plan::default(), Refused::default());
+        let (mut plan, mut refused) =
+            (Plan { prefix: prefix.to_owned(), ..Plan::default() }, Refused::default());
         let mut pending = vec![dir.to_owned()];
         while let Some(directory) = pending.pop() {
             let fail = |source| UploadError::Local { path: directory.clone(), source };
             for entry in fs::read_dir(&directory).map_err(fail)? {
                 let path = entry.map_err(fail)?.path();
+                let relative = path.strip_prefix(dir).unwrap_or(&path);
+                if (rules.is_leftover)(relative) {
+                    plan.left_out.push(relative.to_owned());
+                    continue;
+                }
                 // Of the entry itself: a symlink is not followed.
                 let metadata = fs::symlink_metadata(&path)
                     .map_err(|source| UploadError::Local { path: path.clone(), source })?;
@@ -87,20 +110,33 @@ impl Plan {
             }
         }
         refused.check(dir)?;
-        plan.files.sort_by(|a, b| a.key.cmp(&b.key));
-        let last = format!("{prefix}{last}");
-        if let Ok(at) = plan.files.binary_search_by(|file| file.key.cmp(&last)) {
-            plan.last = Some(plan.files.remove(at));
-        }
-        if plan.files.is_empty() && plan.last.is_none() {
+        plan.sort(rules.last);
+        if plan.files.is_empty() && plan.last.is_empty() {
             return Err(UploadError::Empty { dir: dir.to_owned() });
         }
         Ok(plan)
     }
 
+    fn sort(&mut self, last: &[&str]) {
+        self.files.sort_by(|a, b| a.key.cmp(&b.key));
+        self.left_out.sort();
+        for name in last {
+            let key = format!("{}{name}", self.prefix);
+            if let Ok(at) = self.files.binary_search_by(|file| file.key.cmp(&key)) {
+                let file = self.files.remove(at);
+                self.last.push(file);
+            }
+        }
+    }
+
+    /// All files, in the order in which they are begun.
+    pub fn all(&self) -> impl Iterator<Item = &LocalFile> {
+        self.files.iter().chain(&self.last)
+    }
+
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().chain(&self.last).fold(0, |sum, file| sum.saturating_add(file.len))
+        self.all().fold(0, |sum, file| sum.saturating_add(file.len))
     }
 }
 
@@ -156,25 +192,33 @@ fn has_file(dir: &Path, name: &str) -> Result<bool, UploadError> {
 mod tests {
     use super::*;
 
+    fn plan_of(dir: &Path, prefix: &str, required: Option<&str>) -> Result<Plan, UploadError> {
+        let is_leftover = |path: &Path| path.extension().is_some_and(|extension| extension == "partial");
+        Plan::of(dir, prefix, &Rules { last: &["signature", "conf"], required, is_leftover: &is_leftover })
+    }
+
     #[test]
-    fn plan_has_the_keys_in_order_and_the_last_file_apart() {
+    fn plan_has_the_keys_in_order_the_last_files_apart_and_no_leftovers() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("sub/empty")).unwrap();
-        for (name, len) in [("conf", 3), ("sub/conf", 5), ("z", 0)] {
+        fs::create_dir_all(dir.path().join("other.partial/sub")).unwrap();
+        for (name, len) in [("conf", 3), ("signature", 7), ("sub/conf", 5), ("z", 0), ("sub/x.partial", 9)] {
             fs::write(dir.path().join(name), vec![0; len]).unwrap();
         }
-        let plan = Plan::of(dir.path(), "m/", "conf", true).unwrap();
+        let plan = plan_of(dir.path(), "m/", Some("conf")).unwrap();
         let keys: Vec<(&str, u64)> = plan.files.iter().map(|file| (file.key.as_str(), file.len)).collect();
         assert_eq!(keys, [("m/sub/conf", 5), ("m/z", 0)]);
-        assert_eq!(plan.last.as_ref().map(|file| (file.key.as_str(), file.len)), Some(("m/conf", 3)));
-        assert_eq!(plan.bytes(), 8);
+        let last: Vec<(&str, u64)> = plan.last.iter().map(|file| (file.key.as_str(), file.len)).collect();
+        assert_eq!(last, [("m/signature", 7), ("m/conf", 3)]);
+        assert_eq!(plan.bytes(), 15);
+        assert_eq!(plan.left_out, [Path::new("other.partial"), Path::new("sub/x.partial")]);
     }
 
     #[test]
     fn last_file_that_is_a_directory_or_a_symlink_is_missing() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("z"), "z").unwrap();
-        let refused = || matches!(Plan::of(dir.path(), "", "conf", true), Err(UploadError::NoLast { .. }));
+        let refused = || matches!(plan_of(dir.path(), "", Some("conf")), Err(UploadError::NoLast { .. }));
         std::os::unix::fs::symlink("z", dir.path().join("conf")).unwrap();
         assert!(refused());
         fs::remove_file(dir.path().join("conf")).unwrap();
@@ -187,9 +231,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sparse = fs::File::create(dir.path().join("shard")).unwrap();
         sparse.set_len(671_088_640_000).unwrap();
-        assert_eq!(Plan::of(dir.path(), "", "conf", false).unwrap().files[0].part_len(), 64 << 20);
+        assert_eq!(plan_of(dir.path(), "", None).unwrap().files[0].part_len(), 64 << 20);
         sparse.set_len(671_088_640_001).unwrap();
-        let error = Plan::of(dir.path(), "", "conf", false).unwrap_err();
+        let error = plan_of(dir.path(), "", None).unwrap_err();
         assert!(matches!(error, UploadError::TooLarge { len: 671_088_640_001, .. }), "{error}");
     }
 
@@ -198,8 +242,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("xyz"), "").unwrap();
         let prefix = |len: usize| format!("{}/", "p".repeat(len - 1));
-        assert!(Plan::of(dir.path(), &prefix(1020), "conf", false).is_ok());
-        let error = Plan::of(dir.path(), &prefix(1021), "conf", false).unwrap_err();
+        assert!(plan_of(dir.path(), &prefix(1020), None).is_ok());
+        let error = plan_of(dir.path(), &prefix(1021), None).unwrap_err();
         assert!(matches!(error, UploadError::Name { .. }), "{error}");
     }
 }
