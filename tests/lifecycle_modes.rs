@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use common::{available, mounts_below, wait_until};
-use mounts::{MIB, MemoryWatch, SHORTEST, pages};
+use mounts::{MemoryWatch, SHORTEST, pages};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, TMPFS_MAGIC, statfs};
@@ -178,27 +178,36 @@ async fn weights_that_are_local_are_loaded_whole_and_said_to_be() {
 async fn weights_that_still_come_in_are_read_on_demand_and_loaded_when_they_are_there() {
     let world = world!("load", with_weights());
     let content = world.model[WEIGHTS].clone();
-    let slow = json!([{"do": {"oss_slow_body": {"bytes_per_sec": 4 * MIB}}, "on": ["get"]}]);
-    world.sandbox.faults(slow).await;
+    let cipher = world.path("cipher");
+    let largest =
+        files_below(&cipher).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let key = largest.strip_prefix(&cipher).unwrap().display().to_string();
+    let refuse = json!({"oss_error": {"status": 503, "code": "ServiceUnavailable"}});
+    // One range of it comes, the others not yet.
+    world.sandbox.faults(json!([{"do": refuse, "on": ["get"], "match": key, "skip": 1}])).await;
     let mut agent = world.agent();
     let status = world.wait_state(&mut agent, "Serving");
     let Some(memory) = memory(&world, &agent, &status) else { return };
-    let file = File::open(world.mount_point().join(WEIGHTS)).unwrap();
-    let mut last = vec![0; 4097];
-    file.read_exact_at(&mut last, SHORTEST as u64).unwrap();
-    assert!(last == content[SHORTEST..]);
-    let progress = world.status().unwrap()["Progress"].clone();
-    assert!(progress["BytesDone"].as_u64() < progress["BytesTotal"].as_u64(), "it was not slow: {progress}");
+    let path = world.mount_point().join(WEIGHTS);
+    let file = File::open(&path).unwrap();
+    let reader = std::thread::spawn(move || fs::read(path).unwrap());
+    wait_until("the refusals", || {
+        let progress = &world.status().unwrap()["Progress"];
+        assert!(progress["BytesDone"].as_u64() < progress["BytesTotal"].as_u64(), "{progress}");
+        progress["Retries"].as_u64() > Some(0)
+    });
+    assert_eq!(memory.used(), 0);
+    assert!(!reader.is_finished(), "a read was answered with missing bytes");
     world.sandbox.faults(json!([])).await;
-    let mut all = vec![0; content.len()];
-    file.read_exact_at(&mut all, 0).unwrap();
-    assert!(all == content);
+    assert!(reader.join().unwrap() == content);
     wait_local(&world);
     assert_eq!(memory.used(), 0, "it is open, read on demand");
     drop(file);
     wait_until("the weights to be loaded", || {
         let file = File::open(world.mount_point().join(WEIGHTS)).unwrap();
+        let mut last = vec![0; 4097];
         file.read_exact_at(&mut last, SHORTEST as u64).unwrap();
+        assert!(last == content[SHORTEST..]);
         memory.used() == pages(content.len())
     });
     world.assert_model_is_readable();
