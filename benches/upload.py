@@ -39,6 +39,8 @@ def main():
     parser.add_argument("--mib", type=int, default=1024, help="size of the large file")
     parser.add_argument("--small", type=int, default=200, help="how many files of 4 KiB")
     options = parser.parse_args()
+    if not PYTHON.exists():
+        raise SystemExit("no .tools/venv with tests/peers/requirements.txt: run scripts/setup.sh test first")
     binaries = options.bin.resolve()
     with tempfile.TemporaryDirectory(prefix="cai-bench.") as directory:
         work = Path(directory)
