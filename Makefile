@@ -22,3 +22,5 @@ bench:
 	@python3 -B benches/run.py --bin target/release
 	@python3 -B benches/reads.py --bin target/release
 	@python3 -B benches/encrypt.py --bin target/release
+	@scripts/setup.sh test
+	@python3 -B benches/upload.py --bin target/release

@@ -53,7 +53,9 @@ impl Downloader<'_> {
         let path = dir.join(&object.path);
         for tries in 1u32.. {
             let opened = object.clone();
-            let partial = Arc::new(blocking(&path, move |path| Partial::open(path, &opened)).await?);
+            let opening = blocking(&path, move |path| Partial::open(path, &opened));
+            // After a stop nothing is begun.
+            let partial = Arc::new(self.unless_stopped(opening).await?);
             match self.unless_stopped(self.fetch_parts(object, &partial)).await {
                 Ok(done) => {
                     blocking(&path, move |_| partial.finish()).await?;
