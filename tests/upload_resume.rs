@@ -208,7 +208,10 @@ async fn replacing_a_model_is_said_and_what_is_left_of_it_is_named_or_deleted() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leftovers_are_not_sent_and_the_manifest_comes_before_conf() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
+    // What is signed must be one.
+    scene.write("gocryptfs.conf", include_bytes!("vectors/gocryptfs.conf").to_vec());
+    let scene = scene;
     let key = scene.temp.path().join("key");
     let cai = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cai"));
