@@ -25,6 +25,8 @@ fn cai() -> Command {
 struct Fixture {
     directory: tempfile::TempDir,
     daemon: Option<Child>,
+    /// What it said until it served, and what it says since.
+    said: Vec<String>,
     log: mpsc::Receiver<String>,
 }
 
@@ -58,8 +60,13 @@ impl Fixture {
         let (sender, log) = mpsc::channel();
         let lines = BufReader::new(daemon.stderr.take().unwrap()).lines();
         std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let fixture = Fixture { directory, daemon: Some(daemon), log };
-        wait_until("the mount", || mounts_below(&fixture.path("mnt")) == 1);
+        let mut fixture = Fixture { directory, daemon: Some(daemon), said: Vec::new(), log };
+        // Not until the mount is seen: before it says that it serves, a signal ends it in the middle of its start.
+        wait_until("the daemon to serve", || {
+            fixture.said.extend(fixture.log.try_recv());
+            fixture.said.iter().any(|line| line.contains(" files at "))
+        });
+        assert_eq!(mounts_below(&fixture.path("mnt")), 1);
         Some(fixture)
     }
 
@@ -76,7 +83,7 @@ impl Fixture {
         let mut daemon = self.daemon.take().unwrap();
         kill(Pid::from_raw(daemon.id() as i32), Signal::SIGTERM).unwrap();
         let status = daemon.wait().unwrap();
-        (status.code(), self.log.iter().collect())
+        (status.code(), self.said.drain(..).chain(self.log.iter()).collect())
     }
 }
 
