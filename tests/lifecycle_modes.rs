@@ -126,7 +126,10 @@ async fn model_larger_than_its_memory_ends_with_78_and_both_numbers() {
     let why = format!("the model takes {needed} bytes of memory and mount.memory_bytes allows 1048576");
     let log = agent.log();
     assert!(log.contains(&format!("{why} [ram.too-large]")), "{log}");
-    assert!(log.contains("hint: raise mount.memory_bytes (--memory of cai mount), or set mount.mode = \"auto\""), "{log}");
+    assert!(
+        log.contains("hint: raise mount.memory_bytes (--memory of cai mount), or set mount.mode = \"auto\""),
+        "{log}"
+    );
     let shown = agent.notifications();
     assert!(shown.iter().any(|line| line.starts_with("STATUS=Failed: ") && line.contains(&why)), "{shown:?}");
     assert!(!shown.contains(&"READY=1".to_owned()), "{shown:?}");
