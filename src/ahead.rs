@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
+use crate::meminfo::MemInfo;
+
 /// Shortest file that is read ahead, bytes: what is shorter, the kernel's own read-ahead gets in time.
 pub const SHORTEST: u64 = 16 << 20;
 /// Bytes asked for at a time, so that a thread that is to end need not finish a file.
@@ -39,7 +41,7 @@ struct Wish {
 impl ReadAhead {
     /// The file `key` of `len` bytes will be read whole soon. Returns at once.
     pub fn want(&self, key: u64, file: Arc<File>, len: u64) {
-        if len < SHORTEST || available_memory().is_some_and(|bytes| len > bytes / SHARE) {
+        if len < SHORTEST || MemInfo::read().is_ok_and(|memory| len > memory.available / SHARE) {
             return;
         }
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,14 +80,6 @@ fn start() -> Option<Line> {
     };
     std::thread::Builder::new().name("cai-ahead".into()).spawn(work).ok()?;
     Some(Line { wishes, wanted })
-}
-
-/// `MemAvailable` of proc(5), bytes; `None` where it cannot be read.
-pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 #[cfg(test)]

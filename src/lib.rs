@@ -20,7 +20,8 @@
 //! ```text
 //! error:      (none)
 //! task:       (none)
-//! ahead:      (none)
+//! meminfo:    (none)
+//! ahead:      meminfo
 //! ciphertext: (none)
 //! manifest:   error
 //! keyring:    error
@@ -32,7 +33,7 @@
 //! store:      error, ciphertext, manifest, task, ahead
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring, ahead
-//! mount:      error, ciphertext, gocryptfs, ahead
+//! mount:      error, ciphertext, gocryptfs, meminfo
 //! host:       error
 //! agent:      everything but cli, bus
 //! bus:        error, agent
@@ -67,6 +68,7 @@ pub mod host;
 pub mod kbs;
 pub mod keyring;
 pub mod manifest;
+pub mod meminfo;
 pub mod mount;
 pub mod oss;
 pub mod pki;

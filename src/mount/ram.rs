@@ -18,9 +18,9 @@ use nix::unistd::{linkat, symlinkat};
 use super::fs::{FsError, ModelFs};
 use super::memory::{Buffer, Memory, taken};
 use super::whole::{Decryptor, FillError};
-use crate::ahead::available_memory;
 use crate::error::{ErrorClass, Fault};
 use crate::gocryptfs::{Kind, Node};
+use crate::meminfo::MemInfo;
 
 /// The model could not be decrypted into memory.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +116,9 @@ pub fn memory_needed(fs: &ModelFs) -> u64 {
 /// [`RamError`]; `memory` then holds nothing of use.
 pub fn fill(fs: &ModelFs, memory: &Memory, progress: impl FnMut(u64)) -> Result<(), RamError> {
     let needed = memory_needed(fs);
-    if let Some(available) = available_memory().filter(|available| needed > *available) {
+    if let Ok(MemInfo { available, .. }) = MemInfo::read()
+        && needed > available
+    {
         return Err(RamError::NotAvailable { needed, available });
     }
     if needed > memory.size() {

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use cai::meminfo::{self, MemInfo};
 use nix::sys::stat::{fstat, major, minor};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::io::Errno;
@@ -59,7 +60,8 @@ enum Stage {
 impl Memory {
     /// Make it: what it is like, and its root directory for the daemon.
     pub(crate) fn create(terms: &Terms) -> Result<(Self, String, OwnedFd), Refusal> {
-        let size = size(terms, &Available::read()?);
+        let memory = MemInfo::read().map_err(|error| unreadable(meminfo::PATH, &error))?;
+        let size = size(terms, &memory);
         let context = context()?;
         let noswap = without_swap(&context)?;
         let options = [
@@ -223,33 +225,9 @@ fn swaps(table: &str) -> Vec<&str> {
     table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect()
 }
 
-/// The machine's memory, in bytes.
-struct Available {
-    total: u64,
-    available: u64,
-}
-
-impl Available {
-    fn read() -> Result<Self, Refusal> {
-        let path = "/proc/meminfo";
-        let table = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-        Self::parse(&table)
-            .ok_or_else(|| unreadable(path, &"it has no MemTotal or MemAvailable of the form `N kB`"))
-    }
-
-    /// Lines such as `MemAvailable:   15791888 kB` (proc(5)).
-    fn parse(table: &str) -> Option<Self> {
-        let bytes = |name: &str| {
-            let value = table.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            value.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-        };
-        Some(Available { total: bytes("MemTotal")?, available: bytes("MemAvailable")? })
-    }
-}
-
 /// Size of the file system in bytes: whole pages, never 0. A tmpfs reserves nothing, so for files that are given back and
 /// loaded again it is held to what is available now; a whole model must fit once, and what is cached today makes room.
-fn size(terms: &Terms, memory: &Available) -> u64 {
+fn size(terms: &Terms, memory: &MemInfo) -> u64 {
     let bytes = match (terms.whole_model, terms.memory_bytes) {
         (true, 0) => memory.total - memory.total / 16,
         (true, bytes) => bytes,
@@ -283,8 +261,8 @@ mod tests {
 
     #[test]
     fn size_is_the_configured_one_or_derived_and_never_unlimited() {
-        let machine = || Available { total: 64 * GIB, available: 40 * GIB };
-        let size = |whole_model, memory_bytes, memory: Available| {
+        let machine = || MemInfo { total: 64 * GIB, available: 40 * GIB };
+        let size = |whole_model, memory_bytes, memory: MemInfo| {
             let terms = Terms { whole_model, ..Terms::for_owner("/m".into(), memory_bytes, 0) };
             super::size(&terms, &memory)
         };
@@ -294,18 +272,7 @@ mod tests {
         assert_eq!(size(false, 30 * GIB + 1, machine()), 30 * GIB);
         assert_eq!(size(false, 50 * GIB, machine()), 40 * GIB);
         for bytes in [0, 1] {
-            assert_eq!(size(false, bytes, Available { total: 0, available: 0 }), PAGE);
-        }
-    }
-
-    #[test]
-    fn meminfo_is_read_in_bytes_and_other_tables_are_none() {
-        let table = "MemTotal:       24689744 kB\nMemFree:  1 kB\nMemAvailable:   12 kB\n";
-        let memory = Available::parse(table).unwrap();
-        assert_eq!((memory.total, memory.available), (24_689_744 << 10, 12 << 10));
-        for table in ["", "MemTotal: 1 kB\n", "MemTotal: 1\nMemAvailable: 1 kB\n", &table.replace("12", "-1")]
-        {
-            assert!(Available::parse(table).is_none(), "{table}");
+            assert_eq!(size(false, bytes, MemInfo { total: 0, available: 0 }), PAGE);
         }
     }
 
