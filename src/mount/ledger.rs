@@ -74,6 +74,7 @@ impl<W, B> Ledger<W, B> {
     }
 
     /// Bytes that are held or promised.
+    #[cfg(test)]
     pub(super) fn taken(&self) -> u64 {
         self.taken
     }

@@ -64,14 +64,13 @@ pub(super) struct Loader {
     /// Something was queued, or the mount ended.
     changed: Condvar,
     options: OnceLock<LoadOptions>,
-    decryptor: Decryptor,
 }
 
 impl Loader {
     /// Counts opens; loads nothing before [`Loader::start`].
-    pub(super) fn new(fs: Arc<ModelFs>, decryptor: Decryptor) -> Self {
+    pub(super) fn new(fs: Arc<ModelFs>) -> Self {
         let book = Book { ledger: Ledger::new(), lingering: Vec::new(), closed: false };
-        Loader { fs, book: Mutex::new(book), changed: Condvar::new(), options: OnceLock::new(), decryptor }
+        Loader { fs, book: Mutex::new(book), changed: Condvar::new(), options: OnceLock::new() }
     }
 
     /// Load files from now on.
@@ -79,10 +78,10 @@ impl Loader {
     /// # Errors
     /// What the system says about the thread; `AlreadyExists` the second time.
     pub(super) fn start(self: &Arc<Self>, options: LoadOptions) -> io::Result<()> {
-        let size = options.memory.size();
+        let (size, decryptor) = (options.memory.size(), Decryptor::new()?);
         self.options.set(options).map_err(|_| io::Error::from(io::ErrorKind::AlreadyExists))?;
         let loader = self.clone();
-        std::thread::Builder::new().name("cai-load".into()).spawn(move || loader.work())?;
+        std::thread::Builder::new().name("cai-load".into()).spawn(move || loader.work(&decryptor))?;
         self.lock().ledger.set_limit(size);
         Ok(())
     }
@@ -91,11 +90,6 @@ impl Loader {
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
-    }
-
-    /// Bytes of decrypted files in memory.
-    pub(super) fn held(&self) -> u64 {
-        self.lock().ledger.taken()
     }
 
     /// Answer the `open` of a regular file.
@@ -141,7 +135,7 @@ impl Loader {
     }
 
     /// The loading thread.
-    fn work(&self) {
+    fn work(&self, decryptor: &Decryptor) {
         let _end = End(self);
         let Some(options) = self.options.get() else { return };
         let tick = (options.idle / 4).clamp(Duration::from_millis(50), Duration::from_secs(10));
@@ -153,7 +147,7 @@ impl Loader {
             match book.ledger.next() {
                 Some(inode) => {
                     drop(book);
-                    self.load(options, inode);
+                    self.load(options, decryptor, inode);
                 }
                 None => drop(self.changed.wait_timeout(book, tick)),
             }
@@ -162,11 +156,11 @@ impl Loader {
     }
 
     /// Decrypt one file, register it, and answer who waited for it.
-    fn load(&self, options: &LoadOptions, inode: u64) {
+    fn load(&self, options: &LoadOptions, decryptor: &Decryptor, inode: u64) {
         let begun = Instant::now();
         let (waited, id) = match self.make_room(options) {
             false => (self.lock().ledger.not_loaded(inode, true), None),
-            true => match self.fill(options, inode) {
+            true => match self.fill(options, decryptor, inode) {
                 Ok((buffer, id)) => (self.lock().ledger.loaded(inode, buffer, id, Instant::now()), Some(id)),
                 Err(error) => {
                     let file = self.fs.path(inode);
@@ -206,9 +200,14 @@ impl Loader {
 
     /// Into memory of its own. Pages are never used again by ourselves, only given back: a pipe or a socket may still refer
     /// to those of a file that nobody has open or mapped any more (splice(2), sendfile(2)).
-    fn fill(&self, options: &LoadOptions, inode: u64) -> Result<(Buffer, u32), FillError> {
+    fn fill(
+        &self,
+        options: &LoadOptions,
+        decryptor: &Decryptor,
+        inode: u64,
+    ) -> Result<(Buffer, u32), FillError> {
         let mut buffer = options.memory.buffer()?;
-        self.decryptor.fill(&self.fs, inode, &mut buffer)?;
+        decryptor.fill(&self.fs, inode, &mut buffer)?;
         let id = options.registrar.register(buffer.read_only()?.as_fd())?;
         Ok((buffer, id))
     }

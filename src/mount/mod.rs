@@ -41,7 +41,6 @@ use load::Loader;
 pub use load::{LoadOptions, Registrar};
 pub use memory::Memory;
 pub use ram::{RamError, fill, memory_needed};
-use whole::Decryptor;
 
 use crate::error::{ErrorClass, Fault};
 
@@ -124,7 +123,7 @@ impl Mounted {
     pub fn from_device(fs: ModelFs, device: OwnedFd, threads: usize) -> Result<Self, MountError> {
         // Who may read is decided by owner, group and mode, checked by the kernel (`default_permissions`).
         let config = config(threads, SessionACL::All);
-        let parts = Parts::new(fs)?;
+        let parts = Parts::new(fs);
         let kernel = parts.kernel(&config);
         let session =
             Session::from_fd(kernel, device, SessionACL::All, config).map_err(MountError::Session)?;
@@ -145,7 +144,7 @@ impl Mounted {
             MountOption::FSName("cai".into()),
             MountOption::Subtype("cai".into()),
         ];
-        let parts = Parts::new(fs)?;
+        let parts = Parts::new(fs);
         let session = Session::new(parts.kernel(&config), point, &config)
             .map_err(|source| MountError::Mount { point: point.to_path_buf(), source })?;
         Self::run(session, Some(point.to_path_buf()), parts)
@@ -179,11 +178,6 @@ impl Mounted {
     /// [`MountError::Thread`].
     pub fn load(&self, options: LoadOptions) -> Result<(), MountError> {
         self.loader.start(options).map_err(MountError::Thread)
-    }
-
-    /// Bytes of decrypted files that load mode holds or has promised.
-    pub fn held_bytes(&self) -> u64 {
-        self.loader.held()
     }
 
     /// Unmount what [`Mounted::at_path`] mounted. While files are open it is detached instead: nobody finds it any more, and
@@ -224,11 +218,10 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(fs: ModelFs) -> Result<Self, MountError> {
+    fn new(fs: ModelFs) -> Self {
         let fs = Arc::new(fs);
-        let decryptor = Decryptor::new().map_err(MountError::Thread)?;
-        let loader = Arc::new(Loader::new(fs.clone(), decryptor));
-        Ok(Parts { fs, loader, can_pass_through: Arc::default() })
+        let loader = Arc::new(Loader::new(fs.clone()));
+        Parts { fs, loader, can_pass_through: Arc::default() }
     }
 
     fn kernel(&self, config: &Config) -> KernelFs {
