@@ -32,10 +32,11 @@ pub struct Room {
     taken: u64,
     /// Chunks in the order in which they were last read.
     read: BTreeMap<u64, ChunkKey>,
+    /// Chunks that nobody has read yet, in the order in which they came.
+    unread: BTreeMap<u64, ChunkKey>,
+    /// Where each chunk stands, in one order or the other.
     stamps: HashMap<ChunkKey, u64>,
     clock: u64,
-    /// Chunks that nobody has read yet, in the order in which they came.
-    unread: Vec<ChunkKey>,
     /// What the fill need not fetch again.
     evicted: HashSet<ChunkKey>,
 }
@@ -55,7 +56,9 @@ impl Room {
     pub fn came(&mut self, key: ChunkKey, len: u64) {
         if self.limit.is_some() {
             self.taken = self.taken.saturating_add(len);
-            self.unread.push(key);
+            self.clock += 1;
+            self.unread.insert(self.clock, key);
+            self.stamps.insert(key, self.clock);
         }
     }
 
@@ -72,8 +75,7 @@ impl Room {
         if self.limit.is_none() {
             return false;
         }
-        let first = !self.stamps.contains_key(&key);
-        self.drop_from_order(key);
+        let first = !self.drop_from_order(key);
         self.clock += 1;
         self.read.insert(self.clock, key);
         self.stamps.insert(key, self.clock);
@@ -100,7 +102,7 @@ impl Room {
     /// Who goes for a chunk that a reader waits for (`demand`), or for one of the fill.
     pub fn victim(&mut self, demand: bool) -> Option<ChunkKey> {
         let oldest = if demand || self.read.len() > HOT { self.read.values().next().copied() } else { None };
-        let victim = oldest.or_else(|| self.unread.last().copied().filter(|_| demand))?;
+        let victim = oldest.or_else(|| self.unread.values().next_back().copied().filter(|_| demand))?;
         self.evicted.insert(victim);
         Some(victim)
     }
@@ -117,11 +119,10 @@ impl Room {
         self.evicted.contains(&key)
     }
 
-    fn drop_from_order(&mut self, key: ChunkKey) {
-        match self.stamps.remove(&key) {
-            Some(stamp) => drop(self.read.remove(&stamp)),
-            None => self.unread.retain(|other| *other != key),
-        }
+    /// Whether it had been read.
+    fn drop_from_order(&mut self, key: ChunkKey) -> bool {
+        let Some(stamp) = self.stamps.remove(&key) else { return false };
+        self.unread.remove(&stamp).is_none() && self.read.remove(&stamp).is_some()
     }
 }
 
