@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::{MountMode, Settings, Wait};
+use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
 use crate::host::Notifier;
@@ -135,8 +135,7 @@ async fn start_and_serve(
 
     let mut background = Tasks::new();
     background.supervise("fill", stages::fill(store.clone(), background.token()));
-    // RAM mode decrypts every byte before it shows one.
-    if settings.model.wait == Wait::Full || settings.mount.mode == MountMode::Ram {
+    if settings.waits_for_all() {
         stages::wait_until_complete(voice, &mut watched).await?;
     }
     let mounted = in_place.mounted.insert(mounting::mount(settings, voice, helper, model).await?);

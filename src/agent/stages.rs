@@ -17,7 +17,7 @@ use super::state::{Event, State};
 use super::status::{Failure, Progress};
 use super::voice::Voice;
 use crate::ciphertext::Ciphertext;
-use crate::config::{CacheMode, MountMode, Settings, Wait};
+use crate::config::{CacheMode, Settings};
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::{self, CONF_NAME, Conf, Keys, Passphrase, Tree};
 use crate::helper::protocol::Request;
@@ -150,9 +150,8 @@ pub(super) async fn open_store(
 
 /// What the store keeps: all of the model where all of it is waited for.
 fn kept(settings: &Settings) -> store::CacheMode {
-    let all = settings.model.wait == Wait::Full || settings.mount.mode == MountMode::Ram;
     match settings.cache.mode {
-        CacheMode::Auto if all => store::CacheMode::Full,
+        CacheMode::Auto if settings.waits_for_all() => store::CacheMode::Full,
         CacheMode::Auto => store::CacheMode::Auto,
         CacheMode::Full => store::CacheMode::Full,
         CacheMode::Bounded => store::CacheMode::Bounded,

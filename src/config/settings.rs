@@ -340,6 +340,13 @@ pub struct Mount {
     pub read_timeout: Duration,
 }
 
+impl Settings {
+    /// Whether every byte is to be local before anything is shown: by wish, or because ram mode decrypts them all first.
+    pub fn waits_for_all(&self) -> bool {
+        self.model.wait == Wait::Full || self.mount.mode == MountMode::Ram
+    }
+}
+
 /// `mount.mode`: how files are decrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
