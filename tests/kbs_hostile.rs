@@ -5,13 +5,14 @@
 
 #[path = "common/kbs_scenes.rs"]
 mod kbs_scenes;
+#[path = "common/log.rs"]
+mod log;
 #[path = "common/scripted.rs"]
 mod scripted;
 
-use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -365,23 +366,9 @@ fn proxy_and_trust_variables_of_the_environment_are_not_used() {
     assert!(child.status.success() && text.contains("1 passed"), "{text}");
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn nothing_secret_is_in_the_log_or_in_debug_of_anything_public() {
-    let log = Log::default();
+    let log = log::Log::default();
     let writer = log.clone();
     // The whole process's log at its most talkative, that of the libraries included.
     tracing_subscriber::fmt()
@@ -423,7 +410,7 @@ async fn nothing_secret_is_in_the_log_or_in_debug_of_anything_public() {
         ("token claims", token.split('.').nth(1).unwrap()[64..].to_owned()),
         ("token signature", "c2lnbmF0dXJl".to_owned()),
     ];
-    shown.push_str(&String::from_utf8_lossy(&log.0.lock().unwrap()));
+    shown.push_str(&log.text());
     assert!(shown.contains("kbs.attested") && shown.contains("PolicyDeny"), "the log was not captured");
     for (what, needle) in planted {
         assert!(!shown.contains(&needle), "{what} is shown");

@@ -2,14 +2,14 @@
 //! none of them is ever in a log or an error.
 #![cfg(feature = "sandbox")]
 
+#[path = "common/log.rs"]
+mod log;
 #[path = "common/raw_http.rs"]
 mod raw_http;
 #[path = "common/sandbox.rs"]
 mod sandbox;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,45 +18,26 @@ use cai::error::{ErrorClass, Fault};
 use cai::keyring::Secret;
 use cai::oss::{Client, OssError, Reason};
 use futures_util::future::join_all;
+use log::Log;
 use raw_http::{Script, answer};
 use sandbox::{BUCKET, Builder, REGION, Sandbox};
 use serde_json::{Value, json};
 
-/// A log that can be looked at.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+/// Everything that this thread logs from now on, at every level.
+fn logged() -> (Log, tracing::subscriber::DefaultGuard) {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    (log, tracing::subscriber::set_default(subscriber))
 }
 
-impl Log {
-    /// Everything that this thread logs from now on, at every level.
-    fn start() -> (Log, tracing::subscriber::DefaultGuard) {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-
-    fn count(&self, what: &str) -> usize {
-        self.text().matches(what).count()
-    }
+/// How often `what` was logged.
+fn count(log: &Log, what: &str) -> usize {
+    log.text().matches(what).count()
 }
 
 struct Scene {
@@ -161,7 +142,7 @@ fn all_read(results: Vec<Result<Vec<u8>, OssError>>) {
 #[tokio::test]
 async fn key_renewed_in_its_file_is_taken_once_for_all_in_the_middle_of_a_pull() {
     let scene = scene();
-    let (log, _guard) = Log::start();
+    let (log, _guard) = logged();
     let old = scene.sandbox.issue_key().await;
     let path = scene.write_env(&old);
     let client = scene.fixed(&old, &path);
@@ -171,7 +152,7 @@ async fn key_renewed_in_its_file_is_taken_once_for_all_in_the_middle_of_a_pull()
     let new = scene.sandbox.issue_key().await;
     scene.write_env(&new);
     all_read(read(&client, &etag, 16).await);
-    assert_eq!(log.count("credentials for OSS: STS"), 1, "{}", log.text());
+    assert_eq!(count(&log, "credentials for OSS: STS"), 1, "{}", log.text());
     let refused = scene.answered(403).await;
     assert!((1..=16).contains(&refused), "{refused}");
     // Nobody uses the old one afterwards.
@@ -187,7 +168,7 @@ async fn key_renewed_in_its_file_is_taken_once_for_all_in_the_middle_of_a_pull()
 #[tokio::test]
 async fn key_that_is_not_renewed_fails_with_a_hint_and_is_looked_for_again() {
     let scene = scene();
-    let (log, _guard) = Log::start();
+    let (log, _guard) = logged();
     let old = scene.sandbox.issue_key().await;
     let path = scene.write_env(&old);
     let client = scene.fixed(&old, &path);
@@ -203,12 +184,12 @@ async fn key_that_is_not_renewed_fails_with_a_hint_and_is_looked_for_again() {
         assert!(error.hint().contains("in cai.env, which cai reads again by itself"), "{}", error.hint());
     }
     // One look for all who had asked before it.
-    let looked = log.count("there is no newer one");
+    let looked = count(&log, "there is no newer one");
     assert!((1..8).contains(&looked), "{looked}: {}", log.text());
     // A file that cannot be read changes nothing either.
     std::fs::remove_file(&path).unwrap();
     assert!(read(&client, &etag, 1).await.remove(0).is_err());
-    assert_eq!(log.count("no new credential: reading the access key again"), 1, "{}", log.text());
+    assert_eq!(count(&log, "no new credential: reading the access key again"), 1, "{}", log.text());
     scene.write_env(&scene.sandbox.issue_key().await);
     all_read(read(&client, &etag, 4).await);
 }
@@ -216,7 +197,7 @@ async fn key_that_is_not_renewed_fails_with_a_hint_and_is_looked_for_again() {
 #[tokio::test]
 async fn role_is_asked_for_once_and_then_held() {
     let scene = scene();
-    let (log, _guard) = Log::start();
+    let (log, _guard) = logged();
     let owner = Client::new(&scene.sandbox.oss_config()).unwrap();
     let etag = put_x(&owner).await;
     let client = scene.role(None, Metadata::Hardened);
