@@ -7,7 +7,7 @@ Every measurement mounts afresh, so no plaintext is cached but where the row say
 cache; cold means that all caches were dropped. Opening and closing count, starting Python does not: readers are processes that
 wait for each other first, so none holds another's interpreter lock. mmap + memcpy copies 1 MiB at a time with the C library.
 
-Load mode has memory for one shard: its first rows read a shard after another one, whose memory is used again, as in a model of
+Load mode has memory for one shard: its first rows read a shard after another one, whose memory was just given back, as in a model of
 many shards. Memory that the machine never used before is a row of its own: on a virtual machine the host may have to find it.
 
 Before anything is timed, each mode must give every byte of the source, by read and by mmap, and a mode that decrypts whole files
