@@ -5,14 +5,16 @@
 //!
 //! A chunk is *missing*, *unverified* (left by an unclean stop, or in doubt since; checked against its CRC-64 before its
 //! next use) or *present*. A reader that misses creates a flight or joins the one there is; workers of the runtime bring it in:
-//! source -> manifest, where there is one -> write -> mark in memory -> wake readers; the sidecar follows after `fdatasync`. A read gives every byte it
-//! asked for or an error; a chunk is never marked before all of it is written.
+//! source -> write, batch by batch -> manifest, where there is one -> mark in memory -> wake readers; the sidecar follows after
+//! `fdatasync`. What a broken connection brought is kept, and only the rest asked for again. A read gives every byte it asked for
+//! or an error; a chunk is never marked before all of it is written and checked.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `layout`, `tree`, `plan`, `chunkmap`, `crc64`, `backoff`, `memory` | pure parts |
 //! | `disk` | the directory and its files |
 //! | `state`, `flight`, `engine` | what changes, who waits, who works |
+//! | `landing` | a chunk whose bytes are arriving |
 //! | `doubt` | what happens when the disk is not what the marks say |
 //! | `room`, `evict` | what stays when the disk cannot hold everything (`room` is pure) |
 //! | `reader`, `fill`, `upkeep` | the three ways in: reads, background, sync and progress |
@@ -29,6 +31,7 @@ mod error;
 mod evict;
 mod fill;
 mod flight;
+mod landing;
 mod layout;
 mod memory;
 mod options;
@@ -53,7 +56,7 @@ pub use fill::Filled;
 pub use options::{CacheMode, StoreOptions};
 pub use progress::{Problem, Progress};
 pub use room::Keeping;
-pub use source::{ChunkSource, FetchFuture, Fetched, Object, SourceError};
+pub use source::{AT_ONCE, ChunkSource, FetchFuture, Fetched, Object, SourceError, Urgency};
 
 use self::chunkmap::ChunkMap;
 use self::disk::CacheDir;
