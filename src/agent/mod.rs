@@ -5,6 +5,7 @@
 //! `spawn_blocking`. Order of work is held by types too: an [`Attested`](crate::kbs::Attested) comes only from a
 //! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
+pub mod command;
 pub mod mounting;
 mod origin;
 mod patience;
@@ -27,6 +28,7 @@ use crate::helper::Helper;
 use crate::host::Notifier;
 use crate::store::Store;
 use crate::task::{Ended, Tasks};
+use command::Commands;
 use mounting::Mount;
 use release::Released;
 use state::{Event, State};
@@ -96,6 +98,7 @@ pub async fn run(
     settings: Settings,
     status: watch::Sender<Status>,
     helper: Helper,
+    mut commands: Commands,
     mut tasks: Tasks,
 ) -> Result<(), Failure> {
     let fail = |error: AgentError| Failure::new(State::Starting, &error);
@@ -112,7 +115,7 @@ pub async fn run(
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         ended = tasks.any_ended() => Err(Failure::new(voice.state(), &AgentError::Task(ended))),
-        outcome = start_and_serve(&settings, &voice, &helper, &mut in_place) => outcome.map(|never| match never {}),
+        outcome = start_and_serve(&settings, &voice, &helper, &mut commands, &mut in_place) => outcome.map(|never| match never {}),
     };
     let outcome = close(outcome, &voice, &helper, in_place).await;
     drop(voice);
@@ -125,6 +128,7 @@ async fn start_and_serve(
     settings: &Settings,
     voice: &Voice,
     helper: &Arc<Helper>,
+    commands: &mut Commands,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
     let Released { secret, gpus_ready, time } = release::release_key(settings, voice, helper).await?;
@@ -138,12 +142,14 @@ async fn start_and_serve(
     if settings.waits_for_all() {
         stages::wait_until_complete(voice, &mut watched).await?;
     }
+    let tree = model.tree.clone();
     let mounted = in_place.mounted.insert(mounting::mount(settings, voice, helper, model).await?);
     let point = settings.mount.point.clone();
     let failure = tokio::select! {
         () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
         ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
         failure = stages::watch_progress(voice, &mut watched) => failure,
+        never = commands.obey(&store, &tree, &settings.mount.point) => match never {},
         () = watchdog(voice, mounted, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
     };
     background.stop(TASK_GRACE).await;

@@ -208,7 +208,7 @@ fn load(
 
 impl Slot {
     /// Bytes of the object that the cache has not got.
-    fn missing_bytes(&self, map: &ChunkMap) -> u64 {
+    pub(super) fn missing_bytes(&self, map: &ChunkMap) -> u64 {
         let missing = (0..).zip(&map.chunks).filter(|(_, chunk)| chunk.crc().is_none());
         missing.fold(0, |sum, (index, _)| sum.saturating_add(self.layout.len_of(layout::ChunkIndex(index))))
     }
