@@ -19,8 +19,8 @@ found=$(cargo --version | awk '{print $2}')
 if command -v apt-get >/dev/null; then
     # gcc: aws-lc. systemd: busctl. gocryptfs, fuse3: the peer that results are compared with.
     packages=(gcc libc6-dev make dbus-daemon systemd gocryptfs fuse3)
-    # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2: networks to spoil.
-    case $want in test) packages+=(python3 python3-venv procps g++ iproute2) ;; bench) packages+=(python3 python3-venv) ;; esac
+    # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to spoil.
+    case $want in test) packages+=(python3 python3-venv procps g++ iproute2 e2fsprogs mount) ;; bench) packages+=(python3 python3-venv) ;; esac
     missing=()
     for package in "${packages[@]}"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

@@ -36,6 +36,8 @@ const REPORTED_FROM: u32 = 4;
 #[derive(Debug)]
 pub struct Slot {
     pub object: Object,
+    /// Of this version of it, in the notes of what landed.
+    pub identity: u64,
     pub path: String,
     pub layout: Layout,
     pub file: ObjectFile,

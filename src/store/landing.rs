@@ -214,7 +214,8 @@ impl Engine {
             object.map.object_crc64 = object.map.object_crc64.or(object_crc64);
             object.unsynced.push(key.chunk);
         }
-        state.mark(slot, key, Chunk::Present(landing.crc.finish()));
+        let crc = landing.crc.finish();
+        state.mark(slot, key, Chunk::Present(crc));
         if demand && slot.layout.chunks() > 1 {
             // A reader waits for it: it is not the next to go.
             state.room.touch(key);
@@ -222,6 +223,7 @@ impl Engine {
         // Under the lock: a chunk that is let go later makes this place stale.
         let ready = Ready::Disk(slot.file.place());
         drop(state);
+        self.cache.landed.note(slot.identity, key.chunk, crc);
         self.check_object(key.object).map(|()| ready)
     }
 

@@ -14,7 +14,7 @@
 //! | `layout`, `tree`, `plan`, `chunkmap`, `crc64`, `backoff`, `memory` | pure parts |
 //! | `disk` | the directory and its files |
 //! | `state`, `flight`, `engine` | what changes, who waits, who works |
-//! | `landing` | a chunk whose bytes are arriving |
+//! | `landing`, `landed` | a chunk whose bytes are arriving; a note that they have |
 //! | `doubt` | what happens when the disk is not what the marks say |
 //! | `room`, `evict` | what stays when the disk cannot hold everything (`room` is pure) |
 //! | `reader`, `fill`, `upkeep` | the three ways in: reads, background, sync and progress |
@@ -31,6 +31,7 @@ mod error;
 mod evict;
 mod fill;
 mod flight;
+mod landed;
 mod landing;
 mod layout;
 mod memory;
@@ -61,6 +62,7 @@ pub use source::{AT_ONCE, ChunkSource, FetchFuture, Fetched, Object, SourceError
 use self::chunkmap::ChunkMap;
 use self::disk::CacheDir;
 use self::engine::{Engine, Slot};
+use self::landed::Records;
 use self::layout::Layout;
 use self::tree::Tree;
 use crate::ahead::ReadAhead;
@@ -116,8 +118,10 @@ impl Store {
         cache.remove_leftovers(&objects)?;
         let slots: Vec<Slot> =
             objects.into_iter().map(|object| Slot::new(object, &options, &cache)).collect();
-        let (maps, keeping) = load(&cache, &options, &slots, clean && manifest.is_none())?;
+        let landed = cache.landed(clean)?;
+        let (maps, keeping) = load(&cache, &options, &slots, &landed, clean && manifest.is_none())?;
         let engine = Arc::new(Engine::new(options, slots, maps, manifest, keeping, cache, source));
+        engine.is_only_noted(&landed);
         let (sender, progress) = watch::channel(engine.snapshot(&mut Default::default()));
         let tasks = upkeep::start(&engine, sender, &handle);
         let fill_turn = tokio::sync::Mutex::new(());
@@ -161,7 +165,8 @@ impl Slot {
     fn new(object: Object, options: &StoreOptions, cache: &CacheDir) -> Self {
         let layout = Layout::new(object.len, options.chunk_len);
         let file = cache.file(&object, layout);
-        Slot { path: object.path.display().to_string(), object, layout, file }
+        let identity = landed::identity(&object, layout);
+        Slot { path: object.path.display().to_string(), object, identity, layout, file }
     }
 }
 
@@ -174,6 +179,7 @@ fn load(
     cache: &CacheDir,
     options: &StoreOptions,
     slots: &[Slot],
+    landed: &Records,
     clean: bool,
 ) -> Result<(Vec<ChunkMap>, Keeping), StoreError> {
     let (total, free) = cache.space()?;
@@ -189,7 +195,11 @@ fn load(
     if whole > MOST_BYTES || (must_fit && whole > total) {
         return Err(refuse(whole));
     }
-    let maps = slots.iter().map(|slot| slot.file.load(&slot.object, clean)).collect::<Result<Vec<_>, _>>()?;
+    let load = |slot: &Slot| {
+        let landed = landed.get(&slot.identity).map(Vec::as_slice).unwrap_or_default();
+        slot.file.load(&slot.object, landed, clean)
+    };
+    let maps = slots.iter().map(load).collect::<Result<Vec<_>, _>>()?;
     let missing =
         slots.iter().zip(&maps).map(|(slot, map)| slot.missing_bytes(map)).fold(0u64, u64::saturating_add);
     let room = free.saturating_sub(options.reserve_bytes);
