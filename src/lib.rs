@@ -29,6 +29,7 @@
 //! pki:        error
 //! helper:     error
 //! attest:     error, config, helper, pki
+//! ratls:      error, attest, pki, task
 //! kbs:        error, config, attest, keyring, pki, task
 //! store:      error, ciphertext, manifest, task, ahead
 //! oss:        error, config, keyring::Secret, store, task
@@ -72,5 +73,6 @@ pub mod meminfo;
 pub mod mount;
 pub mod oss;
 pub mod pki;
+pub mod ratls;
 pub mod store;
 pub mod task;
