@@ -35,6 +35,7 @@
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring, ahead
 //! mount:      error, ciphertext, gocryptfs, meminfo
+//! gateway:    error, config, ratls, task
 //! host:       error
 //! agent:      everything but cli, bus
 //! bus:        error, agent
@@ -63,6 +64,7 @@ pub mod ciphertext;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod gateway;
 pub mod gocryptfs;
 pub mod helper;
 pub mod host;
