@@ -259,10 +259,7 @@ TRUSTEE_POLICY="default"
 #[test]
 fn example_of_the_solutions_document_works_as_it_is() {
     let parsed = parse(&[env(DOCUMENT)]);
-    assert_eq!(
-        notices(&parsed),
-        ["cai.env config.oss-anonymous", "cai.env:2 config.trustee-http", "cai.env:15 config.unused"]
-    );
+    assert_eq!(notices(&parsed), ["cai.env config.oss-anonymous", "cai.env:2 config.trustee-http"]);
     let (settings, _) = parsed.unwrap();
     assert_eq!(settings.trustee.url.as_str(), "http://alb-xxxxxxxxx.cn-beijing.alb.aliyuncsslb.com/xxxx");
     assert_eq!(settings.trustee.key_id, "kbs:///default/aliyun/model-decryption-key");
@@ -503,9 +500,9 @@ fn secrets_in_a_file_that_everybody_reads_are_noticed() {
 
 #[test]
 fn what_has_no_effect_yet_is_noticed() {
-    let lines = "MODEL_SERVICE_PORT=8080\nMODEL_SHARING_PEER=10.0.0.1\nTRUSTEE_POLICY=strict\nMODEL_ENCRYPTION_METHOD=sam\n";
+    let lines = "MODEL_SHARING_PEER=10.0.0.1\nTRUSTEE_POLICY=strict\nMODEL_ENCRYPTION_METHOD=sam\n";
     let parsed = parse_env(lines);
-    assert_eq!(notices(&parsed), [8, 9, 10, 11].map(|line| format!("cai.env:{line} config.unused")));
+    assert_eq!(notices(&parsed), [8, 9, 10].map(|line| format!("cai.env:{line} config.unused")));
     let (settings, _) = parsed.unwrap();
     assert_eq!(settings.model.encryption, Encryption::Sam);
     assert_eq!(settings.peers, ["10.0.0.1:5390".parse().unwrap()]);
