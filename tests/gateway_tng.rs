@@ -13,9 +13,14 @@ mod tng;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backend::{Backend, pattern, sha256, until};
+use cai::attest::{AttestError, Attester, Digest, Evidence, Tee, Verifier};
 use cai::config::CertificateRule::{self, Auto, Legacy};
+use cai::config::Entrance;
+use cai::gateway::Gateway;
+use cai::ratls::identity::{Identity, Recipe};
 use port::serve;
 use serde_json::{Value, json};
 use tng::{NEWEST, Tng, VERSIONS, free};
@@ -152,6 +157,49 @@ async fn is_refused(rule: CertificateRule) {
     assert_eq!(answer, b"");
     until("tng to say why", || tng.log().contains("untime")).await;
     assert_eq!((echo.connections(), gateway.snapshot().streams_total), (0, 0));
+    until("the refusal to be counted", || gateway.snapshot().refused >= 1).await;
+}
+
+/// Sample evidence as long as that of a TD with a long event log and eight GPUs.
+struct Long(Arc<dyn Attester>);
+
+impl Attester for Long {
+    fn tee(&self) -> Tee {
+        self.0.tee()
+    }
+
+    fn device_evidence(&self, digest: &Digest) -> Result<String, AttestError> {
+        self.0.device_evidence(digest)
+    }
+
+    fn evidence(&self, digest: &Digest, verifier: Verifier) -> Result<Evidence, AttestError> {
+        let Evidence { object, claims } = self.0.evidence(digest, verifier)?;
+        let mut object: Value = serde_json::from_str(object.get()).unwrap();
+        object["padding"] = "x".repeat(400_000).into();
+        Ok(Evidence { object: serde_json::value::to_raw_value(&object).unwrap(), claims })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evidence_of_400_kb_is_taken_by_the_newest_client() {
+    let digest = Backend::digest().await;
+    let recipe = port::recipe(Auto);
+    let recipe = Recipe { attester: Arc::new(Long(recipe.attester.clone())), ..recipe };
+    let identity = Identity::start(recipe, Duration::from_secs(600)).await.unwrap();
+    let entrance = Entrance::Mapping { listen: "127.0.0.1:0".parse().unwrap(), backend: digest.at };
+    let gateway = Gateway::start(&port::settings(Auto, &[]), &entrance, identity.fresh()).unwrap();
+    for multiplex in [true, false] {
+        let Some((_tng, _, mapped)) = client(NEWEST, multiplex, &trusting(true), gateway.listening()[0])
+        else {
+            return;
+        };
+        let mut stream = TcpStream::connect(mapped).await.unwrap();
+        stream.write_all(b"prompt").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, sha256(b"prompt"), "multiplex {multiplex}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,8 +54,11 @@ pub(super) async fn serve(
         .max_header_list_size(HEADERS_LIMIT)
         .handshake::<_, Bytes>(tunnel);
     let slow = |_| Refusal::Slow { step: "begin the tunnel", secs: HANDSHAKE_LIMIT.as_secs() };
-    let mut connection =
-        tokio::time::timeout_at(deadline, handshake).await.map_err(slow)?.map_err(Refusal::Http2)?;
+    let begun = tokio::time::timeout_at(deadline, handshake).await.map_err(slow)?;
+    let mut connection = begun.map_err(|error| match error.is_io() {
+        true => Refusal::Left,
+        false => Refusal::Http2(error),
+    })?;
     drop(pending);
 
     let mut streams = JoinSet::new();

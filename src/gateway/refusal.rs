@@ -38,6 +38,11 @@ pub(super) enum Refusal {
     /// TLS, but not as it must be.
     #[error("failed the TLS handshake")]
     Tls(#[source] io::Error),
+    /// What a client from TNG 2.2.5 on does whose verifier says no, and somebody who only looks.
+    #[error(
+        "left after the TLS handshake and before it used the tunnel: did its verifier accept this machine's evidence?"
+    )]
+    Left,
     /// Encrypted, and then no HTTP/2.
     #[error("broke the tunnel's HTTP/2")]
     Http2(#[source] h2::Error),
@@ -76,6 +81,7 @@ impl Fault for Refusal {
             Refusal::Plaintext(_)
             | Refusal::Destination { .. }
             | Refusal::Alert { .. }
+            | Refusal::Left
             | Refusal::Tls(_)
             | Refusal::Http2(_) => ErrorClass::Denied,
         }
@@ -89,6 +95,7 @@ impl Fault for Refusal {
             Refusal::Destination { .. } => "gateway.destination",
             Refusal::Slow { .. } => "gateway.slow",
             Refusal::Alert { .. } => "gateway.alert",
+            Refusal::Left => "gateway.left",
             Refusal::Tls(_) => "gateway.tls",
             Refusal::Http2(_) => "gateway.http2",
             Refusal::Backend { .. } => "gateway.backend",
@@ -112,7 +119,7 @@ impl Fault for Refusal {
                 "only the redirect of MODEL_SERVICE_PORT leads to gateway.capture_port: is cai-gate.service active?"
                     .into()
             }
-            Refusal::Alert { .. } => {
+            Refusal::Alert { .. } | Refusal::Left => {
                 "see the client's log for what its verifier said; for TNG up to 2.2.6 gateway.certificate must not be \
                  \"current\", for newer ones not \"legacy\""
                     .into()

@@ -24,7 +24,7 @@ pub struct Snapshot {
     pub streams_total: u64,
     /// TLS handshakes done since start.
     pub handshakes_done: u64,
-    /// Connections refused since start: handshakes that failed, plaintext, too many at a time.
+    /// Refused since start: handshakes that failed, plaintext, too many at a time, a backend that was not there.
     pub refused: u64,
     /// Health checks passed on in plaintext since start.
     pub plaintext_checks: u64,
