@@ -19,8 +19,10 @@ found=$(cargo --version | awk '{print $2}')
 if command -v apt-get >/dev/null; then
     # gcc: aws-lc. systemd: busctl. gocryptfs, fuse3: the peer that results are compared with.
     packages=(gcc libc6-dev make dbus-daemon systemd gocryptfs fuse3)
-    # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to spoil.
-    case $want in test) packages+=(python3 python3-venv procps g++ iproute2 e2fsprogs mount) ;; bench) packages+=(python3 python3-venv) ;; esac
+    # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to
+    # spoil. The rest: clients of the service port, and what is between them.
+    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables)
+    case $want in test) packages+=("${more[@]}") ;; bench) packages+=(python3 python3-venv iproute2 curl openssl) ;; esac
     missing=()
     for package in "${packages[@]}"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -60,6 +62,20 @@ if [ "$want" = test ]; then
         python3 -m venv "$venv"
         "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
         touch "$stamp"
+    fi
+    # The real TNG as a peer of the service port: the oldest and the newest there are. The wheels hold the daemon; nothing
+    # of them is installed.
+    if [ "$(uname -m)" = x86_64 ]; then
+        for version in 2.6.0 2.12.0; do
+            [ ! -x ".tools/tng/$version/tng" ] || continue
+            say "fetching tng $version into .tools"
+            wheels=$(mktemp -d)
+            "$venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --only-binary :all: -d "$wheels" "tng-sdk==$version"
+            mkdir -p ".tools/tng/$version"
+            python3 -m zipfile -e "$wheels"/tng_sdk-*.whl "$wheels/tree"
+            install -m 755 "$(find "$wheels/tree" -path '*/bin/scripts/tng')" ".tools/tng/$version/tng"
+            rm -r "$wheels"
+        done
     fi
     if [ ! -x .tools/bin/cargo-fuzz ] && ! command -v cargo-fuzz >/dev/null; then
         say "building cargo-fuzz into .tools"

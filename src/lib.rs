@@ -29,11 +29,13 @@
 //! pki:        error
 //! helper:     error
 //! attest:     error, config, helper, pki
+//! ratls:      error, attest, pki, task
 //! kbs:        error, config, attest, keyring, pki, task
 //! store:      error, ciphertext, manifest, task, ahead
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring, ahead
 //! mount:      error, ciphertext, gocryptfs, meminfo
+//! gateway:    error, config, ratls, task
 //! host:       error
 //! agent:      everything but cli, bus
 //! bus:        error, agent
@@ -62,6 +64,7 @@ pub mod ciphertext;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod gateway;
 pub mod gocryptfs;
 pub mod helper;
 pub mod host;
@@ -72,5 +75,6 @@ pub mod meminfo;
 pub mod mount;
 pub mod oss;
 pub mod pki;
+pub mod ratls;
 pub mod store;
 pub mod task;
