@@ -151,7 +151,7 @@ async fn start_and_serve(
     let (mounted, shown) = mounting::mount(settings, voice, helper, model).await?;
     let mounted = in_place.mounted.insert(mounted);
     // Before anybody hears that the model is ready: clients may come as soon as its service does.
-    in_place.port = ServicePort::open(settings, voice, attester, identity, &mut background).await?;
+    in_place.port = ServicePort::open(settings, voice, helper, attester, identity, &mut background).await?;
     voice.apply(Event::Mounted, shown)?;
     let point = settings.mount.point.clone();
     let failure = tokio::select! {

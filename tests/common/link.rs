@@ -1,7 +1,7 @@
 //! A network namespace with one cable to it, which can be narrowed, spoilt and cut. Gone with the value, also when the test panics.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,8 +11,9 @@ use crate::common::available;
 pub struct Link {
     /// Of the namespace.
     pub name: String,
-    /// Its address.
+    /// Its addresses.
     pub far: Ipv4Addr,
+    pub far_v6: Ipv6Addr,
     near_end: String,
     far_end: String,
 }
@@ -41,19 +42,30 @@ impl Link {
         let [high, low] = [number >> 6, (number & 0x3f) << 2].map(|part| u8::try_from(part).unwrap());
         let (near, far) = (Ipv4Addr::new(10, 78, high, low + 1), Ipv4Addr::new(10, 78, high, low + 2));
         let (near_end, far_end) = (format!("cai{number}n"), format!("cai{number}f"));
-        let link = Link { name, far, near_end, far_end };
+        let on_v6 = |last| Ipv6Addr::new(0xfd78, 0, 0, u16::try_from(number).unwrap(), 0, 0, 0, last);
+        let (near_v6, far_v6) = (on_v6(1), on_v6(2));
+        let link = Link { name, far, far_v6, near_end, far_end };
         let Link { name, near_end, far_end, .. } = &link;
         for command in [
             format!("ip link add {near_end} type veth peer name {far_end} netns {name}"),
             format!("ip addr add {near}/30 dev {near_end}"),
+            format!("ip addr add {near_v6}/64 dev {near_end} nodad"),
             format!("ip link set {near_end} up"),
             format!("ip -n {name} link set lo up"),
             format!("ip -n {name} addr add {far}/30 dev {far_end}"),
+            format!("ip -n {name} addr add {far_v6}/64 dev {far_end} nodad"),
             format!("ip -n {name} link set {far_end} up"),
         ] {
             run(&command).unwrap();
         }
         Some(link)
+    }
+
+    /// A command inside, prepared. The file systems are those outside.
+    pub fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg(program);
+        command
     }
 
     /// What comes out of the namespace goes through this queue, as `tc qdisc add` takes it; says why not.

@@ -119,7 +119,9 @@ impl Sandbox {
         }
         if let Some((_, address)) = &builder.namespace {
             let address = format!("{address}:0");
-            command.args(["--listen", &address, "--oss-listen", &address]);
+            for service in ["--listen", "--oss-listen", "--cloud-listen", "--control-listen"] {
+                command.args([service, &address]);
+            }
         }
         command.args(&builder.more);
         for (number, (path, bytes)) in builder.resources.iter().enumerate() {
