@@ -20,6 +20,8 @@
 //! ```text
 //! error:      (none)
 //! task:       (none)
+//! text:       (none)
+//! https:      (none)
 //! meminfo:    (none)
 //! ahead:      meminfo
 //! ciphertext: (none)
@@ -27,9 +29,10 @@
 //! keyring:    error
 //! config:     error, keyring, manifest::PublicKey, manifest::Identity, manifest::Pin
 //! pki:        error
+//! jwt:        pki, text
 //! helper:     error
 //! attest:     error, config, helper, pki
-//! kbs:        error, config, attest, keyring, pki, task
+//! kbs:        error, config, attest, keyring, pki, jwt, text, https, task
 //! store:      error, ciphertext, manifest, task, ahead
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring, ahead
@@ -65,6 +68,8 @@ pub mod error;
 pub mod gocryptfs;
 pub mod helper;
 pub mod host;
+mod https;
+pub mod jwt;
 pub mod kbs;
 pub mod keyring;
 pub mod manifest;
@@ -74,3 +79,4 @@ pub mod oss;
 pub mod pki;
 pub mod store;
 pub mod task;
+mod text;
