@@ -8,6 +8,7 @@ import base64
 import json
 import pathlib
 import struct
+import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -157,9 +158,23 @@ def oss():
     seed("oss_list", "plain", page.replace("<EncodingType>url</EncodingType>", "").replace("true", "false").replace("%2F", "/"))
 
 
+def ratls():
+    vectors = json.loads((ROOT / "tests/vectors/tng-vectors.json").read_text())
+    for name in ["legacy_le_2_2_6", "current_ge_2_3_0"]:
+        blob = vectors[name]["extension_2_23_133_5_4_9_hex"]
+        seed("ratls_evidence", name, bytes.fromhex(blob))
+        made = subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-sha256",
+             "-keyout", "/dev/null", "-outform", "DER", "-subj", "/O=Inclavare Containers/CN=TNG",
+             "-addext", f"2.23.133.5.4.9=DER:{blob}"],
+            check=True, capture_output=True)
+        seed("ratls_certificate", name, made.stdout)
+
+
 kbs()
 helper()
 files()
 gpu()
 tdx()
 oss()
+ratls()

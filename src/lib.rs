@@ -32,6 +32,7 @@
 //! jwt:        pki, text
 //! helper:     error
 //! attest:     error, config, helper, pki
+//! ratls:      error, attest, pki, jwt, text, https, task
 //! kbs:        error, config, attest, keyring, pki, jwt, text, https, task
 //! store:      error, ciphertext, manifest, task, ahead
 //! oss:        error, config, keyring::Secret, store, task
@@ -77,6 +78,7 @@ pub mod meminfo;
 pub mod mount;
 pub mod oss;
 pub mod pki;
+pub mod ratls;
 pub mod store;
 pub mod task;
 mod text;
