@@ -39,6 +39,7 @@
 //! gocryptfs:  error, ciphertext, keyring, ahead
 //! mount:      error, ciphertext, gocryptfs, meminfo
 //! host:       error
+//! gateway:    error, ratls, task
 //! agent:      everything but cli, bus
 //! bus:        error, agent
 //! cli:        everything
@@ -66,6 +67,7 @@ pub mod ciphertext;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod gateway;
 pub mod gocryptfs;
 pub mod helper;
 pub mod host;

@@ -9,7 +9,21 @@
 
 mod cbor;
 pub mod certificate;
+mod error;
 pub mod evidence;
+mod limit;
+mod service;
+mod tls;
+pub mod verdict;
+mod verifier;
+
+pub use error::VerifyError;
+pub use tls::{Attested, Client, TlsError, Unattested};
+pub use verdict::Demands;
+pub use verifier::{Options as VerifierOptions, Peer, Verifier};
+
+/// Member of the runtime data (current format) with the identity of the model that is served, as `cai manifest` prints it.
+pub const MODEL_IDENTITY: &str = "model-identity";
 
 /// The two bodies of an evidence certificate. No evidence satisfies the verifiers of both (tng.md 4.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
