@@ -170,6 +170,17 @@ def ratls():
             check=True, capture_output=True)
         seed("ratls_certificate", name, made.stdout)
 
+    def token(claims):
+        segment = lambda value: base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+        return f'{segment({"alg": "ES256"})}.{segment(claims)}.c2ln'
+
+    data = {"pubkey-hash": "ggFY", "model-identity": "aa"}
+    cpu = {"ear.status": "affirming", "ear.appraisal-policy-id": "default",
+           "ear.veraison.annotated-evidence": {"runtime_data_claims": data}}
+    seed("ratls_token", "ear", token({"exp": 1795341384, "submods": {"cpu0": cpu}}))
+    seed("ratls_token", "simple", token({"exp": 1795341384, "evaluation-reports": [{"policy-id": "default"}],
+                                         "customized_claims": {"runtime_data": data}}))
+
 
 kbs()
 helper()

@@ -307,3 +307,21 @@ async fn relay(
     };
     tokio::join!(up, down);
 }
+
+/// A context that signs with another key than that of the certificate it shows.
+pub fn mismatched(identity: &Identity) -> SslContext {
+    // OpenSSL compares the two, except for a key whose public half it is told: the certificate's, with the other's private.
+    let group = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1).unwrap();
+    let certificate = X509::from_der(&identity.certificate).unwrap();
+    let public = certificate.public_key().unwrap().ec_key().unwrap();
+    let private = identity.key.ec_key().unwrap();
+    let key =
+        openssl::ec::EcKey::from_private_components(&group, private.private_key(), public.public_key()).unwrap();
+    context(&Identity { key: PKey::from_ec_key(key).unwrap(), ..identity.clone() }, &Character::default())
+}
+
+/// Whether a handshake as the server is completed.
+pub async fn handshake(stream: TcpStream, context: SslContext) -> bool {
+    let mut stream = SslStream::new(Ssl::new(&context).unwrap(), stream).unwrap();
+    Pin::new(&mut stream).accept().await.is_ok()
+}
