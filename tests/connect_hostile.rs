@@ -33,7 +33,8 @@ impl World {
     fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let signer = dir.path().join("signer.pem");
-        let sandbox = Sandbox::start(Builder::default().with(&["--token-cert-out", signer.to_str().unwrap()]));
+        let sandbox =
+            Sandbox::start(Builder::default().with(&["--token-cert-out", signer.to_str().unwrap()]));
         World { sandbox, signer, _dir: dir }
     }
 
@@ -51,7 +52,10 @@ async fn server(identity: Identity, character: Character) -> Egress {
 /// Status and text of the proxy's answer to a CONNECT.
 async fn asked(door: SocketAddr, to: SocketAddr) -> (String, String) {
     let mut stream = TcpStream::connect(door).await.unwrap();
-    stream.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -126,7 +130,10 @@ async fn key_that_is_not_the_certificates_ends_the_handshake() {
     let (shaken, (status, text)) = tokio::join!(serving, asked(connect.doors[0], address));
     assert!(!shaken);
     assert_eq!(status, "HTTP/1.1 502 Bad Gateway");
-    assert!(text.starts_with(&format!("cai connect: no attested connection to {address}: TLS handshake: ")), "{text}");
+    assert!(
+        text.starts_with(&format!("cai connect: no attested connection to {address}: TLS handshake: ")),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,8 +166,10 @@ async fn every_door_says_in_its_way_that_there_is_no_tunnel_and_the_log_says_why
     let connect = world.connect(&["--socks", "127.0.0.1:0"]);
     world.sandbox.faults(json!([{"do": "as_contraindicate"}])).await;
 
-    let client = reqwest::Client::builder().proxy(reqwest::Proxy::http(connect.proxy()).unwrap()).build().unwrap();
-    let answer = client.post(format!("http://{to}/v1/completions")).body("secret words").send().await.unwrap();
+    let client =
+        reqwest::Client::builder().proxy(reqwest::Proxy::http(connect.proxy()).unwrap()).build().unwrap();
+    let answer =
+        client.post(format!("http://{to}/v1/completions")).body("secret words").send().await.unwrap();
     assert_eq!(answer.status(), 502);
     let reason = format!(
         "attestation of {to} failed: the verdict on the peer is not accepted: claim submods.cpu0.ear.status: expected \
@@ -203,8 +212,8 @@ async fn large_evidence_is_taken() {
     let backend = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let world = World::new();
     let connect = world.connect(&[]);
-    // As of a TDX quote with its event log; with devices; and as long as is read.
-    for event_log in [94_000, 400_000, 3 << 20] {
+    // As of a TDX quote with its event log; with devices; and as much as the service takes (2 MiB, in base64).
+    for event_log in [94_000, 400_000, 1_300_000] {
         let identity = Evidence { event_log, ..Evidence::default() }.identity();
         let server = Egress::start(identity, Character::default(), backend.local_addr().unwrap()).await;
         let mut stream = TcpStream::connect(connect.doors[0]).await.unwrap();
@@ -222,11 +231,13 @@ async fn stream_that_the_other_end_refuses_is_no_tunnel() {
     let connect = world.connect(&[]);
     // 2xx too: only 200 is a tunnel.
     for status in [503, 204] {
-        let server = server(Evidence::default().identity(), Character { status, ..Character::default() }).await;
+        let server =
+            server(Evidence::default().identity(), Character { status, ..Character::default() }).await;
         let to = server.address;
         let (found, text) = asked(connect.doors[0], to).await;
         assert_eq!(found, "HTTP/1.1 502 Bad Gateway");
-        let reason = format!("cai connect: {to} answers CONNECT with HTTP {status}, expected 200 [connect.refused]\n");
+        let reason =
+            format!("cai connect: {to} answers CONNECT with HTTP {status}, expected 200 [connect.refused]\n");
         assert!(text.starts_with(&reason), "{text}");
     }
 }
@@ -255,7 +266,10 @@ async fn verdict_by_anybody_is_said_at_the_start_and_on_each_connection() {
         open.push(stream);
     }
     let log = connect.log();
-    assert!(log.contains(&format!("--as-unauthenticated: whoever answers in place of {url} decides")), "{log}");
+    assert!(
+        log.contains(&format!("--as-unauthenticated: whoever answers in place of {url} decides")),
+        "{log}"
+    );
     let each = "by an attestation service that anybody can answer for (--as-unauthenticated)";
     assert_eq!(log.matches(each).count(), 2, "{log}");
 }
@@ -265,13 +279,41 @@ fn arguments_that_cannot_be_meant_are_refused() {
     let url = ["--as-url", "https://trustee.example/as"];
     let with = |more: &[&str]| refused(&[&url[..], more].concat());
     for (more, status, text) in [
-        (&["--as-cert", "/nonexistent"][..], 78, "cai: reading /nonexistent: No such file or directory (os error 2) [connect.file]"),
-        (&["--ca-file", "/dev/null"], 78, "cai: setting up trust in the attestation service: there is no certificate in it that can be a root [verify.ca-file]"),
-        (&["--as-cert", "/dev/null"], 78, "cai: reading the certificates of the token signer: there is no certificate [verify.signer]"),
-        (&["--as-cert", "x", "--as-unauthenticated"], 2, "error: the argument '--as-cert <FILE>' cannot be used with '--as-unauthenticated'"),
-        (&["--to", "host"], 2, "error: invalid value 'host' for '--to <HOST:PORT>': expected HOST:PORT, got \"host\""),
-        (&["--expect-model", "aa"], 2, "error: invalid value 'aa' for '--expect-model <ID>': expected 64 hexadecimal digits"),
-        (&["--listen", "192.0.2.1:1"], 78, "cai: listening on 192.0.2.1:1: Cannot assign requested address (os error 99) [connect.listen]"),
+        (
+            &["--as-cert", "/nonexistent"][..],
+            78,
+            "cai: reading /nonexistent: No such file or directory (os error 2) [connect.file]",
+        ),
+        (
+            &["--ca-file", "/dev/null"],
+            78,
+            "cai: setting up trust in the attestation service: there is no certificate in it that can be a root [verify.ca-file]",
+        ),
+        (
+            &["--as-cert", "/dev/null"],
+            78,
+            "cai: reading the certificates of the token signer: there is no certificate [verify.signer]",
+        ),
+        (
+            &["--as-cert", "x", "--as-unauthenticated"],
+            2,
+            "error: the argument '--as-cert <FILE>' cannot be used with '--as-unauthenticated'",
+        ),
+        (
+            &["--to", "host"],
+            2,
+            "error: invalid value 'host' for '--to <HOST:PORT>': expected HOST:PORT, got \"host\"",
+        ),
+        (
+            &["--expect-model", "aa"],
+            2,
+            "error: invalid value 'aa' for '--expect-model <ID>': expected 64 hexadecimal digits",
+        ),
+        (
+            &["--listen", "192.0.2.1:1"],
+            78,
+            "cai: listening on 192.0.2.1:1: Cannot assign requested address (os error 99) [connect.listen]",
+        ),
     ] {
         let (found, error) = with(more);
         assert_eq!((found, error.lines().next()), (Some(status), Some(text)));

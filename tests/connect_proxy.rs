@@ -86,7 +86,7 @@ async fn head(stream: &mut TcpStream) -> String {
 
 /// Megabytes both ways at once, and the end of one direction before the other.
 async fn exchange(stream: TcpStream) {
-    let sent: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let sent: Vec<u8> = (0..800_000_u32).flat_map(u32::to_le_bytes).collect();
     let (mut read, mut write) = stream.into_split();
     let sending = async {
         write.write_all(&sent).await.unwrap();

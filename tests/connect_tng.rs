@@ -28,7 +28,8 @@ const VERSIONS: [&str; 2] = ["2.6.0", "2.12.0"];
 /// The daemon of that version, or `None` where it is not installed (scripts/setup.sh does).
 fn tng(version: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!(".tools/tng/{version}/tng"));
-    common::available("tng", path.exists(), &format!("no {} (scripts/setup.sh test)", path.display())).then_some(path)
+    common::available("tng", path.exists(), &format!("no {} (scripts/setup.sh test)", path.display()))
+        .then_some(path)
 }
 
 /// A process that ends with the test.
@@ -56,7 +57,13 @@ fn agent(socket: &Path, log_len: usize) -> Running {
 }
 
 /// `tng` in front of `backend`: the process, and where it listens.
-fn egress(tng: &Path, log: &Path, multiplex: bool, trust: serde_json::Value, backend: SocketAddr) -> (Running, SocketAddr) {
+fn egress(
+    tng: &Path,
+    log: &Path,
+    multiplex: bool,
+    trust: serde_json::Value,
+    backend: SocketAddr,
+) -> (Running, SocketAddr) {
     // tng takes no port 0: one that was free a moment ago.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut egress = json!({
@@ -96,7 +103,8 @@ impl Lab {
     fn new() -> Lab {
         let dir = tempfile::tempdir().unwrap();
         let signer = dir.path().join("signer.pem");
-        let sandbox = Sandbox::start(Builder::default().with(&["--token-cert-out", signer.to_str().unwrap()]));
+        let sandbox =
+            Sandbox::start(Builder::default().with(&["--token-cert-out", signer.to_str().unwrap()]));
         let backend = Script::start(|request| answer("200 OK", &[], request.target.as_bytes()));
         Lab { dir, sandbox, backend }
     }
@@ -125,12 +133,19 @@ fn attested_egress_of_each_version_is_reached_in_each_mode() {
             let (_tng, address) = egress(&tng, &lab.path("log"), multiplex, trust, lab.backend.address);
             for mode in ["auto", if multiplex { "multiplex" } else { "raw" }] {
                 let connect = lab.connect(&["--mode", mode]);
-                assert_eq!(get(connect.proxy(), address), (200, "/v1/models".to_owned()), "{version} {mode} {log_len}");
+                assert_eq!(
+                    get(connect.proxy(), address),
+                    (200, "/v1/models".to_owned()),
+                    "{version} {mode} {log_len}"
+                );
             }
             let connect = lab.connect(&["--mode", if multiplex { "raw" } else { "multiplex" }]);
             let (status, text) = get(connect.proxy(), address);
             assert_eq!(status, 502);
-            assert!(text.starts_with(&format!("cai connect: no attested connection to {address}: TLS handshake")), "{text}");
+            assert!(
+                text.starts_with(&format!("cai connect: no attested connection to {address}: TLS handshake")),
+                "{text}"
+            );
             std::fs::remove_file(&socket).unwrap_or_default();
         }
     }
@@ -165,7 +180,8 @@ fn egress_that_the_service_does_not_affirm_is_refused() {
     let model = "aa".repeat(32);
     let (status, text) = get(lab.connect(&["--expect-model", &model]).proxy(), address);
     assert_eq!(status, 502);
-    let claim = format!("claim model-identity: expected \"{model}\", the token says nothing [verify.claim]\n");
+    let claim =
+        format!("claim model-identity: expected \"{model}\", the token says nothing [verify.claim]\n");
     assert!(text.contains(&claim), "{text}");
     let (status, text) = get(lab.connect(&["--policy", "strict"]).proxy(), address);
     assert_eq!((status, text.as_str()), (200, "/v1/models"));

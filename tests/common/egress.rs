@@ -315,8 +315,8 @@ pub fn mismatched(identity: &Identity) -> SslContext {
     let certificate = X509::from_der(&identity.certificate).unwrap();
     let public = certificate.public_key().unwrap().ec_key().unwrap();
     let private = identity.key.ec_key().unwrap();
-    let key =
-        openssl::ec::EcKey::from_private_components(&group, private.private_key(), public.public_key()).unwrap();
+    let key = openssl::ec::EcKey::from_private_components(&group, private.private_key(), public.public_key())
+        .unwrap();
     context(&Identity { key: PKey::from_ec_key(key).unwrap(), ..identity.clone() }, &Character::default())
 }
 

@@ -211,7 +211,8 @@ impl Dialer {
                 tee,
                 format,
                 until,
-                "attested {to} ({tee}) until {until}, by an attestation service that anybody can answer for                  (--as-unauthenticated)"
+                "attested {to} ({tee}) until {until}, by an attestation service that anybody can answer for \
+                 (--as-unauthenticated)"
             );
         }
         if attested.protocol == RAW {
