@@ -38,8 +38,8 @@
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring, ahead
 //! mount:      error, ciphertext, gocryptfs, meminfo
+//! gateway:    error, config, ratls, task
 //! host:       error
-//! gateway:    error, ratls, task
 //! agent:      everything but cli, bus
 //! bus:        error, agent
 //! cli:        everything

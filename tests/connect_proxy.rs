@@ -317,3 +317,57 @@ async fn curl_with_all_proxy_reaches_the_model() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "/v1/models", "{output:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answer_that_is_cut_off_does_not_look_complete() {
+    for mode in ["multiplex", "raw"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let world = World::new(Character::default(), listener.local_addr().unwrap()).await;
+        let connect = world.connect(&["--mode", mode]);
+        let mut application = tunnel(connect.doors[0], world.egress.address).await;
+        application.write_all(b"?").await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.read_u8().await.unwrap();
+        server.write_all(b"part").await.unwrap();
+        let mut part = [0; 4];
+        application.read_exact(&mut part).await.unwrap();
+        assert_eq!(&part, b"part");
+        server.set_zero_linger().unwrap();
+        drop(server);
+        let end = application.read(&mut part).await.map_err(|error| error.kind());
+        assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "{mode}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn application_that_gives_up_is_seen_to_by_the_server() {
+    for mode in ["multiplex", "raw"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let world = World::new(Character::default(), listener.local_addr().unwrap()).await;
+        let connect = world.connect(&["--mode", mode]);
+        let mut application = tunnel(connect.doors[0], world.egress.address).await;
+        application.write_all(b"?").await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.read_u8().await.unwrap();
+        application.set_zero_linger().unwrap();
+        drop(application);
+        // The end, in whichever way the other end of the tunnel says it.
+        assert_eq!(server.read(&mut [0]).await.unwrap_or(0), 0, "{mode}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_sent_right_behind_connect_are_the_first_in_the_tunnel() {
+    let world = World::new(Character::default(), echo().await).await;
+    let connect = world.connect(&[]);
+    let to = world.egress.address;
+    let mut application = TcpStream::connect(connect.doors[0]).await.unwrap();
+    application
+        .write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\nearly").as_bytes())
+        .await
+        .unwrap();
+    head(&mut application).await;
+    let mut back = [0; 5];
+    application.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"early");
+}

@@ -13,7 +13,7 @@ use super::settings::{
 use super::tuning::{Size, Tuning};
 use super::values;
 use super::variables::Variables;
-use super::{Facts, STATE_DIR, check_oss, summary, under};
+use super::{Facts, STATE_DIR, check_oss, gateway, summary, under};
 use crate::manifest::{Identity, Pin, PublicKey};
 
 /// The settings, or what stands against them among `findings`.
@@ -33,6 +33,10 @@ pub(super) fn settings(
     let mount = mount(variables, tuning, root, facts, findings);
     let attest = tuning.and_then(|tuning| attest(tuning, facts, findings));
     let cache = tuning.and_then(|tuning| cache(tuning, root, findings));
+    let gateway = match (tuning, &service_port) {
+        (Ok(tuning), Ok(port)) => gateway::gateway(*port, variables, tuning, findings),
+        (Err(reported), _) | (Ok(_), &Err(reported)) => Err(reported),
+    };
     let (mount, cache) = apart(mount?, cache?, variables, findings)?;
     let model = model?;
     all_kept(&model, &mount, &cache, tuning?, findings)?;
@@ -46,6 +50,7 @@ pub(super) fn settings(
         state_dir: under(root, Path::new(STATE_DIR)),
         attest: attest?,
         service_port: service_port?,
+        gateway: gateway?,
         peers: peers?.unwrap_or_default(),
         fingerprint: String::new(),
     };
@@ -61,9 +66,6 @@ fn notice_unused(settings: &Settings, variables: &Variables, findings: &mut Find
         let hint = "nothing to do; it takes effect with an update".to_owned();
         findings.notice(variables.at(key), "config.unused", message, hint);
     };
-    if settings.service_port.is_some() {
-        unused(&keys::MODEL_SERVICE_PORT, "the traffic of the port is NOT encrypted");
-    }
     if !settings.peers.is_empty() {
         unused(&keys::MODEL_SHARING_PEER, "peers are not asked");
     }

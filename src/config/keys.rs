@@ -56,12 +56,16 @@ pub enum Form {
     Mode,
     /// A number of bytes, with or without binary unit.
     Size,
+    /// Texts in brackets, each with a grammar described for messages.
+    List(&'static str),
 }
 
 impl fmt::Display for Form {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Form::Text(description) | Form::Secret(description) => f.write_str(description),
+            Form::Text(description) | Form::Secret(description) | Form::List(description) => {
+                f.write_str(description)
+            }
             Form::Word(words) => write!(f, "one of {}", words.join(", ")),
             Form::Flag => f.write_str("true or false"),
             Form::Whole(least, most) => write!(f, "a whole number from {least} to {most}"),
@@ -95,6 +99,10 @@ impl Form {
                 (Some(number), _) => u64::try_from(number).map(drop).map_err(|_| "is negative".into()),
                 (None, Some(text)) => values::size(text).map(drop),
                 (None, None) => Err("is neither a number nor a size in quotes".into()),
+            },
+            Form::List(_) => match value.as_array() {
+                Some(list) if list.iter().all(toml_edit::Value::is_str) => Ok(()),
+                _ => Err("is not a list of texts in quotes".into()),
             },
         }
     }
@@ -409,6 +417,27 @@ pub static TOML: &[Key] = &[
         "\"200GiB\""),
     tuning("cache.reserve_bytes", Form::Size, Default::Is("\"1GiB\""), Some("bytes"),
         "Free space of the cache's file system that cai never takes.", "\"20GiB\""),
+    tuning("gateway.listen", Form::Text("ADDRESS:PORT, IPv6 addresses in brackets"),
+        Default::Derived("connections to MODEL_SERVICE_PORT are redirected to the gateway"), None,
+        "Where the gateway listens for attested clients, where nothing is to be redirected. Needs gateway.backend.",
+        "\"0.0.0.0:8443\""),
+    tuning("gateway.backend", Form::Text("ADDRESS:PORT, IPv6 addresses in brackets"),
+        Default::Derived("what a redirected client dialled"), None,
+        "Inference service that gets the plaintext of gateway.listen. On another machine, that network sees it.",
+        "\"127.0.0.1:8080\""),
+    tuning("gateway.capture_port", Form::Whole(1, 65535), Default::Is("40000"), Some("TCP port"),
+        "Where connections to MODEL_SERVICE_PORT are redirected to. No client dials it.", "40001"),
+    tuning("gateway.certificate", Form::Word(&["auto", "legacy", "current"]), Default::Is("\"auto\""), None,
+        "Which certificate clients are shown: legacy for TNG up to 2.2.6, current for TNG from 2.3.0 on and cai connect. \
+         auto tells them apart by their TLS, but takes TNG 2.3.0 to 2.6.0 for older ones: they need current.", "\"current\""),
+    tuning("gateway.refresh_secs", Form::Whole(10, 10_800), Default::Is("600"), Some("seconds"),
+        "How often the gateway makes a new key and collects new evidence for it. What a client sees is never older than \
+         this, or 6 hours while it fails.", "300"),
+    tuning("gateway.plaintext_paths", Form::List("paths in quotes, between brackets"), Default::Is("[]"), None,
+        "Paths that anybody may GET in plaintext, for health checks: one request without a body and its answer, then the \
+         connection is closed.", "[\"/health\"]"),
+    tuning("gateway.drain_secs", Form::Whole(0, 3600), Default::Is("30"), Some("seconds"),
+        "How long open connections may take to end by themselves when cai is stopped. The port is shut at once.", "5"),
 ];
 
 /// The known name nearest to `name`, if any is near enough to be what was meant.
@@ -508,6 +537,8 @@ mod tests {
             (Form::Size, "-1"),
             (Form::Size, "\"1GB\""),
             (Form::Size, "{ GiB = 1 }"),
+            (Form::List("paths"), "\"/health\""),
+            (Form::List("paths"), "[1]"),
         ];
         for (form, text) in refused {
             let value: toml_edit::Value = text.parse().unwrap();

@@ -18,6 +18,7 @@ mod check;
 mod check_oss;
 mod env_file;
 mod files;
+mod gateway;
 pub mod keys;
 mod report;
 mod settings;
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+pub use gateway::{CertificateRule, Entrance, Gateway};
 pub use report::{Notice, Place, Problem, Problems};
 pub use settings::*;
 pub use values::PEER_PORT;

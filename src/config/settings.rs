@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::gateway::Gateway;
 use crate::keyring::Secret;
 use crate::manifest::Pin;
 
@@ -27,8 +28,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Attestation of this machine.
     pub attest: Attest,
-    /// Service port (`MODEL_SERVICE_PORT`), kept for the gateway.
+    /// Service port (`MODEL_SERVICE_PORT`).
     pub service_port: Option<u16>,
+    /// How the service port is protected.
+    pub gateway: Gateway,
     /// Peers (`MODEL_SHARING_PEER`), kept for peer-to-peer.
     pub peers: Vec<SocketAddr>,
     /// SHA-256 of the effective configuration without secrets, hex; logged at start.

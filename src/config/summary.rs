@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use super::gateway::Entrance;
 use super::settings::{
     Addressing, CacheMode, Credentials, Encryption, EventLog, GpuForm, KeyAlgorithm, Metadata, MountMode,
     Protocol, QuoteChoice, Settings, Signature, TeeChoice, Wait,
@@ -23,6 +24,7 @@ impl Settings {
             state_dir: _,
             attest,
             service_port,
+            gateway,
             peers,
             fingerprint: _,
         } = self;
@@ -33,6 +35,10 @@ impl Settings {
             Credentials::Static(key) => (Some(key), None, None),
             Credentials::EcsRamRole(role) => (None, Some(role), None),
             Credentials::Oidc(oidc) => (None, None, Some(oidc)),
+        };
+        let (listen, backend) = match gateway.entrance {
+            Some(Entrance::Mapping { listen, backend }) => (Some(listen), Some(backend)),
+            Some(Entrance::Capture { .. }) | None => (None, None),
         };
         let set = |is_set: bool| if is_set { "set".to_owned() } else { String::new() };
         vec![
@@ -90,6 +96,13 @@ impl Settings {
             ("cache.mode", cache_mode(cache.mode).to_owned()),
             ("cache.size_bytes", cache.size_bytes.to_string()),
             ("cache.reserve_bytes", cache.reserve_bytes.to_string()),
+            ("gateway.listen", listen.map(|address| address.to_string()).unwrap_or_default()),
+            ("gateway.backend", backend.map(|address| address.to_string()).unwrap_or_default()),
+            ("gateway.capture_port", gateway.capture_port.to_string()),
+            ("gateway.certificate", gateway.certificate.name().to_owned()),
+            ("gateway.refresh_secs", gateway.refresh.as_secs().to_string()),
+            ("gateway.plaintext_paths", gateway.plaintext_paths.join(" ")),
+            ("gateway.drain_secs", gateway.drain.as_secs().to_string()),
         ]
     }
 }

@@ -11,6 +11,7 @@ use config::{Config, ConfigError, File, FileFormat};
 use serde::Deserialize;
 use toml_edit::{Document, Item, TableLike};
 
+use super::gateway::CertificateRule;
 use super::keys::{self, Default, Key};
 use super::report::{Findings, Place, Problem, Reported};
 use super::settings::{
@@ -30,6 +31,7 @@ pub(super) struct Tuning {
     pub(super) oss: Oss,
     pub(super) mount: Mount,
     pub(super) cache: Cache,
+    pub(super) gateway: Gateway,
     /// Where each key was last set.
     #[serde(skip)]
     places: BTreeMap<&'static str, Place>,
@@ -104,6 +106,18 @@ pub(super) struct Cache {
     pub(super) mode: CacheMode,
     pub(super) size_bytes: Size,
     pub(super) reserve_bytes: Size,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Gateway {
+    pub(super) listen: Option<String>,
+    pub(super) backend: Option<String>,
+    pub(super) capture_port: u16,
+    pub(super) certificate: CertificateRule,
+    pub(super) refresh_secs: u64,
+    pub(super) plaintext_paths: Vec<String>,
+    pub(super) drain_secs: u64,
 }
 
 /// A number of bytes, plain or with a unit.

@@ -1,8 +1,10 @@
 //! The evidence certificate: a self-signed X.509 certificate that carries what the attester says about its key.
 //!
-//! Owns: the certificate and the evidence in it, as TNG (Trusted Network Gateway) has them on the wire. Must not know: who
-//! connects to whom and why, sockets, the gateway. No threads, no locks. The parsers of bytes from outside (blob,
-//! certificate) are pure and public, to be fuzzed. Tested beside the code on `tests/vectors/tng-vectors.json`.
+//! Owns: the certificate and the evidence in it, what a relying party asks an attestation service about it, and the TLS role
+//! that receives it, as TNG (Trusted Network Gateway) has them on the wire. Must not know: who
+//! connects to whom and why, sockets, the gateway. No locks, no threads but the blocking ones in which evidence is
+//! collected. The parsers of bytes from outside (blob, certificate) are pure and public, to be fuzzed. Tested beside the code
+//! on `tests/vectors/tng-vectors.json`.
 //!
 //! The chain of binding: the TEE signs the hash of the *runtime data*, which names the hash of the certificate's *public
 //! key*, whose private half speaks TLS. Source of every wire fact in this module: tng.md section 4.
@@ -11,6 +13,7 @@ mod cbor;
 pub mod certificate;
 mod error;
 pub mod evidence;
+pub mod identity;
 mod limit;
 mod service;
 mod tls;
@@ -18,7 +21,7 @@ pub mod verdict;
 mod verifier;
 
 pub use error::VerifyError;
-pub use tls::{Attested, Client, TlsError, Unattested};
+pub use tls::{Attested, Client, TlsError, TlsStream, Unattested};
 pub use verdict::Demands;
 pub use verifier::{Options as VerifierOptions, Peer, Verifier};
 

@@ -6,14 +6,16 @@
 //! Asynchronous, no locks. Tested in `tests/connect_hostile.rs`.
 
 use std::ffi::c_long;
+use std::io;
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
     self, Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslVerifyMode, SslVersion,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_openssl::SslStream;
 
 use super::certificate::CERTIFICATE_LIMIT;
@@ -112,7 +114,7 @@ impl Client {
         if let Some(name) = name {
             ssl.set_hostname(name).map_err(TlsError::Setup)?;
         }
-        let mut stream = SslStream::new(ssl, stream).map_err(TlsError::Setup)?;
+        let mut stream = SslStream::new(ssl, Whole(stream)).map_err(TlsError::Setup)?;
         let handshake = tokio::time::timeout(TIMEOUT, Pin::new(&mut stream).connect()).await;
         handshake.map_err(|_| TlsError::Slow)?.map_err(TlsError::Handshake)?;
         let certificate = stream.ssl().peer_certificate().ok_or(TlsError::NoCertificate)?;
@@ -148,11 +150,46 @@ fn context(offered: &[&str]) -> Result<SslContext, ErrorStack> {
     Ok(builder.build())
 }
 
+/// TLS over `S`.
+pub type TlsStream<S> = SslStream<Whole<S>>;
+
+/// A transport whose end is an error. TLS says itself when it is over (close_notify), and OpenSSL reads no further then; an
+/// end without that is a cut, which OpenSSL 1.1.1 does not tell from it.
+#[derive(Debug)]
+pub struct Whole<S>(S);
+
+impl<S: AsyncRead + Unpin> AsyncRead for Whole<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.remaining();
+        ready!(Pin::new(&mut self.0).poll_read(cx, buffer))?;
+        let ended = before > 0 && buffer.remaining() == before;
+        Poll::Ready(if ended { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Whole<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
 /// A connection whose peer holds the key of its certificate, and nothing more is known of it. It can be attested, and
 /// dropped.
 #[derive(Debug)]
 pub struct Unattested<S> {
-    stream: SslStream<S>,
+    stream: TlsStream<S>,
     certificate: Vec<u8>,
     protocol: &'static str,
 }
@@ -161,7 +198,7 @@ pub struct Unattested<S> {
 #[derive(Debug)]
 pub struct Attested<S> {
     /// For application bytes.
-    pub stream: SslStream<S>,
+    pub stream: TlsStream<S>,
     /// The protocol chosen among those offered.
     pub protocol: &'static str,
     /// The other end.

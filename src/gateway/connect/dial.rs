@@ -12,12 +12,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_openssl::SslStream;
 
 use super::destination::Destination;
 use super::error::ConnectError;
 use super::stream::Stream;
-use crate::ratls::{Client, Verifier};
+use crate::ratls::{Client, TlsStream, Verifier};
 use crate::task::Tasks;
 
 /// ALPN of HTTP/2 with a stream for each connection of an application: every TNG up to 2.6, and later with `multiplex`.
@@ -97,7 +96,7 @@ struct Live {
 }
 
 enum Dialed {
-    Raw(SslStream<TcpStream>),
+    Raw(TlsStream<TcpStream>),
     Multiplexed(Live),
 }
 
@@ -224,7 +223,7 @@ impl Dialer {
         Ok(Dialed::Multiplexed(Live { requests, expires, id: Arc::default() }))
     }
 
-    async fn multiplex(&self, stream: SslStream<TcpStream>) -> Result<SendRequest<Bytes>, h2::Error> {
+    async fn multiplex(&self, stream: TlsStream<TcpStream>) -> Result<SendRequest<Bytes>, h2::Error> {
         let mut builder = h2::client::Builder::new();
         builder.enable_push(false).initial_window_size(STREAM_WINDOW);
         builder.initial_connection_window_size(CONNECTION_WINDOW);
@@ -244,7 +243,7 @@ impl Dialer {
 /// What [`Dialer::shared`] finds.
 enum Shared {
     /// The server takes a connection each; the first comes with the discovery.
-    Raw(Option<SslStream<TcpStream>>),
+    Raw(Option<TlsStream<TcpStream>>),
     /// A connection for streams, and whether it was there before.
     Multiplexed(Live, bool),
 }

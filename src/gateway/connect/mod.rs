@@ -29,7 +29,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -100,7 +100,7 @@ async fn enter(stream: TcpStream, door: Door, dialer: &Arc<Dialer>) {
         Door::Fixed(to) => {
             // Failed: closed, which is all that can be said to an application that speaks who knows what.
             if let Ok(tunnel) = open(dialer, &to).await {
-                relay(stream, tunnel).await;
+                relay(stream, &[], tunnel).await;
             }
         }
     }
@@ -122,11 +122,15 @@ async fn open(dialer: &Dialer, to: &Destination) -> Result<Tunnel, ConnectError>
     opened
 }
 
-/// Bytes both ways, each direction to its own end.
-async fn relay(mut application: impl AsyncRead + AsyncWrite + Unpin, mut tunnel: Tunnel) {
-    let copied =
-        copy_bidirectional_with_sizes(&mut application, &mut tunnel, RELAY_BUFFER, RELAY_BUFFER).await;
-    if let Err(error) = copied {
+/// Bytes both ways, each direction to its own end; `early` is what the application has sent already.
+async fn relay(mut application: TcpStream, early: &[u8], mut tunnel: Tunnel) {
+    let copying = async {
+        tunnel.write_all(early).await?;
+        copy_bidirectional_with_sizes(&mut application, &mut tunnel, RELAY_BUFFER, RELAY_BUFFER).await
+    };
+    if let Err(error) = copying.await {
         tracing::debug!(event = "connect.broken", ?error, "a connection broke off");
+        // An answer that was cut off must not look like one that is complete.
+        let _ = application.set_zero_linger();
     }
 }

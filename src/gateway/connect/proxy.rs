@@ -66,9 +66,10 @@ pub(super) async fn serve(stream: TcpStream, dialer: &Dialer) {
     }
     let upgraded = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some((upgrading, tunnel)) = upgraded
-        && let Ok(application) = upgrading.await
+        && let Ok(upgraded) = upgrading.await
+        && let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>()
     {
-        relay(TokioIo::new(application), tunnel).await;
+        relay(parts.io.into_inner(), &parts.read_buf, tunnel).await;
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) async fn serve(mut application: TcpStream, dialer: &Dialer) {
     let reply = [VERSION, code, 0, 1, 0, 0, 0, 0, 0, 0];
     let sent = application.write_all(&reply).await;
     if let (Ok(()), Some(tunnel)) = (sent, tunnel) {
-        relay(application, tunnel).await;
+        relay(application, &[], tunnel).await;
     }
 }
 
