@@ -33,7 +33,8 @@ struct Server {
 impl Server {
     async fn start(certificate: CertificateRule, backend: SocketAddr) -> Server {
         let members = [(MODEL_IDENTITY.to_owned(), MODEL.to_owned())].into();
-        let recipe = Recipe { attester: sample_attester(), formats: Gateway::formats(certificate), members };
+        let recipe =
+            Recipe { attester: sample_attester().unwrap(), formats: Gateway::formats(certificate), members };
         let identity = Identity::start(recipe, Duration::from_secs(600)).await.unwrap();
         let entrance = Entrance::Mapping { listen: "127.0.0.1:0".parse().unwrap(), backend };
         let settings = config::Gateway {

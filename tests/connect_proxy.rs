@@ -13,6 +13,7 @@ mod sandbox;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use connecting::Connect;
 use egress::{Character, Egress, Evidence};
@@ -334,7 +335,8 @@ async fn answer_that_is_cut_off_does_not_look_complete() {
         assert_eq!(&part, b"part");
         server.set_zero_linger().unwrap();
         drop(server);
-        let end = application.read(&mut part).await.map_err(|error| error.kind());
+        let reading = tokio::time::timeout(Duration::from_secs(20), application.read(&mut part)).await;
+        let end = reading.expect("an end").map_err(|error| error.kind());
         assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "{mode}");
     }
 }
@@ -349,10 +351,12 @@ async fn application_that_gives_up_is_seen_to_by_the_server() {
         application.write_all(b"?").await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         server.read_u8().await.unwrap();
+        let mut part = [0; 4];
         application.set_zero_linger().unwrap();
         drop(application);
         // The end, in whichever way the other end of the tunnel says it.
-        assert_eq!(server.read(&mut [0]).await.unwrap_or(0), 0, "{mode}");
+        let reading = tokio::time::timeout(Duration::from_secs(20), server.read(&mut part)).await;
+        assert_eq!(reading.expect("an end").unwrap_or(0), 0, "{mode}");
     }
 }
 

@@ -282,30 +282,34 @@ async fn relay(
         }
         let _ = write.shutdown().await;
     };
+    // Whether it was to the end.
     let down = async {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(n) = read.read(&mut buffer).await {
             let mut chunk = Bytes::copy_from_slice(&buffer[..n]);
             if n == 0 {
-                let _ = to.send_data(Bytes::new(), true);
-                return;
+                return to.send_data(Bytes::new(), true).is_ok();
             }
             while !chunk.is_empty() {
                 to.reserve_capacity(chunk.len());
-                match std::future::poll_fn(|cx| to.poll_capacity(cx)).await {
-                    Some(Ok(room)) if room > 0 => {
-                        let part = chunk.split_to(room.min(chunk.len()));
-                        if to.send_data(part, false).is_err() {
-                            return;
-                        }
-                    }
-                    Some(Ok(_)) => {}
-                    _ => return,
+                let part = match std::future::poll_fn(|cx| to.poll_capacity(cx)).await {
+                    Some(Ok(room)) => chunk.split_to(room.min(chunk.len())),
+                    _ => return false,
+                };
+                if to.send_data(part, false).is_err() {
+                    return false;
                 }
             }
         }
+        to.send_reset(h2::Reason::CONNECT_ERROR);
+        false
     };
-    tokio::join!(up, down);
+    tokio::pin!(up, down);
+    tokio::select! {
+        // A backend that broke off ends both.
+        whole = &mut down => if whole { up.await },
+        () = &mut up => drop(down.await),
+    }
 }
 
 /// A context that signs with another key than that of the certificate it shows.
