@@ -21,7 +21,7 @@ if command -v apt-get >/dev/null; then
     # with.
     packages=(gcc libc6-dev make libssl-dev pkg-config dbus-daemon systemd gocryptfs fuse3)
     # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them.
-    case $want in test) packages+=(python3 python3-venv procps g++ curl) ;; bench) packages+=(python3 python3-venv) ;; esac
+    case $want in test) packages+=(python3 python3-venv procps g++ curl openssl) ;; bench) packages+=(python3 python3-venv) ;; esac
     missing=()
     for package in "${packages[@]}"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -61,6 +61,20 @@ if [ "$want" = test ]; then
         python3 -m venv "$venv"
         "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
         touch "$stamp"
+    fi
+    # The real TNG as a peer of the service port: the oldest and the newest there are. The wheels hold the daemon; nothing
+    # of them is installed.
+    if [ "$(uname -m)" = x86_64 ]; then
+        for version in 2.6.0 2.12.0; do
+            [ ! -x ".tools/tng/$version/tng" ] || continue
+            say "fetching tng $version into .tools"
+            wheels=$(mktemp -d)
+            "$venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --only-binary :all: -d "$wheels" "tng-sdk==$version"
+            mkdir -p ".tools/tng/$version"
+            python3 -m zipfile -e "$wheels"/tng_sdk-*.whl "$wheels/tree"
+            install -m 755 "$(find "$wheels/tree" -path '*/bin/scripts/tng')" ".tools/tng/$version/tng"
+            rm -r "$wheels"
+        done
     fi
     if [ ! -x .tools/bin/cargo-fuzz ] && ! command -v cargo-fuzz >/dev/null; then
         say "building cargo-fuzz into .tools"

@@ -9,6 +9,7 @@ pub mod mounting;
 mod origin;
 mod patience;
 mod release;
+mod service_port;
 mod stages;
 pub mod state;
 pub mod status;
@@ -29,6 +30,8 @@ use crate::store::Store;
 use crate::task::{Ended, Tasks};
 use mounting::Mount;
 use release::Released;
+use service_port::ServicePort;
+use stages::Opened;
 use state::{Event, State};
 use status::{Failure, Status};
 use voice::Voice;
@@ -85,6 +88,7 @@ struct InPlace {
     gpus_ready: bool,
     store: Option<Arc<Store>>,
     mounted: Option<Mount>,
+    port: Option<ServicePort>,
 }
 
 /// Run until SIGTERM or SIGINT, or until something final goes wrong. Every change is published through `status`; `tasks`
@@ -114,7 +118,7 @@ pub async fn run(
         ended = tasks.any_ended() => Err(Failure::new(voice.state(), &AgentError::Task(ended))),
         outcome = start_and_serve(&settings, &voice, &helper, &mut in_place) => outcome.map(|never| match never {}),
     };
-    let outcome = close(outcome, &voice, &helper, in_place).await;
+    let outcome = close(outcome, &settings, &voice, &helper, in_place).await;
     drop(voice);
     tasks.stop(TASK_GRACE).await;
     outcome
@@ -127,9 +131,10 @@ async fn start_and_serve(
     helper: &Arc<Helper>,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Released { secret, gpus_ready, time } = release::release_key(settings, voice, helper).await?;
+    let Released { secret, attester, gpus_ready, time } =
+        release::release_key(settings, voice, helper).await?;
     in_place.gpus_ready = gpus_ready;
-    let (store, mut watched) = stages::open_store(settings, voice, time).await?;
+    let Opened { store, mut watched, identity } = stages::open_store(settings, voice, time).await?;
     in_place.store = Some(store.clone());
     let model = stages::open_model(voice, &store, secret).await?;
 
@@ -138,16 +143,29 @@ async fn start_and_serve(
     if settings.waits_for_all() {
         stages::wait_until_complete(voice, &mut watched).await?;
     }
-    let mounted = in_place.mounted.insert(mounting::mount(settings, voice, helper, model).await?);
+    let (mounted, shown) = mounting::mount(settings, voice, helper, model).await?;
+    let mounted = in_place.mounted.insert(mounted);
+    // Before anybody hears that the model is ready: clients may come as soon as its service does.
+    in_place.port = ServicePort::open(settings, voice, attester, identity, &mut background).await?;
+    voice.apply(Event::Mounted, shown)?;
     let point = settings.mount.point.clone();
     let failure = tokio::select! {
         () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
         ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
         failure = stages::watch_progress(voice, &mut watched) => failure,
+        failure = watch_port(voice, in_place.port.as_mut()) => failure,
         () = watchdog(voice, mounted, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
     };
     background.stop(TASK_GRACE).await;
     Err(failure)
+}
+
+/// Follow the service port, where there is one. Returns only with its failure.
+async fn watch_port(voice: &Voice, port: Option<&mut ServicePort>) -> Failure {
+    match port {
+        Some(port) => port.watch(voice).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Tell the service manager's watchdog that the agent turns *and* the mount answers: `statfs` is never cached by the kernel.
@@ -165,9 +183,10 @@ async fn watchdog(voice: &Voice, mounted: &Mount, point: PathBuf) {
     }
 }
 
-/// Take everything down, in the order in which nobody sees a half: mount, background work, store, keys.
+/// Take everything down, in the order in which nobody sees a half: service port, mount, background work, store, keys.
 async fn close(
     outcome: Result<(), Failure>,
+    settings: &Settings,
     voice: &Voice,
     helper: &Arc<Helper>,
     in_place: InPlace,
@@ -188,6 +207,11 @@ async fn close(
             voice.apply(Event::Failed, stage)
         }
     };
+    if let Some(port) = in_place.port {
+        // Who failed has nothing left to say: the port is shut and cut off at once.
+        let drain = if outcome.is_ok() { settings.gateway.drain } else { Duration::ZERO };
+        port.close(voice, drain).await;
+    }
     let detached = match in_place.mounted {
         Some(mounted) => mounting::detach(mounted, voice, helper).await,
         None => Ok(()),

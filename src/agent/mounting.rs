@@ -61,13 +61,13 @@ pub async fn memory_ended(point: &Path) {
     }
 }
 
-/// Put the mount in place and see it answer.
+/// Put the mount in place and see it answer; and in words, what can be read there and how.
 pub(super) async fn mount(
     settings: &Settings,
     voice: &Voice,
     helper: &Arc<Helper>,
     model: OpenModel,
-) -> Result<Mount, Failure> {
+) -> Result<(Mount, String), Failure> {
     let point = settings.mount.point.clone();
     voice.apply(Event::MetadataReady, format!("mounting at {}", point.display()))?;
     let fs = ModelFs::new(model.tree, model.store, model.keys, shown_attributes(&settings.mount));
@@ -80,8 +80,7 @@ pub(super) async fn mount(
             (Mount::Fuse(mounted), how)
         }
     };
-    voice.apply(Event::Mounted, format!("{files} files at {}, {how}", point.display()))?;
-    Ok(mounted)
+    Ok((mounted, format!("{files} files at {}, {how}", point.display())))
 }
 
 async fn through_fuse(settings: &Settings, helper: &Arc<Helper>, fs: ModelFs) -> Result<Mounted, Failure> {

@@ -12,7 +12,7 @@ use super::stages::ask;
 use super::state::{Event, State};
 use super::status::Failure;
 use super::voice::Voice;
-use crate::attest::{self, GpuClaims};
+use crate::attest::{self, Attester, GpuClaims};
 use crate::config::{Settings, TeeChoice};
 use crate::error::{Fault, chain};
 use crate::helper::Helper;
@@ -24,6 +24,8 @@ use crate::keyring::Secret;
 pub(super) struct Released {
     /// The model's secret.
     pub(super) secret: Secret,
+    /// Who gave the evidence.
+    pub(super) attester: Arc<dyn Attester>,
     /// Whether the GPUs were attested too, and accept work now.
     pub(super) gpus_ready: bool,
     /// The time of the attestation token, where nobody on the way can have written it: the broker proved who it is, or the
@@ -65,7 +67,7 @@ pub(super) async fn release_key(
                     tracing::info!(event = "gpu.ready", "{text}");
                 }
                 voice.apply(Event::KeyReleased, "listing the model")?;
-                return Ok(Released { secret, gpus_ready, time });
+                return Ok(Released { secret, attester, gpus_ready, time });
             }
             Err(error) => error,
         };

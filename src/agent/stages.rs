@@ -23,6 +23,7 @@ use crate::gocryptfs::{self, CONF_NAME, Conf, Keys, Passphrase, Tree};
 use crate::helper::protocol::Request;
 use crate::helper::{Helper, HelperError};
 use crate::keyring::Secret;
+use crate::manifest;
 use crate::oss::{self, Access, OssSource};
 use crate::store;
 use crate::store::{Filled, Keeping, Retry, Store, StoreOptions};
@@ -97,12 +98,20 @@ pub(super) async fn blocking<T: Send + 'static>(
     }
 }
 
+/// The local store of a listed model.
+pub(super) struct Opened {
+    pub(super) store: Arc<Store>,
+    pub(super) watched: Watched,
+    /// Who the model is, where it is signed.
+    pub(super) identity: Option<manifest::Identity>,
+}
+
 /// List the model and open its local store.
 pub(super) async fn open_store(
     settings: &Settings,
     voice: &Voice,
     time: Option<SystemTime>,
-) -> Result<(Arc<Store>, Watched), Failure> {
+) -> Result<Opened, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
     let client = oss::Client::new(&settings.oss).map_err(|error| fail(&error))?;
     let access = client.access();
@@ -118,7 +127,8 @@ pub(super) async fn open_store(
     }
     let listed = revision(&objects);
     let (objects, manifest) = origin::judge(settings, voice, &source, objects, time).await?;
-    let revision = manifest.as_ref().map_or(listed, |manifest| manifest.identity().to_string());
+    let identity = manifest.as_ref().map(|manifest| manifest.identity());
+    let revision = identity.map_or(listed, |identity| identity.to_string());
     voice.update(|status| status.model_revision = revision);
     let options = StoreOptions {
         dir: settings.cache.dir.clone(),
@@ -145,7 +155,7 @@ pub(super) async fn open_store(
     }
     let watched = Watched { progress: store.progress(), access };
     watched.show(voice);
-    Ok((store, watched))
+    Ok(Opened { store, watched, identity })
 }
 
 /// What the store keeps: all of the model where all of it is waited for.

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::state::State;
 use crate::error::{ErrorClass, Fault, chain};
+use crate::gateway;
 pub use crate::oss::Access;
 use crate::store;
 
@@ -35,6 +36,8 @@ pub struct Status {
     pub attestation_expires: Option<SystemTime>,
     /// Facts about the attestation: `tee`, `provider`, `gpus`, `protocol`, `key-algorithm`, `server`, `token`.
     pub attestation: BTreeMap<&'static str, String>,
+    /// The encrypted service port; `None` while it is shut, and where there is none.
+    pub service_port: Option<ServicePort>,
     /// What the operator chose and should not forget, such as an unauthenticated key broker.
     pub notices: Vec<String>,
     /// The newest failure; stays after a recovery, so that it can be read.
@@ -56,6 +59,7 @@ impl Status {
             attested_at: None,
             attestation_expires: None,
             attestation: BTreeMap::new(),
+            service_port: None,
             notices,
             last_error: None,
         }
@@ -119,6 +123,27 @@ impl From<&store::Progress> for Progress {
             caching: progress.caching,
         }
     }
+}
+
+/// The encrypted service port.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ServicePort {
+    /// `mapping` or `capture`.
+    pub mode: &'static str,
+    /// Where it listens.
+    pub listen: Vec<String>,
+    /// Where the plaintext goes.
+    pub backend: String,
+    /// `gateway.certificate`.
+    pub certificate: &'static str,
+    /// How often evidence is made anew.
+    pub refresh_secs: u64,
+    /// When the evidence that is shown was made, by format; one that is too old to be shown is not here.
+    pub evidence_at: BTreeMap<&'static str, SystemTime>,
+    /// Why evidence could not be made anew; empty after it could.
+    pub refresh_error: String,
+    /// Connections.
+    pub counts: gateway::Snapshot,
 }
 
 /// A failure as an operator sees it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::state::{Event, Illegal, State};
-use super::status::{Failure, Status};
+use super::status::{Failure, ServicePort, Status};
 use crate::error::{ErrorClass, Fault};
 use crate::host::Notifier;
 
@@ -79,6 +79,13 @@ impl Voice {
     pub(super) fn stage(&self, stage: impl Into<String>) {
         let stage = stage.into();
         self.update(|status| status.stage = stage);
+    }
+
+    /// What is shown of the service port; told only when it changed.
+    pub(super) fn service_port(&self, port: Option<ServicePort>) {
+        if self.status.borrow().service_port != port {
+            self.status.send_modify(|status| status.service_port = port);
+        }
     }
 
     /// A failure that is not the end: shown, and logged as a warning.

@@ -97,10 +97,12 @@ impl AgentInterface {
         self.read(|status| values::facts(status.attestation.iter()))
     }
 
-    /// The encrypted service port; empty while it is not served.
+    /// The encrypted service port: Mode, Listen, Backend, Certificate, RefreshSeconds, EvidenceAt (by certificate format, seconds
+    /// since 1970), RefreshError, Connections, Streams (open now), StreamsTotal, Handshakes, Refused, PlaintextChecks (since
+    /// start). Empty while it is shut.
     #[zbus(property)]
     fn gateway(&self) -> Dict {
-        Dict::new()
+        self.read(|status| values::service_port(status.service_port.as_ref()))
     }
 
     /// Peers of the model's distribution; empty without any.
@@ -170,6 +172,9 @@ pub(super) async fn emit_changes(
     }
     if before.attestation != now.attestation {
         shown.attestation_changed(emitter).await?;
+    }
+    if before.service_port != now.service_port {
+        shown.gateway_changed(emitter).await?;
     }
     if before.last_error != now.last_error {
         shown.last_error_changed(emitter).await?;

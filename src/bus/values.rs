@@ -1,10 +1,10 @@
 //! Status records as D-Bus dictionaries (`a{sv}`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use zbus::{OwnedVariant, Str, Variant};
 
-use crate::agent::status::{Access, LastError, Progress, unix_seconds};
+use crate::agent::status::{Access, LastError, Progress, ServicePort, unix_seconds};
 
 /// `a{sv}`.
 pub type Dict = HashMap<String, OwnedVariant>;
@@ -40,6 +40,36 @@ pub fn object_store(access: &Access) -> Dict {
     dict.insert("Throttled".into(), access.throttled.into());
     dict.insert("Concurrency".into(), access.concurrency.into());
     dict.extend(access.expires.map(|end| ("CredentialsExpire".to_owned(), unix_seconds(end).into())));
+    dict
+}
+
+/// `Mode`, `Backend`, `Certificate`, `RefreshError` (s), `Listen` (as), `RefreshSeconds` (t), `EvidenceAt` (a{st}, seconds since
+/// 1970), `Connections`, `Streams`, `StreamsTotal`, `Handshakes`, `Refused`, `PlaintextChecks` (t); empty without a port.
+pub fn service_port(port: Option<&ServicePort>) -> Dict {
+    let Some(port) = port else { return Dict::new() };
+    let evidence: BTreeMap<_, _> =
+        port.evidence_at.iter().map(|(name, at)| (*name, unix_seconds(*at))).collect();
+    let counts = &port.counts;
+    let mut dict = Dict::from([
+        ("Mode".to_owned(), text(port.mode)),
+        ("Backend".to_owned(), text(&port.backend)),
+        ("Certificate".to_owned(), text(port.certificate)),
+        ("RefreshError".to_owned(), text(&port.refresh_error)),
+        ("RefreshSeconds".to_owned(), port.refresh_secs.into()),
+        ("Connections".to_owned(), counts.connections.into()),
+        ("Streams".to_owned(), counts.streams.into()),
+        ("StreamsTotal".to_owned(), counts.streams_total.into()),
+        ("Handshakes".to_owned(), counts.handshakes_done.into()),
+        ("Refused".to_owned(), counts.refused.into()),
+        ("PlaintextChecks".to_owned(), counts.plaintext_checks.into()),
+    ]);
+    // Only a value that holds a file descriptor can fail to become owned.
+    dict.extend(
+        OwnedVariant::try_from(Variant::from(port.listen.clone()))
+            .ok()
+            .map(|value| ("Listen".to_owned(), value)),
+    );
+    dict.extend(sizes(evidence.iter()).map(|value| ("EvidenceAt".to_owned(), value)));
     dict
 }
 

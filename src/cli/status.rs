@@ -79,6 +79,10 @@ fn render(status: &Json, terminal: bool) -> String {
     if !line.is_empty() {
         let _ = writeln!(out, "object store {line}");
     }
+    let line = service_port_line(status.get("Gateway").unwrap_or(&Json::Null), SystemTime::now());
+    if !line.is_empty() {
+        let _ = writeln!(out, "service port {line}");
+    }
     if let Some(facts) = status.get("Attestation").and_then(Json::as_object).filter(|facts| !facts.is_empty())
     {
         let facts: Vec<String> = facts
@@ -113,6 +117,36 @@ fn object_store_line(store: &Json, now: SystemTime) -> String {
         let slots = number("Concurrency").unwrap_or(0);
         let _ = write!(line, "; throttled {times} times, {slots} requests at once");
     }
+    line
+}
+
+/// `0.0.0.0:40000 (capture) to port 8080 as dialled; evidence 42 s old, renewed every 600 s; 3 connections, 2 streams, 10
+/// handshakes, 1 refused`; empty while the port is shut.
+fn service_port_line(port: &Json, now: SystemTime) -> String {
+    let text = |name: &str| port.get(name).and_then(Json::as_str).unwrap_or_default();
+    let number = |name: &str| port.get(name).and_then(Json::as_u64).unwrap_or(0);
+    let mut line = String::new();
+    let Some(listen) = port.get("Listen").and_then(Json::as_array) else { return line };
+    let listen: Vec<_> = listen.iter().filter_map(Json::as_str).collect();
+    let _ = write!(line, "{} ({}) to {}; ", listen.join(" "), text("Mode"), text("Backend"));
+    let evidence = port.get("EvidenceAt").and_then(Json::as_object);
+    let oldest = evidence.and_then(|evidence| evidence.values().filter_map(Json::as_u64).min());
+    let _ = match oldest {
+        Some(at) => write!(line, "evidence {} s old", unix_seconds(now).saturating_sub(at)),
+        None => write!(line, "NO EVIDENCE that is new enough"),
+    };
+    let _ = write!(line, ", renewed every {} s", number("RefreshSeconds"));
+    if !text("RefreshError").is_empty() {
+        let _ = write!(line, " (failing: {})", text("RefreshError"));
+    }
+    let _ = write!(
+        line,
+        "; {} connections, {} streams, {} handshakes, {} refused",
+        number("Connections"),
+        number("Streams"),
+        number("Handshakes"),
+        number("Refused")
+    );
     line
 }
 
@@ -177,6 +211,27 @@ mod tests {
         let mut status = sample();
         status["ObjectStore"] = sts(0);
         assert!(render(&status, false).contains("\nobject store STS, expired\n"));
+    }
+
+    #[test]
+    fn service_port_line_tells_the_age_of_the_evidence_and_that_it_cannot_be_renewed() {
+        let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000);
+        let line = |port: &Json| service_port_line(port, now);
+        assert_eq!(line(&json!({})), "");
+        let mut port = json!({
+            "Mode": "capture", "Listen": ["0.0.0.0:40000", "[::]:40000"], "Backend": "port 8080 as dialled",
+            "RefreshSeconds": 600, "EvidenceAt": {"legacy": 958, "current": 960}, "RefreshError": "",
+            "Connections": 3, "Streams": 2, "Handshakes": 10, "Refused": 1,
+        });
+        let counts = "3 connections, 2 streams, 10 handshakes, 1 refused";
+        let place = "0.0.0.0:40000 [::]:40000 (capture) to port 8080 as dialled";
+        assert_eq!(line(&port), format!("{place}; evidence 42 s old, renewed every 600 s; {counts}"));
+        port["EvidenceAt"] = json!({});
+        port["RefreshError"] = json!("no quote");
+        let expected = format!(
+            "{place}; NO EVIDENCE that is new enough, renewed every 600 s (failing: no quote); {counts}"
+        );
+        assert_eq!(line(&port), expected);
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Settings {
             ("gateway.capture_port", gateway.capture_port.to_string()),
             ("gateway.certificate", gateway.certificate.name().to_owned()),
             ("gateway.refresh_secs", gateway.refresh.as_secs().to_string()),
-            ("gateway.plaintext_paths", gateway.plaintext_paths.join(" ")),
+            ("gateway.plaintext_paths", format!("{:?}", gateway.plaintext_paths)),
             ("gateway.drain_secs", gateway.drain.as_secs().to_string()),
         ]
     }
