@@ -375,3 +375,17 @@ async fn bytes_sent_right_behind_connect_are_the_first_in_the_tunnel() {
     application.read_exact(&mut back).await.unwrap();
     assert_eq!(&back, b"early");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_that_takes_no_more_streams_gets_another_beside_it() {
+    let world = World::new(Character { streams: 1, ..Character::default() }, echo().await).await;
+    let connect = world.connect(&[]);
+    let to = world.egress.address;
+    let mut first = tunnel(connect.doors[0], to).await;
+    exchange(tunnel(connect.doors[0], to).await).await;
+    assert_eq!(world.egress.seen.connections(), 2);
+    first.write_all(b"still here").await.unwrap();
+    let mut back = [0; 10];
+    first.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"still here");
+}

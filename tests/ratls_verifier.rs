@@ -278,3 +278,55 @@ async fn old_service_is_asked_in_its_own_words_but_not_about_devices() {
     assert_eq!((&second["tee"], &second["runtime_data"]), (&json!("nvidia"), &json!(null)));
     assert_eq!(script.requests().len(), 3);
 }
+
+/// A TLS front, with a certificate of its own (PEM), before the sandbox's Trustee: where it listens.
+async fn https_front(sandbox: &Sandbox) -> (String, String) {
+    use openssl::ssl::{Ssl, SslContext, SslMethod};
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let mut builder = SslContext::builder(SslMethod::tls_server()).unwrap();
+    builder.set_certificate(&openssl::x509::X509::from_der(certificate.der()).unwrap()).unwrap();
+    builder
+        .set_private_key(&openssl::pkey::PKey::private_key_from_der(&key.serialize_der()).unwrap())
+        .unwrap();
+    let context = builder.build();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let behind = sandbox.kbs.trim_start_matches("http://").to_owned();
+    #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = tokio_openssl::SslStream::new(Ssl::new(&context).unwrap(), stream).unwrap();
+            if std::pin::Pin::new(&mut stream).accept().await.is_ok() {
+                let mut behind = tokio::net::TcpStream::connect(&behind).await.unwrap();
+                // The client keeps its connection for the next question; nobody else waits.
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
+            }
+        }
+    });
+    (format!("https://{address}"), certificate.pem())
+}
+
+#[tokio::test]
+async fn https_service_is_believed_under_its_own_ca_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sandbox, signer) = service(Builder::default(), dir.path());
+    let (base, ca) = https_front(&sandbox).await;
+    let url = format!("{base}/as").parse().unwrap();
+    let with = |ca, signers| {
+        let demands = default_policy();
+        Verifier::new(VerifierOptions { url: &url, ca, signers, unauthenticated: false, demands }).unwrap()
+    };
+    let peer = with(Some(ca.as_bytes()), None).verify(&of_format(Format::Current)).await.unwrap();
+    assert!(peer.authenticated);
+    for other in [with(None, None), with(Some(&signer), None), with(None, Some(&signer))] {
+        let (text, code) = refusal(&other, &of_format(Format::Current)).await;
+        assert_eq!(code, "verify.untrusted");
+        let told =
+            format!("the attestation service {url}/attestation shows a certificate that is not trusted: ");
+        assert!(text.starts_with(&told), "{text}");
+    }
+    assert_eq!(sandbox.count("kbs.evaluate").await, 1);
+}

@@ -107,11 +107,13 @@ pub struct Character {
     pub newest: SslVersion,
     /// Status of its answer to CONNECT.
     pub status: u16,
+    /// Streams of a connection at a time.
+    pub streams: u32,
 }
 
 impl Default for Character {
     fn default() -> Self {
-        Character { alpn: &["h2", "rats-tls"], newest: SslVersion::TLS1_3, status: 200 }
+        Character { alpn: &["h2", "rats-tls"], newest: SslVersion::TLS1_3, status: 200, streams: 200 }
     }
 }
 
@@ -176,8 +178,7 @@ impl Egress {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let context = context(&shown.lock().unwrap().clone(), &character);
-                let (seen, status) = (watched.clone(), character.status);
-                connections.spawn(serve(stream, context, status, backend, seen));
+                connections.spawn(serve(stream, context, character.clone(), backend, watched.clone()));
             }
         });
         Egress { address, seen, identity, tasks }
@@ -215,7 +216,13 @@ fn context(identity: &Identity, character: &Character) -> SslContext {
     builder.build()
 }
 
-async fn serve(stream: TcpStream, context: SslContext, status: u16, backend: SocketAddr, seen: Arc<Seen>) {
+async fn serve(
+    stream: TcpStream,
+    context: SslContext,
+    character: Character,
+    backend: SocketAddr,
+    seen: Arc<Seen>,
+) {
     let mut stream = SslStream::new(Ssl::new(&context).unwrap(), stream).unwrap();
     if Pin::new(&mut stream).accept().await.is_err() {
         return;
@@ -224,7 +231,7 @@ async fn serve(stream: TcpStream, context: SslContext, status: u16, backend: Soc
     let name = stream.ssl().servername(openssl::ssl::NameType::HOST_NAME).map(str::to_owned);
     seen.names.lock().unwrap().push(name);
     match stream.ssl().selected_alpn_protocol() {
-        Some(b"h2") => multiplexed(stream, status, backend, seen).await,
+        Some(b"h2") => multiplexed(stream, character, backend, seen).await,
         _ => raw(stream, backend, seen).await,
     }
 }
@@ -240,8 +247,16 @@ async fn raw(mut stream: SslStream<TcpStream>, backend: SocketAddr, seen: Arc<Se
     let _ = tokio::io::copy_bidirectional(&mut stream, &mut backend).await;
 }
 
-async fn multiplexed(stream: SslStream<TcpStream>, status: u16, backend: SocketAddr, seen: Arc<Seen>) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+async fn multiplexed(
+    stream: SslStream<TcpStream>,
+    character: Character,
+    backend: SocketAddr,
+    seen: Arc<Seen>,
+) {
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(character.streams);
+    let Ok(mut connection) = builder.handshake(stream).await else { return };
+    let status = character.status;
     let mut streams = JoinSet::new();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         seen.streams.fetch_add(1, Ordering::SeqCst);

@@ -27,8 +27,10 @@ const RAW: &str = "rats-tls";
 /// SNI, and authority of CONNECT, in multiplex mode: the same for all.
 const TNG_NAME: &str = "tng.internal";
 
-/// How long a TCP connection, or the answer to CONNECT, may take.
+/// How long a TCP connection may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the answer to CONNECT may take. Servers give it before they dial anybody.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A peer that is silent for that long, and then does not answer probes, is gone; TNG's own numbers (tng.md 2).
 const KEEPALIVE_IDLE_SECS: u32 = 30;
@@ -136,8 +138,10 @@ impl Dialer {
             };
             match live.stream(to).await {
                 Ok(stream) => return Ok(Box::new(stream)),
-                // It had died unnoticed; no byte of the application was in it.
-                Err(ConnectError::Stream { .. }) if pooled => dead = Some(live.id),
+                // It had died unnoticed, or is full; no byte of the application was in it.
+                Err(ConnectError::Stream { .. } | ConnectError::Silent { .. }) if pooled => {
+                    dead = Some(live.id);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -263,8 +267,8 @@ impl Live {
             }
             Ok(Stream::new(send, answer.into_body()))
         };
-        let slow = |_| ConnectError::Dial { to: to.clone(), source: io::ErrorKind::TimedOut.into() };
-        timeout(DIAL_TIMEOUT, opening).await.map_err(slow)?
+        let slow = |_| ConnectError::Silent { to: to.clone(), secs: ANSWER_TIMEOUT.as_secs() };
+        timeout(ANSWER_TIMEOUT, opening).await.map_err(slow)?
     }
 }
 

@@ -48,6 +48,14 @@ pub enum ConnectError {
         #[source]
         source: h2::Error,
     },
+    /// The peer does not answer for a stream: it is gone without a word, or has as many as it takes.
+    #[error("{to} does not answer CONNECT within {secs} s")]
+    Silent {
+        /// Where to.
+        to: Destination,
+        /// How long was waited, in seconds.
+        secs: u64,
+    },
     /// The peer refuses the stream.
     #[error("{to} answers CONNECT with HTTP {status}, expected 200")]
     Refused {
@@ -66,6 +74,7 @@ impl ConnectError {
             ConnectError::Setup(_)
             | ConnectError::Dial { .. }
             | ConnectError::Stream { .. }
+            | ConnectError::Silent { .. }
             | ConnectError::Refused { .. } => false,
         }
     }
@@ -76,9 +85,10 @@ impl Fault for ConnectError {
         match self {
             ConnectError::Setup(source) | ConnectError::Tls { source, .. } => source.class(),
             ConnectError::Attestation { source, .. } => source.class(),
-            ConnectError::Dial { .. } | ConnectError::Stream { .. } | ConnectError::Refused { .. } => {
-                ErrorClass::Transient
-            }
+            ConnectError::Dial { .. }
+            | ConnectError::Silent { .. }
+            | ConnectError::Stream { .. }
+            | ConnectError::Refused { .. } => ErrorClass::Transient,
         }
     }
 
@@ -88,6 +98,7 @@ impl Fault for ConnectError {
             ConnectError::Attestation { source, .. } => source.code(),
             ConnectError::Dial { .. } => "connect.dial",
             ConnectError::Stream { .. } => "connect.stream",
+            ConnectError::Silent { .. } => "connect.silent",
             ConnectError::Refused { .. } => "connect.refused",
         }
     }
@@ -97,7 +108,7 @@ impl Fault for ConnectError {
             ConnectError::Setup(source) | ConnectError::Tls { source, .. } => source.hint(),
             ConnectError::Attestation { source, .. } => source.hint(),
             ConnectError::Dial { .. } => "does the server run, and may this machine reach its port?".into(),
-            ConnectError::Stream { .. } | ConnectError::Refused { .. } => {
+            ConnectError::Stream { .. } | ConnectError::Silent { .. } | ConnectError::Refused { .. } => {
                 "the tunnel's other end is there and attested, but does not serve: look at its log".into()
             }
         }
