@@ -12,25 +12,19 @@ mod connecting;
 mod raw_http;
 #[path = "common/sandbox.rs"]
 mod sandbox;
+#[path = "common/tng.rs"]
+mod tng;
 
 use std::io::{BufRead as _, BufReader};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use connecting::Connect;
 use raw_http::{Script, answer};
 use sandbox::{Builder, Sandbox};
-use serde_json::json;
-
-const VERSIONS: [&str; 2] = ["2.6.0", "2.12.0"];
-
-/// The daemon of that version, or `None` where it is not installed (scripts/setup.sh does).
-fn tng(version: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!(".tools/tng/{version}/tng"));
-    common::available("tng", path.exists(), &format!("no {} (scripts/setup.sh test)", path.display()))
-        .then_some(path)
-}
+use serde_json::{Value, json};
+use tng::{NEWEST, Tng, VERSIONS, binary, free};
 
 /// A process that ends with the test.
 struct Running(Child);
@@ -57,15 +51,8 @@ fn agent(socket: &Path, log_len: usize) -> Running {
 }
 
 /// `tng` in front of `backend`: the process, and where it listens.
-fn egress(
-    tng: &Path,
-    log: &Path,
-    multiplex: bool,
-    trust: serde_json::Value,
-    backend: SocketAddr,
-) -> (Running, SocketAddr) {
-    // tng takes no port 0: one that was free a moment ago.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+fn egress(tng: &Path, multiplex: bool, trust: Value, backend: SocketAddr) -> (Tng, SocketAddr) {
+    let address = free();
     let mut egress = json!({
         "mapping": {
             "in": {"host": "127.0.0.1", "port": address.port()},
@@ -74,14 +61,7 @@ fn egress(
         "rats_tls": {"multiplex": multiplex},
     });
     egress.as_object_mut().unwrap().extend(trust.as_object().unwrap().clone());
-    let config = json!({"add_egress": [egress]}).to_string();
-    let log = std::fs::File::create(log).unwrap();
-    let mut command = Command::new(tng);
-    command.args(["launch", "--config-content", &config]);
-    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-    let running = Running(command.spawn().unwrap());
-    common::wait_until("tng to listen", || TcpStream::connect(address).is_ok());
-    (running, address)
+    (Tng::launch(tng, &json!({"add_egress": [egress]}), address), address)
 }
 
 fn get(proxy: String, to: SocketAddr) -> (u16, String) {
@@ -123,14 +103,14 @@ impl Lab {
 #[test]
 fn attested_egress_of_each_version_is_reached_in_each_mode() {
     for version in VERSIONS {
-        let Some(tng) = tng(version) else { return };
+        let Some(tng) = binary(version) else { return };
         let lab = Lab::new();
         // Evidence as of a machine with a short and with a long event log: the latter exceeds what stock TLS libraries take.
         for (log_len, multiplex) in [(0, true), (0, false), (300_000, true)] {
             let socket = lab.path("aa.sock");
             let _agent = agent(&socket, log_len);
             let trust = json!({"attest": {"aa_addr": format!("unix://{}", socket.display())}});
-            let (_tng, address) = egress(&tng, &lab.path("log"), multiplex, trust, lab.backend.address);
+            let (_tng, address) = egress(&tng, multiplex, trust, lab.backend.address);
             for mode in ["auto", if multiplex { "multiplex" } else { "raw" }] {
                 let connect = lab.connect(&["--mode", mode]);
                 assert_eq!(
@@ -154,10 +134,9 @@ fn attested_egress_of_each_version_is_reached_in_each_mode() {
 #[test]
 fn egress_without_attestation_is_refused() {
     for version in VERSIONS {
-        let Some(tng) = tng(version) else { return };
+        let Some(tng) = binary(version) else { return };
         let lab = Lab::new();
-        let (_tng, address) =
-            egress(&tng, &lab.path("log"), true, json!({"no_ra": true}), lab.backend.address);
+        let (_tng, address) = egress(&tng, true, json!({"no_ra": true}), lab.backend.address);
         let (status, text) = get(lab.connect(&[]).proxy(), address);
         assert_eq!(status, 502);
         let reason = format!(
@@ -171,12 +150,12 @@ fn egress_without_attestation_is_refused() {
 
 #[test]
 fn egress_that_the_service_does_not_affirm_is_refused() {
-    let Some(tng) = tng("2.12.0") else { return };
+    let Some(tng) = binary(NEWEST) else { return };
     let lab = Lab::new();
     let socket = lab.path("aa.sock");
     let _agent = agent(&socket, 0);
     let trust = json!({"attest": {"aa_addr": format!("unix://{}", socket.display())}});
-    let (_tng, address) = egress(&tng, &lab.path("log"), true, trust, lab.backend.address);
+    let (_tng, address) = egress(&tng, true, trust, lab.backend.address);
     let model = "aa".repeat(32);
     let (status, text) = get(lab.connect(&["--expect-model", &model]).proxy(), address);
     assert_eq!(status, 502);
