@@ -24,3 +24,5 @@ bench:
 	@python3 -B benches/encrypt.py --bin target/release
 	@scripts/setup.sh test
 	@python3 -B benches/upload.py --bin target/release
+	@python3 -B benches/cold.py --bin target/release
+	@python3 -B benches/gateway.py --bin target/release

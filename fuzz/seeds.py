@@ -172,6 +172,17 @@ def service_port():
     seed("gateway_plaintext", "check", "GET /health HTTP/1.1\r\nHost: 10.0.0.1:8080\r\nUser-Agent: probe\r\n\r\n")
     seed("gateway_plaintext", "old", "HEAD /health HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
 
+    def token(claims):
+        segment = lambda value: base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+        return f'{segment({"alg": "ES256"})}.{segment(claims)}.c2ln'
+
+    data = {"pubkey-hash": "ggFY", "model-identity": "aa"}
+    cpu = {"ear.status": "affirming", "ear.appraisal-policy-id": "default",
+           "ear.veraison.annotated-evidence": {"runtime_data_claims": data}}
+    seed("ratls_token", "ear", token({"exp": 1795341384, "submods": {"cpu0": cpu}}))
+    seed("ratls_token", "simple", token({"exp": 1795341384, "evaluation-reports": [{"policy-id": "default"}],
+                                         "customized_claims": {"runtime_data": data}}))
+
 
 kbs()
 helper()

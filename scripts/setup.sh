@@ -17,12 +17,13 @@ found=$(cargo --version | awk '{print $2}')
     fail "cargo $found is too old: install Rust $needed or newer (rustup update stable)"
 
 if command -v apt-get >/dev/null; then
-    # gcc: aws-lc. systemd: busctl. gocryptfs, fuse3: the peer that results are compared with.
-    packages=(gcc libc6-dev make dbus-daemon systemd gocryptfs fuse3)
+    # gcc: aws-lc. libssl-dev, pkg-config: cai connect. systemd: busctl. gocryptfs, fuse3: the peer that results are compared
+    # with.
+    packages=(gcc libc6-dev make libssl-dev pkg-config dbus-daemon systemd gocryptfs fuse3)
     # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to
     # spoil. The rest: clients of the service port, and what is between them.
     more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables)
-    case $want in test) packages+=("${more[@]}") ;; bench) packages+=(python3 python3-venv iproute2 curl openssl) ;; esac
+    case $want in test) packages+=("${more[@]}") ;; bench) packages+=(python3 python3-venv iproute2 curl openssl nginx-light wrk) ;; esac
     missing=()
     for package in "${packages[@]}"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -34,7 +35,7 @@ if command -v apt-get >/dev/null; then
     fi
 elif command -v dnf >/dev/null; then
     # RHEL 8 and its likes. UNTESTED: no such machine was at hand.
-    packages=(gcc glibc-devel make dbus-daemon systemd fuse3)
+    packages=(gcc glibc-devel make openssl-devel pkgconf-pkg-config dbus-daemon systemd fuse3)
     [ "$want" = demo ] || packages+=(python3)
     [ "$want" != test ] || packages+=(gcc-c++)
     missing=()
@@ -45,7 +46,7 @@ elif command -v dnf >/dev/null; then
     fi
     command -v gocryptfs >/dev/null || dnf install -y -q gocryptfs || say "no gocryptfs package: comparisons with it are skipped"
 else
-    say "neither apt-get nor dnf: make sure gcc, make, dbus-daemon, busctl, gocryptfs and fusermount3 are installed"
+    say "neither apt-get nor dnf: make sure gcc, make, OpenSSL with its headers, pkg-config, dbus-daemon, busctl, gocryptfs and fusermount3 are installed"
 fi
 
 if [ ! -e /dev/fuse ]; then

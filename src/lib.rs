@@ -20,6 +20,8 @@
 //! ```text
 //! error:      (none)
 //! task:       (none)
+//! text:       (none)
+//! https:      (none)
 //! meminfo:    (none)
 //! ahead:      meminfo
 //! ciphertext: (none)
@@ -27,10 +29,11 @@
 //! keyring:    error
 //! config:     error, keyring, manifest::PublicKey, manifest::Identity, manifest::Pin
 //! pki:        error
+//! jwt:        pki, text
 //! helper:     error
 //! attest:     error, config, helper, pki
-//! ratls:      error, attest, pki, task
-//! kbs:        error, config, attest, keyring, pki, task
+//! ratls:      error, attest, pki, jwt, text, https, task
+//! kbs:        error, config, attest, keyring, pki, jwt, text, https, task
 //! store:      error, ciphertext, manifest, task, ahead
 //! oss:        error, config, keyring::Secret, store, task
 //! gocryptfs:  error, ciphertext, keyring, ahead
@@ -68,6 +71,8 @@ pub mod gateway;
 pub mod gocryptfs;
 pub mod helper;
 pub mod host;
+mod https;
+pub mod jwt;
 pub mod kbs;
 pub mod keyring;
 pub mod manifest;
@@ -78,3 +83,4 @@ pub mod pki;
 pub mod ratls;
 pub mod store;
 pub mod task;
+mod text;

@@ -55,6 +55,11 @@ impl Tasks {
         self.set.spawn(task.instrument(span));
     }
 
+    /// Forget the tasks that have ended, where tasks come and go and nobody waits for them.
+    pub fn reap(&mut self) {
+        while self.set.try_join_next().is_some() {}
+    }
+
     /// Wait until any task ends: normally never, so this is a failure to report unless the token was cancelled.
     pub async fn any_ended(&mut self) -> Ended {
         match self.set.join_next().await {

@@ -3,6 +3,7 @@
 mod attest;
 mod check_config;
 mod check_key;
+mod connect;
 mod download;
 mod encrypt;
 mod gate;
@@ -75,6 +76,8 @@ enum Command {
     Upload(upload::Args),
     /// Download an encrypted directory from OSS.
     Download(download::Args),
+    /// Connect applications to attested servers.
+    Connect(connect::Args),
 }
 
 /// Standard output cannot be written.
@@ -116,6 +119,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
         Command::Mount(args) => mount::run(args)?,
         Command::Upload(args) => upload::run(&cli.root, args)?,
         Command::Download(args) => download::run(&cli.root, args)?,
+        Command::Connect(args) => connect::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@
 //!
 //! Source of every wire fact in this module: tng.md sections 2, 3, 6 and 8.
 
+pub mod connect;
 mod gate;
 mod http2;
 pub mod plaintext;

@@ -330,19 +330,6 @@ impl KbsError {
     }
 }
 
-/// `text` for people: at most `max` characters, control and invisible formatting characters replaced by spaces.
-pub(super) fn printable(text: &str, max: usize) -> String {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    let mut clean: String = text.chars().take(max).map(|c| if hidden(c) { ' ' } else { c }).collect();
-    if text.chars().nth(max).is_some() {
-        clean.push('…');
-    }
-    clean.trim().to_owned()
-}
-
 /// `2026-11-22T09:51:24Z`. Before 1970 is 1970.
 pub(super) fn utc(at: SystemTime) -> String {
     error::utc(at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs())
@@ -351,13 +338,6 @@ pub(super) fn utc(at: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn printable_bounds_the_text_and_disarms_the_terminal() {
-        assert_eq!(printable("a\x1b[31m\nb\u{202e}c\0", 100), "a [31m b c");
-        assert_eq!(printable(&"x".repeat(9), 4), "xxxx…");
-        assert_eq!(printable("ключ", 4), "ключ");
-    }
 
     #[test]
     fn refusal_display_names_step_status_type_detail_and_time() {

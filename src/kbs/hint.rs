@@ -2,13 +2,14 @@
 //!
 //! Source: kbs.md section 12.
 
-use super::error::{KbsError, Refusal, Step, printable, utc};
+use super::error::{KbsError, Refusal, Step, utc};
 use super::jwe::JweError;
 use super::meaning::Cause;
 use super::token::TokenError;
 use super::wire::Dialect;
 use crate::attest::{Claims, reference_values};
 use crate::error::Fault as _;
+use crate::text::printable;
 
 /// Base URLs seen in the field (kbs.md section 0.3).
 const BASE_FORMS: &str = "http://host:8080 (KBS itself), http://load-balancer/release-name (chart), http://gateway:8081/api (gateway); \

@@ -10,10 +10,10 @@ use aes_gcm::{Aes256Gcm, KeyInit as _, Tag};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::error::printable;
 use super::key::{EphemeralKey, TeeKey};
 use super::wire::{Dialect, decode_base64, decode_base64_into, parse_json};
 use crate::keyring::{LockError, Secret};
+use crate::text::printable;
 
 /// Length of the GCM tag, in bytes.
 const TAG_LEN: usize = 16;

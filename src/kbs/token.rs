@@ -5,15 +5,15 @@
 //!
 //! Source: kbs.md section 9.1.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use super::error::printable;
-use super::signer::Signed;
 pub use super::signer::Signers;
-use super::wire::{Jwk, decode_base64};
+use super::wire::Jwk;
+use crate::jwt::{Jwt, JwtError};
 use crate::pki::PkiError;
+use crate::text::printable;
 
 /// Where the brokers put the runtime data of the handshake: EAR tokens (`cpu` in Alibaba v1.1.3 to v1.5.x), and the
 /// simple tokens of v1.0.0 to v1.1.2.
@@ -48,14 +48,11 @@ pub fn check(
     signers: Option<&Signers>,
     now: SystemTime,
 ) -> Result<TokenFacts, TokenError> {
-    let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
-    let (header, claims) = message.split_once('.').ok_or(TokenError::Malformed)?;
-    let (header, claims) = (parse_segment(header)?, parse_segment(claims)?);
-    refuse_unsigned(&header)?;
-    let absent = check_binding(&claims, nonce, jwk)?;
-    let expires = date(&claims, "exp");
+    let token = Jwt::parse(token)?;
+    let absent = check_binding(token.claims(), nonce, jwk)?;
+    let expires = token.expires();
     if let Some(signers) = signers {
-        signers.check(&Signed { header: &header, claims: &claims, message, signature }, now)?;
+        signers.check(&token, now)?;
         let absent = absent.or(expires.is_none().then_some("end"));
         absent.map_or(Ok(()), |what| Err(TokenError::Missing { what }))?;
     } else if let Some(what) = absent {
@@ -65,34 +62,9 @@ pub fn check(
             "the attestation token does not name this handshake's"
         );
     }
-    check_time(&claims, expires, now)?;
-    let id = claims.get("jti").and_then(Value::as_str).map(|id| printable(id, 64));
+    token.check_time(now, CLOCK_SKEW)?;
+    let id = token.claims().get("jti").and_then(Value::as_str).map(|id| printable(id, 64));
     Ok(TokenFacts { expires, id, verified: signers.is_some() })
-}
-
-fn check_time(claims: &Value, expires: Option<SystemTime>, now: SystemTime) -> Result<(), TokenError> {
-    if let Some(expires) = expires
-        && let Ok(late) = now.duration_since(expires)
-        && late > CLOCK_SKEW
-    {
-        return Err(TokenError::Expired { secs: late.as_secs() });
-    }
-    if let Some(start) = date(claims, "nbf")
-        && let Ok(early) = start.duration_since(now)
-        && early > CLOCK_SKEW
-    {
-        return Err(TokenError::NotYetValid { secs: early.as_secs() });
-    }
-    Ok(())
-}
-
-/// `none` and the shared-secret algorithms can sign for anybody.
-fn refuse_unsigned(header: &Value) -> Result<(), TokenError> {
-    let alg = header.get("alg").and_then(Value::as_str).ok_or(TokenError::Malformed)?;
-    if alg.eq_ignore_ascii_case("none") || alg.to_ascii_uppercase().starts_with("HS") {
-        return Err(TokenError::Algorithm { alg: printable(alg, 32) });
-    }
-    Ok(())
 }
 
 /// The handshake's nonce and key, wherever the token carries them, are ours. Which of them it does not carry at all.
@@ -126,17 +98,6 @@ fn is_our_key(theirs: &Value, ours: &Jwk) -> bool {
     }
 }
 
-/// A NumericDate of RFC 7519, which may have a fraction.
-fn date(claims: &Value, name: &str) -> Option<SystemTime> {
-    let since = Duration::try_from_secs_f64(claims.get(name)?.as_f64()?).ok()?;
-    UNIX_EPOCH.checked_add(since)
-}
-
-fn parse_segment<T: serde::de::DeserializeOwned>(segment: &str) -> Result<T, TokenError> {
-    let json = decode_base64(segment).ok_or(TokenError::Malformed)?;
-    serde_json::from_slice(&json).map_err(|_| TokenError::Malformed)
-}
-
 /// The attestation token is not one for this handshake.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
@@ -154,7 +115,7 @@ pub enum TokenError {
     Untrusted,
     /// Its certificates do not lead up to the named ones.
     #[error("the certificates of the attestation token do not lead up to those of trustee.token_cert")]
-    Chain(#[from] PkiError),
+    Chain(#[source] PkiError),
     /// Its certificate is right, its signature is not.
     #[error("the signature of the attestation token does not verify")]
     Signature,
@@ -182,6 +143,20 @@ pub enum TokenError {
         /// By how much, in seconds.
         secs: u64,
     },
+}
+
+impl From<JwtError> for TokenError {
+    fn from(error: JwtError) -> Self {
+        match error {
+            JwtError::Malformed => TokenError::Malformed,
+            JwtError::Algorithm { alg } => TokenError::Algorithm { alg },
+            JwtError::Untrusted => TokenError::Untrusted,
+            JwtError::Chain(source) => TokenError::Chain(source),
+            JwtError::Signature => TokenError::Signature,
+            JwtError::Expired { secs } => TokenError::Expired { secs },
+            JwtError::NotYetValid { secs } => TokenError::NotYetValid { secs },
+        }
+    }
 }
 
 #[cfg(test)]

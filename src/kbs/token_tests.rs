@@ -1,5 +1,7 @@
 //! Tokens without a named signer; `tests/kbs_token.rs` has those with one.
 
+use std::time::UNIX_EPOCH;
+
 use super::*;
 use crate::kbs::key::{KeyAlg, RsaAlg, TeeKey};
 use crate::kbs::wire::encode_base64url;

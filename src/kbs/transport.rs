@@ -3,21 +3,20 @@
 //! Trust comes from the configuration alone: the public roots are compiled in, a CA bundle replaces them, and neither
 //! proxy nor root variables of the environment are read.
 
-use std::error::Error;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::error::{KbsError, Refusal, Step, printable};
+use super::error::{KbsError, Refusal, Step};
 use super::session::Jar;
 use crate::config::Trustee;
+use crate::https::{self, RootsError, is_certificate_error, read_bounded};
+use crate::text::printable;
 
 /// Bound of the answer to each step, in bytes (kbs.md section 13, item 2).
 const fn answer_limit(step: Step) -> usize {
@@ -156,40 +155,15 @@ fn checked_base(url: &Url) -> Result<Url, KbsError> {
 }
 
 fn tls_config(config: &Trustee) -> Result<rustls::ClientConfig, KbsError> {
-    use hyper_rustls::ConfigBuilderExt as _;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(KbsError::Tls)?;
-    let Some(path) = &config.ca_file else {
-        return Ok(builder.with_webpki_roots().with_no_client_auth());
+    let read = |path: &PathBuf| {
+        std::fs::read(path).map_err(|source| KbsError::CaFile { path: path.clone(), source })
     };
-    let pem = std::fs::read(path).map_err(|source| KbsError::CaFile { path: path.clone(), source })?;
-    let unusable = || KbsError::CaContent { path: path.clone() };
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        roots.add(certificate.map_err(|_| unusable())?).map_err(|_| unusable())?;
-    }
-    if roots.is_empty() {
-        return Err(unusable());
-    }
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// The body up to `limit` bytes, and whether that is all of it.
-async fn read_bounded(
-    response: &mut Response,
-    limit: usize,
-) -> Result<(Zeroizing<Vec<u8>>, bool), reqwest::Error> {
-    let mut body = Zeroizing::new(Vec::new());
-    while let Some(chunk) = response.chunk().await? {
-        let room = limit.saturating_sub(body.len());
-        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
-        if chunk.len() > room {
-            return Ok((body, false));
-        }
-    }
-    Ok((body, true))
+    let roots = config.ca_file.as_ref().map(read).transpose()?;
+    https::client_config(roots.as_deref()).map_err(|error| match (error, &config.ca_file) {
+        (RootsError::Content, Some(path)) => KbsError::CaContent { path: path.clone() },
+        (RootsError::Content, None) => KbsError::Tls(rustls::Error::General("no roots are built in".into())),
+        (RootsError::Tls(source), _) => KbsError::Tls(source),
+    })
 }
 
 fn no_answer(step: Step, url: &Url, source: reqwest::Error) -> KbsError {
@@ -199,19 +173,6 @@ fn no_answer(step: Step, url: &Url, source: reqwest::Error) -> KbsError {
     } else {
         KbsError::Unreachable { step, url, at, source }
     }
-}
-
-/// Whether TLS failed on the server's certificate, somewhere down the chain. An `io::Error` skips what it wraps when asked
-/// for its source, so it is asked for that instead.
-fn is_certificate_error(error: &(dyn Error + 'static)) -> bool {
-    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
-        return true;
-    }
-    let inner: Option<&(dyn Error + 'static)> = match error.downcast_ref::<std::io::Error>() {
-        Some(error) => error.get_ref().map(|wrapped| wrapped as _),
-        None => error.source(),
-    };
-    inner.is_some_and(is_certificate_error)
 }
 
 fn redirected(step: Step, response: &Response) -> KbsError {

@@ -5,15 +5,12 @@
 //!
 //! Source: kbs.md sections 2 and 3.
 
-use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha384};
 
 use crate::attest::{Digest, Tee, Verifier};
+pub(super) use crate::text::{decode_base64, decode_base64_into, encode_base64url};
 
 /// Challenge nonces have at least this many bytes (kbs.md section 13, item 4).
 const MIN_NONCE_BYTES: usize = 32;
@@ -151,7 +148,7 @@ impl Challenge {
             None => {}
             Some(algorithm) if algorithm.eq_ignore_ascii_case("sha384") => {}
             Some(algorithm) => {
-                return Err(WireError::Hash { algorithm: super::error::printable(&algorithm, 32) });
+                return Err(WireError::Hash { algorithm: crate::text::printable(&algorithm, 32) });
             }
         }
         Ok(Challenge { nonce: answer.nonce })
@@ -295,30 +292,6 @@ pub enum WireError {
 /// JSON from outside, with an error that quotes nothing of it.
 pub(super) fn parse_json<'a, T: Deserialize<'a>>(what: &'static str, body: &'a [u8]) -> Result<T, WireError> {
     serde_json::from_slice(body).map_err(|e| WireError::Json { what, line: e.line(), column: e.column() })
-}
-
-const LENIENT: GeneralPurposeConfig =
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
-const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
-
-fn engine_for(text: &str) -> &'static GeneralPurpose {
-    if text.contains(['+', '/']) { &STANDARD } else { &URL_SAFE }
-}
-
-/// Decode either alphabet, padded or not: what is received is never re-encoded, so leniency changes no digest.
-pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    engine_for(text).decode(text).ok()
-}
-
-/// As [`decode_base64`], into `target` (at least `base64::decoded_len_estimate` bytes); the number of bytes decoded.
-pub(super) fn decode_base64_into(text: &str, target: &mut [u8]) -> Option<usize> {
-    engine_for(text).decode_slice(text, target).ok()
-}
-
-/// base64url without padding, the form everything sent is in.
-pub(super) fn encode_base64url(bytes: &[u8]) -> String {
-    URL_SAFE_NO_PAD.encode(bytes)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The evidence certificate: a self-signed X.509 certificate that carries what the attester says about its key.
 //!
-//! Owns: the certificate and the evidence in it, as TNG (Trusted Network Gateway) has them on the wire. Must not know: who
+//! Owns: the certificate and the evidence in it, what a relying party asks an attestation service about it, and the TLS role
+//! that receives it, as TNG (Trusted Network Gateway) has them on the wire. Must not know: who
 //! connects to whom and why, sockets, the gateway. No locks, no threads but the blocking ones in which evidence is
 //! collected. The parsers of bytes from outside (blob, certificate) are pure and public, to be fuzzed. Tested beside the code
 //! on `tests/vectors/tng-vectors.json`.
@@ -10,8 +11,22 @@
 
 mod cbor;
 pub mod certificate;
+mod error;
 pub mod evidence;
 pub mod identity;
+mod limit;
+mod service;
+mod tls;
+pub mod verdict;
+mod verifier;
+
+pub use error::VerifyError;
+pub use tls::{Attested, Client, TlsError, TlsStream, Unattested};
+pub use verdict::Demands;
+pub use verifier::{Options as VerifierOptions, Peer, Verifier};
+
+/// Member of the runtime data (current format) with the identity of the model that is served, as `cai manifest` prints it.
+pub const MODEL_IDENTITY: &str = "model-identity";
 
 /// The two bodies of an evidence certificate. No evidence satisfies the verifiers of both (tng.md 4.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

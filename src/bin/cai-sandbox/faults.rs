@@ -9,7 +9,7 @@
 //!
 //! `do` is the act. `on` narrows it to some operations (default: all that the act has a meaning for). `match`
 //! is a substring of the subject: the object key (the `prefix` for listings), or the resource path
-//! `default/aliyun/NAME` (empty for auth and attest). `skip` lets that many matching requests through first,
+//! `default/aliyun/NAME` (empty for the others). `skip` lets that many matching requests through first,
 //! `times` ends it (default: never). A fault counts only when it took effect. Of several faults with the same
 //! place in the answer the first one acts.
 //!
@@ -24,9 +24,13 @@
 //! | `kbs_short_nonce` | auth: a nonce of 8 bytes |
 //! | `kbs_token_nonce` | attest: the token carries another nonce than the session's |
 //! | `kbs_token_key` | attest: the token is about another TEE key than the one attested |
-//! | `kbs_token_signature` | attest: the token's signature is not its signer's |
-//! | `kbs_token_expired` | attest: the token had expired an hour ago |
-//! | `kbs_refuse_evidence` | attest: the verifier says no |
+//! | `kbs_token_signature` | attest, evaluate: the token's signature is not its signer's |
+//! | `kbs_token_expired` | attest, evaluate: the token had expired an hour ago |
+//! | `kbs_refuse_evidence` | attest, evaluate: the verifier says no |
+//! | `as_contraindicate` | evaluate: the policy says no: status `contraindicated`, or no token where it has no such word |
+//! | `as_other_data`, `as_other_policy` | evaluate: the token is about other runtime data, under another policy |
+//! | `as_token_life {secs}` | evaluate: the token lives so long |
+//! | `as_garbage` | evaluate: the answer is no token |
 //! | `kbs_expire_session` | attest, resource: the session and the tokens presented count as expired |
 //! | `kbs_lose_session` | attest, resource: the session is not known (another replica has it); tokens still count |
 //! | `kbs_deny` | resource: the policy denies it |
@@ -62,6 +66,8 @@ pub(crate) enum Op {
     Auth,
     Attest,
     Resource,
+    /// The attestation service, about evidence.
+    Evaluate,
     List,
     Head,
     Get,
@@ -82,6 +88,7 @@ impl Op {
             Op::Auth => "auth",
             Op::Attest => "attest",
             Op::Resource => "resource",
+            Op::Evaluate => "evaluate",
             Op::List => "list",
             Op::Head => "head",
             Op::Get => "get",
@@ -97,7 +104,7 @@ impl Op {
     }
 
     fn is_kbs(self) -> bool {
-        matches!(self, Op::Auth | Op::Attest | Op::Resource)
+        matches!(self, Op::Auth | Op::Attest | Op::Resource | Op::Evaluate)
     }
 
     fn is_cloud(self) -> bool {
@@ -133,6 +140,13 @@ pub(crate) enum Act {
     KbsTokenSignature,
     KbsTokenExpired,
     KbsRefuseEvidence,
+    AsContraindicate,
+    AsOtherData,
+    AsOtherPolicy,
+    AsTokenLife {
+        secs: u64,
+    },
+    AsGarbage,
     KbsExpireSession,
     KbsLoseSession,
     KbsDeny,
@@ -225,7 +239,12 @@ impl Act {
             | Act::KbsTokenKey
             | Act::KbsTokenSignature
             | Act::KbsTokenExpired
-            | Act::KbsRefuseEvidence => Place::Verdict,
+            | Act::KbsRefuseEvidence
+            | Act::AsContraindicate
+            | Act::AsOtherData
+            | Act::AsOtherPolicy
+            | Act::AsTokenLife { .. }
+            | Act::AsGarbage => Place::Verdict,
             Act::KbsDeny | Act::KbsBadTag | Act::KbsSwapKey => Place::Release,
             Act::OssWrongCrc | Act::OssNoCrc | Act::OssIgnoreRange | Act::OssQosDelay { .. } => Place::Header,
             Act::OssCutBody { .. }
@@ -244,11 +263,15 @@ impl Act {
             | Act::KbsDelay { .. }
             | Act::KbsOversize { .. } => op.is_kbs(),
             Act::KbsWrongNonce | Act::KbsShortNonce => op == Op::Auth,
-            Act::KbsTokenNonce
-            | Act::KbsTokenKey
-            | Act::KbsTokenSignature
-            | Act::KbsTokenExpired
-            | Act::KbsRefuseEvidence => op == Op::Attest,
+            Act::KbsTokenNonce | Act::KbsTokenKey => op == Op::Attest,
+            Act::KbsTokenSignature | Act::KbsTokenExpired | Act::KbsRefuseEvidence => {
+                matches!(op, Op::Attest | Op::Evaluate)
+            }
+            Act::AsContraindicate
+            | Act::AsOtherData
+            | Act::AsOtherPolicy
+            | Act::AsTokenLife { .. }
+            | Act::AsGarbage => op == Op::Evaluate,
             Act::KbsExpireSession | Act::KbsLoseSession => matches!(op, Op::Attest | Op::Resource),
             Act::KbsDeny | Act::KbsBadTag | Act::KbsSwapKey => op == Op::Resource,
             Act::OssDrop | Act::OssReset | Act::OssError { .. } | Act::OssDelay { .. } => op.is_oss(),

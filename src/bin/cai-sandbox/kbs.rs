@@ -1,4 +1,4 @@
-//! The stand-in Trustee key broker: `auth`, `attest`, `resource`.
+//! The stand-in Trustee: its key broker (`auth`, `attest`, `resource`), and the way to its attestation service.
 //!
 //! Owns sessions and resources; which Trustee it is, and the refusals' wire form, are in `kbs_server.rs`. It verifies the
 //! sample TEE and stand-in TD quotes; admin operations are refused. One mutex each for sessions and resources, never both,
@@ -14,12 +14,13 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde_json::json;
 
+use crate::attestation::Service;
 use crate::clock::{http_date, unix_secs};
 use crate::faults::{Act, Faults, Op, Place};
 use crate::kbs_evidence::{parse_auth, verify};
 use crate::kbs_jwe::{Form, TeeKey};
 use crate::kbs_server::{Character, Refusal};
-use crate::kbs_token::{Appraisal, Holder, Signer, Spoiled};
+use crate::kbs_token::{Appraisal, Challenger, Holder, Signer, Spoiled};
 use crate::wire::{Call, Outcome, Reply, Site, collect, header, reply};
 
 /// Trustee's default life of a session, in seconds.
@@ -30,6 +31,7 @@ const SESSIONS_KEPT: usize = 10_000;
 const BODY_LIMIT: usize = 2 << 20;
 const NONCE_LEN: usize = 32;
 const PREFIX: &str = "/kbs/v0/";
+const SERVICE_PREFIX: &str = "/as/";
 const COOKIE: &str = "kbs-session-id";
 
 struct Session {
@@ -79,7 +81,8 @@ pub(crate) struct Kbs {
     server: Character,
     faults: Arc<Faults>,
     resources: Arc<Resources>,
-    signer: Signer,
+    signer: Arc<Signer>,
+    service: Service,
     sessions: Mutex<HashMap<String, Session>>,
 }
 
@@ -91,8 +94,14 @@ impl Kbs {
         faults: Arc<Faults>,
         resources: Arc<Resources>,
     ) -> anyhow::Result<Kbs> {
-        let signer = Signer::generate(&server, authority)?;
-        Ok(Kbs { server, faults, resources, signer, sessions: Mutex::default() })
+        let signer = Arc::new(Signer::generate(&server, authority)?);
+        let service = Service {
+            server: server.clone(),
+            faults: faults.clone(),
+            signer: signer.clone(),
+            challenger: Challenger::default(),
+        };
+        Ok(Kbs { server, faults, resources, signer, service, sessions: Mutex::default() })
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<String, Session>> {
@@ -221,12 +230,15 @@ impl Kbs {
         self.signer.verify(token).filter(|_| !expired).ok_or(Refusal::TokenVerifier)
     }
 
-    async fn route(&self, op: Op, path: &str, call: Call) -> Reply {
+    async fn route(&self, op: Op, path: &str, call: Call, to_service: bool) -> Reply {
         let Call { parts, body, .. } = call;
         let Some(body) = collect(body, BODY_LIMIT).await else {
             let text = "A payload reached size limit";
             return reply(StatusCode::PAYLOAD_TOO_LARGE, Some("text/plain; charset=utf-8"), text);
         };
+        if to_service {
+            return self.service.route(path, &parts.method, &body);
+        }
         let answer = match (op, &parts.method) {
             (Op::Auth, &Method::POST) => self.auth(&body),
             (Op::Attest, &Method::POST) => self.attest(&parts.headers, &body),
@@ -243,8 +255,12 @@ impl Site for Kbs {
     const NAME: &'static str = "kbs";
 
     async fn answer(&self, call: Call) -> Outcome {
-        let path = call.parts.uri.path().strip_prefix(PREFIX).unwrap_or_default().to_owned();
+        let path = call.parts.uri.path();
+        let service = path.strip_prefix(SERVICE_PREFIX);
+        let path = service.or_else(|| path.strip_prefix(PREFIX)).unwrap_or_default().to_owned();
+        let to_service = service.is_some();
         let (op, subject) = match path.split_once('/') {
+            _ if to_service => (Service::op(&path), path.as_str()),
             None if path == "auth" => (Op::Auth, ""),
             None if path == "attest" => (Op::Attest, ""),
             Some(("resource", subject)) => (Op::Resource, subject),
@@ -256,7 +272,7 @@ impl Site for Kbs {
         }
         let reply = match self.fault(Place::Instead, op, &subject) {
             Some(act) => instead(&act),
-            None => Some(self.route(op, &subject, call).await),
+            None => Some(self.route(op, &subject, call, to_service).await),
         };
         Outcome { op, subject, reply }
     }

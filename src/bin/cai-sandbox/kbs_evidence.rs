@@ -201,14 +201,29 @@ pub(crate) fn verify(
     };
     bound.additional_evidence = additional.as_deref();
     let expected = bound.digest()?;
-    let verified = match tee {
-        "tdx" => kbs_tdx::verify(server.protocol, primary, &expected)?,
-        "sample" => sample(server.protocol, primary, &expected)?,
-        _ => return Err(format!("TEE `{tee}` verifier is not implemented.")),
-    };
+    let verified = verify_bare(server.protocol, tee, primary, &expected)?;
     let runtime_data = serde_json::to_value(&bound).map_err(|e| e.to_string())?;
     let submod = server.protocol.submod();
-    Ok((key, Appraisal { submod, verified, gpus, runtime_data }))
+    // The default policy knows no reference values here, so it warns of everything.
+    let (status, policies) = ("contraindicated", vec!["default".to_owned()]);
+    Ok((key, Appraisal { submod, verified, gpus, runtime_data, status, policies }))
+}
+
+/// Verifies one TEE's evidence, which must be bound to `expected`.
+///
+/// # Errors
+/// The verifier's words.
+pub(crate) fn verify_bare(
+    protocol: Protocol,
+    tee: &str,
+    evidence: Value,
+    expected: &[u8],
+) -> Result<Verified, String> {
+    match tee {
+        "tdx" => kbs_tdx::verify(protocol, evidence, expected),
+        "sample" => sample(protocol, evidence, expected),
+        _ => Err(format!("TEE `{tee}` verifier is not implemented.")),
+    }
 }
 
 /// Verifies additional evidence, bound to `digest`; the number of GPUs in it.

@@ -7,6 +7,7 @@
 //! Source: `kbs.md` 9.1, the recorded exchange.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
@@ -40,6 +41,10 @@ pub(crate) struct Appraisal {
     pub(crate) gpus: usize,
     /// Nonce, tee-pubkey and, in protocol 0.4.0, additional-evidence.
     pub(crate) runtime_data: Value,
+    /// `ear.status`, of an EAR token.
+    pub(crate) status: &'static str,
+    /// The policies it was appraised under; EAR tokens name the first.
+    pub(crate) policies: Vec<String>,
 }
 
 /// Who holds a token, for the resource policy.
@@ -60,6 +65,8 @@ pub(crate) struct Signer {
     header: Value,
     /// In the payload, where the first generation has it.
     jwk: Option<Value>,
+    /// PEM, the signer's own first.
+    certificates: Option<String>,
 }
 
 /// What is wrong with a token that is issued.
@@ -67,6 +74,8 @@ pub(crate) struct Signer {
 pub(crate) struct Spoiled {
     pub(crate) signature: bool,
     pub(crate) expired: bool,
+    /// Instead of the usual, in seconds.
+    pub(crate) life: Option<u64>,
 }
 
 impl Signer {
@@ -74,16 +83,24 @@ impl Signer {
     pub(crate) fn generate(server: &Character, authority: Option<&Path>) -> anyhow::Result<Signer> {
         let (key, certifiable) = if server.oldest { new_rsa()? } else { new_ec()? };
         let mut jwk = key.jwk()?;
+        let mut certificates = None;
         if let (Some(path), Some(members)) = (authority, jwk.as_object_mut()) {
-            members.insert("x5c".to_owned(), certify(server.maker, &certifiable, path)?.into());
+            let (x5c, pem) = certify(server.maker, &certifiable, path)?;
+            members.insert("x5c".to_owned(), x5c.into());
+            certificates = Some(pem);
         }
         let header = json!({"typ": "JWT", "alg": key.alg()});
         Ok(if server.oldest {
-            Signer { key, header, jwk: Some(jwk) }
+            Signer { key, header, jwk: Some(jwk), certificates }
         } else {
             let header = json!({"typ": "JWT", "alg": key.alg(), "jwk": jwk});
-            Signer { key, header, jwk: None }
+            Signer { key, header, jwk: None, certificates }
         })
+    }
+
+    /// The signer's certificate and its authority's in PEM, if it is certified.
+    pub(crate) fn certificates(&self) -> Option<&str> {
+        self.certificates.as_deref()
     }
 
     /// A token for `appraisal`, valid from now.
@@ -98,11 +115,10 @@ impl Signer {
         if let Some(members) = claims.as_object_mut() {
             members.insert("iat".to_owned(), issued.into());
             members.insert("nbf".to_owned(), issued.into());
-            members.insert("exp".to_owned(), (issued + LIFETIME_SECS).into());
+            members.insert("exp".to_owned(), (issued + spoiled.life.unwrap_or(LIFETIME_SECS)).into());
             members.insert("jti".to_owned(), hex::encode(id).into());
         }
-        let segment = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", segment(&self.header), segment(&claims));
+        let signed = to_sign(&self.header, &claims);
         let mut signature = self.key.sign(signed.as_bytes())?;
         if let Some(first) = signature.first_mut().filter(|_| spoiled.signature) {
             *first = !*first;
@@ -126,6 +142,34 @@ impl Signer {
     }
 }
 
+/// What a token's signature is over.
+fn to_sign(header: &Value, claims: &Value) -> String {
+    let segment = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}", segment(header), segment(claims))
+}
+
+/// Issues challenges for evidence that is to be fresh; nothing here verifies them.
+#[derive(Default)]
+pub(crate) struct Challenger(OnceLock<Key>);
+
+impl Challenger {
+    /// The answer's body: a nonce, and the same signed.
+    pub(crate) fn challenge(&self) -> anyhow::Result<Value> {
+        if self.0.get().is_none() {
+            // A race makes a key too many.
+            let _ = self.0.set(new_rsa()?.0);
+        }
+        let key = self.0.get().context("no key")?;
+        let mut nonce = [0; 32];
+        getrandom::fill(&mut nonce)?;
+        let (nonce, issued) = (STANDARD.encode(nonce), unix_secs());
+        let claims = json!({"iat": issued, "exp": issued + LIFETIME_SECS, "nonce": nonce});
+        let signed = to_sign(&json!({"typ": "JWT", "alg": key.alg(), "jwk": key.jwk()?}), &claims);
+        let token = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(key.sign(signed.as_bytes())?));
+        Ok(json!({"nonce": nonce, "extra-params": {"jwt": token}}))
+    }
+}
+
 fn holder(claims: &Value) -> Option<Holder> {
     const EVIDENCE: &str = "ear.veraison.annotated-evidence";
     let submods = claims.get("submods").and_then(Value::as_object);
@@ -145,16 +189,16 @@ fn holder(claims: &Value) -> Option<Holder> {
 
 /// Claims of an EAR token.
 fn ear(appraisal: &Appraisal) -> Value {
-    let Appraisal { submod, verified, gpus, runtime_data } = appraisal;
+    let Appraisal { submod, verified, gpus, runtime_data, status, policies } = appraisal;
     let mut vector = json!({"configuration": 36, "executables": 33, "hardware": 97});
     if let ("cpu0", Some(vector)) = (*submod, vector.as_object_mut()) {
         vector.insert("file-system".to_owned(), json!(35));
     }
     let mut submods = serde_json::Map::new();
     let cpu = json!({
-        "ear.status": "contraindicated",
+        "ear.status": status,
         "ear.trustworthiness-vector": vector,
-        "ear.appraisal-policy-id": "default",
+        "ear.appraisal-policy-id": policies.first().map_or("default", String::as_str),
         "ear.veraison.annotated-evidence": {
             "report_data": verified.report_data,
             "runtime_data_claims": runtime_data,
@@ -177,7 +221,8 @@ fn ear(appraisal: &Appraisal) -> Value {
 
 /// Claims of a simple token, with what the quote says under flattened names.
 fn simple(appraisal: &Appraisal, jwk: &Value) -> Value {
-    let Appraisal { verified, runtime_data, .. } = appraisal;
+    let Appraisal { verified, runtime_data, policies, .. } = appraisal;
+    let reports: Vec<Value> = policies.iter().map(|id| json!({"policy-id": id})).collect();
     let mut status = serde_json::Map::new();
     flatten(verified.tee, &verified.claims, &mut status);
     json!({
@@ -185,7 +230,7 @@ fn simple(appraisal: &Appraisal, jwk: &Value) -> Value {
         "jwk": jwk,
         "tee": verified.tee,
         "tcb-status": status,
-        "evaluation-reports": [{"policy-id": "default"}],
+        "evaluation-reports": reports,
         "customized_claims": {"init_data": "", "runtime_data": runtime_data},
     })
 }
@@ -262,16 +307,18 @@ fn new_rsa() -> anyhow::Result<(Key, rcgen::KeyPair)> {
     Ok((Key::Rsa(key), pair))
 }
 
-/// A certificate for `signer` by a new authority, as `x5c` without the authority itself, which goes to the file.
-fn certify(maker: Maker, signer: &rcgen::KeyPair, authority: &Path) -> anyhow::Result<Vec<String>> {
+/// A certificate for `signer` by a new authority, as `x5c` without the authority itself, which goes to the
+/// file; and both in PEM.
+fn certify(maker: Maker, signer: &rcgen::KeyPair, authority: &Path) -> anyhow::Result<(Vec<String>, String)> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let issuer = CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?;
     let params = CertificateParams::new(vec!["token-signer.sandbox".to_owned()])?;
     let certificate = params.signed_by(signer, &issuer)?;
     std::fs::write(authority, issuer.pem()).with_context(|| format!("writing {}", authority.display()))?;
-    Ok(vec![match maker {
+    let entry = match maker {
         Maker::Alibaba => URL_SAFE_NO_PAD.encode(certificate.der()),
         Maker::Upstream => STANDARD.encode(certificate.der()),
-    }])
+    };
+    Ok((vec![entry], certificate.pem() + &issuer.pem()))
 }

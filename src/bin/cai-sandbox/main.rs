@@ -18,6 +18,7 @@
     unused_must_use
 )]
 
+mod attestation;
 mod clock;
 mod cloud;
 mod control;

@@ -1,0 +1,287 @@
+//! Tunnels to servers: TCP, TLS, attestation, and the streams that share a connection.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{Method, Request, StatusCode, Uri};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::destination::Destination;
+use super::error::ConnectError;
+use super::stream::Stream;
+use crate::ratls::{Client, TlsStream, Verifier};
+use crate::task::Tasks;
+
+/// ALPN of HTTP/2 with a stream for each connection of an application: every TNG up to 2.6, and later with `multiplex`.
+const MULTIPLEX: &str = "h2";
+/// ALPN of one TLS connection for each: TNG from 2.7 on.
+const RAW: &str = "rats-tls";
+
+/// SNI, and authority of CONNECT, in multiplex mode: the same for all.
+const TNG_NAME: &str = "tng.internal";
+
+/// How long a TCP connection may take.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the answer to CONNECT may take. Servers give it before they dial anybody.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A peer that is silent for that long, and then does not answer probes, is gone; TNG's own numbers (tng.md 2).
+const KEEPALIVE_IDLE_SECS: u32 = 30;
+const KEEPALIVE_INTERVAL_SECS: u32 = 10;
+const KEEPALIVE_PROBES: u32 = 5;
+/// As long for bytes that were sent and are not acknowledged.
+const UNACKNOWLEDGED_MS: u32 = 80_000;
+
+/// Bytes a server may send ahead of a reader, for a stream and for all of a connection: 2 MiB as TNG, and four times that,
+/// so that one slow reader does not hold up the others.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Destinations remembered before those without a connection are forgotten.
+const POOL_LIMIT: usize = 256;
+
+/// What is offered to servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Whichever the server takes.
+    Auto,
+    /// Streams in one connection.
+    Multiplex,
+    /// A connection each.
+    Raw,
+}
+
+/// Bytes to and from an attested server.
+pub type Tunnel = Box<dyn Duplex>;
+
+/// Both directions.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Opens tunnels.
+pub struct Dialer {
+    client: Client,
+    verifier: Verifier,
+    mode: Mode,
+    pool: Mutex<HashMap<Destination, Arc<Slot>>>,
+    tasks: Mutex<Tasks>,
+}
+
+/// What is known of one destination.
+type Slot = tokio::sync::Mutex<Known>;
+
+#[derive(Default)]
+enum Known {
+    #[default]
+    Nothing,
+    /// It takes a connection each.
+    Raw,
+    Multiplexed(Live),
+}
+
+/// A connection that takes streams.
+#[derive(Clone)]
+struct Live {
+    requests: SendRequest<Bytes>,
+    /// End of the verdict.
+    expires: SystemTime,
+    /// Which connection it is, by the address of this.
+    id: Arc<()>,
+}
+
+enum Dialed {
+    Raw(TlsStream<TcpStream>),
+    Multiplexed(Live),
+}
+
+impl Dialer {
+    /// Nothing is connected yet.
+    ///
+    /// # Errors
+    /// [`ConnectError::Setup`].
+    pub fn new(verifier: Verifier, mode: Mode) -> Result<Self, ConnectError> {
+        let offered: &[&str] = match mode {
+            Mode::Auto => &[MULTIPLEX, RAW],
+            Mode::Multiplex => &[MULTIPLEX],
+            Mode::Raw => &[RAW],
+        };
+        let client = Client::new(offered).map_err(ConnectError::Setup)?;
+        Ok(Dialer { client, verifier, mode, pool: Mutex::default(), tasks: Mutex::default() })
+    }
+
+    /// A tunnel to a server that was attested: over a connection that is there, if its verdict holds, else over a new one.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; not a byte of the application has gone anywhere then.
+    pub async fn open(&self, to: &Destination) -> Result<Tunnel, ConnectError> {
+        let slot = self.slot(to);
+        let mut dead: Option<Arc<()>> = None;
+        loop {
+            let (live, pooled) = match self.shared(&slot, to, dead.as_ref()).await? {
+                Shared::Raw(Some(stream)) => return Ok(Box::new(stream)),
+                Shared::Raw(None) => match self.dial(to).await? {
+                    Dialed::Raw(stream) => return Ok(Box::new(stream)),
+                    Dialed::Multiplexed(live) => {
+                        *slot.lock().await = Known::Multiplexed(live.clone());
+                        (live, false)
+                    }
+                },
+                Shared::Multiplexed(live, pooled) => (live, pooled),
+            };
+            match live.stream(to).await {
+                Ok(stream) => return Ok(Box::new(stream)),
+                // It had died unnoticed, or is full; no byte of the application was in it.
+                Err(ConnectError::Stream { .. } | ConnectError::Silent { .. }) if pooled => {
+                    dead = Some(live.id);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The connection to share, dialled if there is none; whoever comes meanwhile waits for it. Servers that share none are
+    /// dialled outside, by each for himself.
+    async fn shared(
+        &self,
+        slot: &Slot,
+        to: &Destination,
+        dead: Option<&Arc<()>>,
+    ) -> Result<Shared, ConnectError> {
+        let mut known = slot.lock().await;
+        match &*known {
+            Known::Raw => return Ok(Shared::Raw(None)),
+            Known::Multiplexed(live) if live.expires <= SystemTime::now() => {
+                tracing::info!(event = "connect.reattest", %to, "the verdict has ended: new streams need a new one");
+            }
+            Known::Multiplexed(live) if dead.is_none_or(|dead| !Arc::ptr_eq(dead, &live.id)) => {
+                return Ok(Shared::Multiplexed(live.clone(), true));
+            }
+            Known::Multiplexed(_) | Known::Nothing => {}
+        }
+        match self.dial(to).await? {
+            Dialed::Raw(stream) => {
+                *known = Known::Raw;
+                Ok(Shared::Raw(Some(stream)))
+            }
+            Dialed::Multiplexed(live) => {
+                *known = Known::Multiplexed(live.clone());
+                Ok(Shared::Multiplexed(live, false))
+            }
+        }
+    }
+
+    fn slot(&self, to: &Destination) -> Arc<Slot> {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.len() >= POOL_LIMIT {
+            let now = SystemTime::now();
+            pool.retain(|_, slot| {
+                let known = slot.try_lock();
+                known.is_err()
+                    || known.is_ok_and(|known| matches!(&*known, Known::Multiplexed(l) if l.expires > now))
+            });
+        }
+        pool.entry(to.clone()).or_default().clone()
+    }
+
+    /// A new connection to an attested server.
+    async fn dial(&self, to: &Destination) -> Result<Dialed, ConnectError> {
+        let dialling = timeout(DIAL_TIMEOUT, TcpStream::connect(to.parts())).await;
+        let stream = dialling.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let stream = stream.map_err(|source| ConnectError::Dial { to: to.clone(), source })?;
+        keep_alive(&stream);
+        let name = if self.mode == Mode::Raw { to.name() } else { Some(TNG_NAME) };
+        let connected = self.client.connect(stream, name).await;
+        let connected = connected.map_err(|source| ConnectError::Tls { to: to.clone(), source })?;
+        let attested = connected.attest(&self.verifier).await;
+        let attested = attested
+            .map_err(|source| ConnectError::Attestation { to: to.clone(), source: Box::new(source) })?;
+        let peer = &attested.peer;
+        let (tee, format, until) = (&peer.tee, peer.format.name(), utc(peer.expires));
+        if peer.authenticated {
+            tracing::info!(event = "connect.attested", %to, tee, format, until, "attested {to} ({tee}) until {until}");
+        } else {
+            tracing::warn!(
+                event = "connect.attested-by-anybody",
+                %to,
+                tee,
+                format,
+                until,
+                "attested {to} ({tee}) until {until}, by an attestation service that anybody can answer for \
+                 (--as-unauthenticated)"
+            );
+        }
+        if attested.protocol == RAW {
+            return Ok(Dialed::Raw(attested.stream));
+        }
+        let expires = peer.expires;
+        let requests = self.multiplex(attested.stream).await;
+        let requests = requests.map_err(|source| ConnectError::Stream { to: to.clone(), source })?;
+        Ok(Dialed::Multiplexed(Live { requests, expires, id: Arc::default() }))
+    }
+
+    async fn multiplex(&self, stream: TlsStream<TcpStream>) -> Result<SendRequest<Bytes>, h2::Error> {
+        let mut builder = h2::client::Builder::new();
+        builder.enable_push(false).initial_window_size(STREAM_WINDOW);
+        builder.initial_connection_window_size(CONNECTION_WINDOW);
+        let (requests, connection) = builder.handshake(stream).await?;
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.reap();
+        // Ends by itself once nobody holds a stream of it, or a place to open one.
+        tasks.supervise("connect-h2", async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(event = "connect.lost", ?error, "a connection to a server ended");
+            }
+        });
+        Ok(requests)
+    }
+}
+
+/// What [`Dialer::shared`] finds.
+enum Shared {
+    /// The server takes a connection each; the first comes with the discovery.
+    Raw(Option<TlsStream<TcpStream>>),
+    /// A connection for streams, and whether it was there before.
+    Multiplexed(Live, bool),
+}
+
+impl Live {
+    async fn stream(&self, to: &Destination) -> Result<Stream, ConnectError> {
+        let failed = |source| ConnectError::Stream { to: to.clone(), source };
+        let opening = async {
+            let mut requests = self.requests.clone().ready().await.map_err(failed)?;
+            let mut request = Request::new(());
+            *request.method_mut() = Method::CONNECT;
+            *request.uri_mut() = Uri::from_static(TNG_NAME);
+            let (answer, send) = requests.send_request(request, false).map_err(failed)?;
+            let answer = answer.await.map_err(failed)?;
+            if answer.status() != StatusCode::OK {
+                return Err(ConnectError::Refused { to: to.clone(), status: answer.status().as_u16() });
+            }
+            Ok(Stream::new(send, answer.into_body()))
+        };
+        let slow = |_| ConnectError::Silent { to: to.clone(), secs: ANSWER_TIMEOUT.as_secs() };
+        timeout(ANSWER_TIMEOUT, opening).await.map_err(slow)?
+    }
+}
+
+fn keep_alive(stream: &TcpStream) {
+    // Failing means that a dead peer is noticed later.
+    let _ = stream.set_nodelay(true);
+    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECS);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_SECS);
+    let _ = setsockopt(stream, sockopt::TcpKeepCount, &KEEPALIVE_PROBES);
+    let _ = setsockopt(stream, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS);
+}
+
+fn utc(at: SystemTime) -> String {
+    crate::error::utc(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs())
+}

@@ -1,0 +1,217 @@
+//! The TLS client that receives evidence, with OpenSSL: rustls takes no certificate of more than 64 KiB.
+//!
+//! Owns: TLS 1.3 only, the peer's proof that it holds its certificate's key (CertificateVerify, which OpenSSL checks), the
+//! bound of a certificate, and the rule, held by types, that a connection cannot be used before its peer is attested. Name,
+//! validity and chain of the certificate say nothing and are not looked at. Must not know: who connects to whom and why.
+//! Asynchronous, no locks. Tested in `tests/connect_hostile.rs`.
+
+use std::ffi::c_long;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use openssl::error::ErrorStack;
+use openssl::ssl::{
+    self, Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslVerifyMode, SslVersion,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_openssl::SslStream;
+
+use super::certificate::CERTIFICATE_LIMIT;
+use super::error::VerifyError;
+use super::limit::set_max_cert_list;
+use super::verifier::{Peer, Verifier};
+use crate::error::{ErrorClass, Fault};
+
+/// How long a handshake may take. A peer whose evidence is made for each connection needs seconds.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// TLS with a peer failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// OpenSSL refuses a setting.
+    #[error("setting up TLS")]
+    Setup(#[source] ErrorStack),
+    /// The handshake failed.
+    #[error("TLS handshake")]
+    Handshake(#[source] ssl::Error),
+    /// It took too long.
+    #[error("the TLS handshake took more than {} s", TIMEOUT.as_secs())]
+    Slow,
+    /// There is no certificate in a completed handshake.
+    #[error("the peer showed no certificate")]
+    NoCertificate,
+    /// The peer does not speak what was offered.
+    #[error("the peer chose the protocol {chosen}, expected one of {offered}")]
+    Protocol {
+        /// What it chose.
+        chosen: String,
+        /// What was offered.
+        offered: String,
+    },
+}
+
+impl Fault for TlsError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            TlsError::Setup(_) => ErrorClass::Internal,
+            TlsError::Handshake(_) | TlsError::Slow => ErrorClass::Transient,
+            TlsError::NoCertificate | TlsError::Protocol { .. } => ErrorClass::Corrupt,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            TlsError::Setup(_) => "tls.setup",
+            TlsError::Handshake(_) => "tls.handshake",
+            TlsError::Slow => "tls.slow",
+            TlsError::NoCertificate => "tls.no-certificate",
+            TlsError::Protocol { .. } => "tls.protocol",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            TlsError::Setup(_) => "report this as a defect in cai, with the version of OpenSSL".into(),
+            TlsError::Handshake(_) | TlsError::NoCertificate => {
+                "is a cai gateway or a TNG egress behind that port? plaintext is never sent to it".into()
+            }
+            TlsError::Slow => "the peer may be making evidence; try again, then look at its log".into(),
+            TlsError::Protocol { .. } => {
+                "multiplexing must be the same on both ends (cai connect --mode; TNG: rats_tls.multiplex)"
+                    .into()
+            }
+        }
+    }
+}
+
+/// Makes TLS connections to peers that show evidence.
+#[derive(Debug, Clone)]
+pub struct Client {
+    context: SslContext,
+    offered: &'static [&'static str],
+}
+
+impl Client {
+    /// Set up, to offer these protocols (ALPN), the best first. One of them must be chosen by the peer.
+    ///
+    /// # Errors
+    /// [`TlsError::Setup`].
+    pub fn new(offered: &'static [&'static str]) -> Result<Self, TlsError> {
+        context(offered).map(|context| Client { context, offered }).map_err(TlsError::Setup)
+    }
+
+    /// Shake hands over `stream`. `name` goes out as SNI.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub async fn connect<S>(&self, stream: S, name: Option<&str>) -> Result<Unattested<S>, TlsError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut ssl = Ssl::new(&self.context).map_err(TlsError::Setup)?;
+        if let Some(name) = name {
+            ssl.set_hostname(name).map_err(TlsError::Setup)?;
+        }
+        let mut stream = SslStream::new(ssl, Whole(stream)).map_err(TlsError::Setup)?;
+        let handshake = tokio::time::timeout(TIMEOUT, Pin::new(&mut stream).connect()).await;
+        handshake.map_err(|_| TlsError::Slow)?.map_err(TlsError::Handshake)?;
+        let certificate = stream.ssl().peer_certificate().ok_or(TlsError::NoCertificate)?;
+        let certificate = certificate.to_der().map_err(TlsError::Setup)?;
+        let protocol = self.protocol(stream.ssl().selected_alpn_protocol())?;
+        Ok(Unattested { stream, certificate, protocol })
+    }
+
+    fn protocol(&self, chosen: Option<&[u8]>) -> Result<&'static str, TlsError> {
+        let known = self.offered.iter().find(|offer| Some(offer.as_bytes()) == chosen);
+        known.copied().ok_or_else(|| TlsError::Protocol {
+            chosen: chosen.map_or_else(|| "(none)".into(), |name| String::from_utf8_lossy(name).into_owned()),
+            offered: self.offered.join(", "),
+        })
+    }
+}
+
+fn context(offered: &[&str]) -> Result<SslContext, ErrorStack> {
+    let mut builder = SslContext::builder(SslMethod::tls_client())?;
+    builder.set_min_proto_version(Some(SslVersion::TLS1_3))?;
+    // The chain is nobody's; the verdict on the leaf takes its place. CertificateVerify is checked all the same.
+    builder.set_verify(SslVerifyMode::NONE);
+    // Resumption would skip the certificate.
+    builder.set_session_cache_mode(SslSessionCacheMode::OFF);
+    builder.set_options(SslOptions::NO_TICKET);
+    let mut names = Vec::new();
+    for name in offered {
+        names.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+        names.extend_from_slice(name.as_bytes());
+    }
+    builder.set_alpn_protos(&names)?;
+    set_max_cert_list(&mut builder, c_long::try_from(CERTIFICATE_LIMIT).unwrap_or(c_long::MAX));
+    Ok(builder.build())
+}
+
+/// TLS over `S`.
+pub type TlsStream<S> = SslStream<Whole<S>>;
+
+/// A transport whose end is an error. TLS says itself when it is over (close_notify), and OpenSSL reads no further then; an
+/// end without that is a cut, which OpenSSL 1.1.1 does not tell from it.
+#[derive(Debug)]
+pub struct Whole<S>(S);
+
+impl<S: AsyncRead + Unpin> AsyncRead for Whole<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.remaining();
+        ready!(Pin::new(&mut self.0).poll_read(cx, buffer))?;
+        let ended = before > 0 && buffer.remaining() == before;
+        Poll::Ready(if ended { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Whole<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// A connection whose peer holds the key of its certificate, and nothing more is known of it. It can be attested, and
+/// dropped.
+#[derive(Debug)]
+pub struct Unattested<S> {
+    stream: TlsStream<S>,
+    certificate: Vec<u8>,
+    protocol: &'static str,
+}
+
+/// A connection to a peer that was attested.
+#[derive(Debug)]
+pub struct Attested<S> {
+    /// For application bytes.
+    pub stream: TlsStream<S>,
+    /// The protocol chosen among those offered.
+    pub protocol: &'static str,
+    /// The other end.
+    pub peer: Peer,
+}
+
+impl<S> Unattested<S> {
+    /// Attest the peer.
+    ///
+    /// # Errors
+    /// [`VerifyError`].
+    pub async fn attest(self, verifier: &Verifier) -> Result<Attested<S>, VerifyError> {
+        let peer = verifier.verify(&self.certificate).await?;
+        Ok(Attested { stream: self.stream, protocol: self.protocol, peer })
+    }
+}

@@ -1,0 +1,57 @@
+//! Bytes and text that others wrote: base64 in both alphabets, and what of a text may be shown to people.
+//!
+//! Owns: how lenient cai reads, in one place. Must not know: whose text it is. Pure, no threads, no locks. Tested below.
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+const LENIENT: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
+
+fn engine_for(text: &str) -> &'static GeneralPurpose {
+    if text.contains(['+', '/']) { &STANDARD } else { &URL_SAFE }
+}
+
+/// Decode either alphabet, padded or not: what is received is never re-encoded, so leniency changes no digest.
+pub(crate) fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    engine_for(text).decode(text).ok()
+}
+
+/// As [`decode_base64`], into `target` (at least `base64::decoded_len_estimate` bytes); the number of bytes decoded.
+pub(crate) fn decode_base64_into(text: &str, target: &mut [u8]) -> Option<usize> {
+    engine_for(text).decode_slice(text, target).ok()
+}
+
+/// base64url without padding, the form everything sent is in.
+pub(crate) fn encode_base64url(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// `text` for people: at most `max` characters, control and invisible formatting characters replaced by spaces.
+pub(crate) fn printable(text: &str, max: usize) -> String {
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let mut clean: String = text.chars().take(max).map(|c| if hidden(c) { ' ' } else { c }).collect();
+    if text.chars().nth(max).is_some() {
+        clean.push('…');
+    }
+    clean.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn printable_bounds_the_text_and_disarms_the_terminal() {
+        assert_eq!(printable("a\x1b[31m\nb\u{202e}c\0", 100), "a [31m b c");
+        assert_eq!(printable(&"x".repeat(9), 4), "xxxx…");
+        assert_eq!(printable("ключ", 4), "ключ");
+    }
+}
