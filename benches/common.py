@@ -68,6 +68,17 @@ def wait_for(condition, what, process=None, limit=120):
         time.sleep(0.01)
 
 
+def read_all(directory):
+    """Read every file sequentially, 1 MiB at a time; bytes."""
+    total, buffer = 0, bytearray(CHUNK)
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with open(path, "rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    total += count
+    return total
+
+
 @contextlib.contextmanager
 def mounted(command, point, announced=False):
     """A FUSE daemon in the foreground, mounted at point; yields its process and the file with what it says.

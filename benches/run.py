@@ -12,30 +12,16 @@ Needs root, /dev/fuse, gocryptfs, dbus-daemon. Prints Markdown. Leaves nothing b
 
 import argparse
 import contextlib
-import json
-import os
 import resource
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from common import CHUNK, GB, cpu_of, cpu_used, drop_caches, memory_of, mounted, wait_for
-
-
-def read_all(directory):
-    """Read every file sequentially, 1 MiB at a time; bytes."""
-    total, buffer = 0, bytearray(CHUNK)
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            with open(path, "rb", buffering=0) as file:
-                while count := file.readinto(buffer):
-                    total += count
-    return total
+from common import GB, cpu_of, cpu_used, drop_caches, memory_of, mounted, read_all
+from stand import Stand, ensure_user
 
 
 def measure_read(command, point, cold):
@@ -71,75 +57,12 @@ def compare_reads(cai, work, cipher, password, rounds):
         print(f"\ncai against gocryptfs: median {statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
-class Stand:
-    """Stand-in Trustee and OSS, and a private system bus."""
-
-    def __init__(self, binaries, work, password):
-        self.binaries, self.work, self.password = binaries, work, password
-        self.stack = contextlib.ExitStack()
-
-    def __enter__(self):
-        (self.work / "access-key").write_text("bench-secret")
-        command = [
-            self.binaries / "cai-sandbox", "serve", "--state-dir", self.work / "oss", "--bucket", "conf-ai", "--region", "cn-beijing",
-            "--access-key-id", "bench", "--access-key-secret-file", self.work / "access-key",
-            "--resource", f"default/aliyun/model-decryption-key={self.password}",
-        ]
-        log = self.stack.enter_context(open(self.work / "sandbox.log", "wb"))
-        sandbox = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=log)
-        self.stack.callback(self.end, sandbox)
-        self.addresses = json.loads(sandbox.stdout.readline())
-        bus = self.work / "bus"
-        (self.work / "bus.conf").write_text(
-            f"<busconfig><type>system</type><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>"
-            '<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/>'
-            '<allow receive_sender="*"/></policy></busconfig>'
-        )
-        daemon = subprocess.Popen(["dbus-daemon", f"--config-file={self.work}/bus.conf", "--nofork", "--nosyslog"])
-        self.stack.callback(self.end, daemon)
-        wait_for(bus.exists, "the bus", daemon)
-        self.environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bus}"}
-        return self
-
-    @staticmethod
-    def end(process):
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
-
-    def __exit__(self, *error):
-        return self.stack.__exit__(*error)
-
-    def configure(self, root, name):
-        directory = root / "etc/cai"
-        directory.mkdir(parents=True)
-        (directory / "cai.env").write_text(
-            f"TRUSTEE_URL={self.addresses['kbs']}\nMODEL_KEY_ID=kbs:///default/aliyun/model-decryption-key\n"
-            f"MODEL_OSS_BUCKET_PATH=conf-ai:/{name}/\nMODEL_OSS_ENDPOINT={self.addresses['oss']}\n"
-            "MODEL_OSS_REGION=cn-beijing\nMODEL_OSS_ACCESS_KEY_ID=bench\nMODEL_OSS_SECRET_ACCESS_KEY=bench-secret\n"
-            "MODEL_MOUNT_POINT=/tmp/model\n"
-        )
-        (directory / "cai.env").chmod(0o600)
-        (directory / "cai.toml").write_text('[attest]\ntee = "sample"\n')
-
-    def time_to_ready(self, root):
-        """Seconds from exec to READY=1, and the daemon's peak memory then, MiB. The local store is empty."""
-        shutil.rmtree(root / "var", ignore_errors=True)
-        path = self.work / "notify"
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.bind(str(path))
-            path.chmod(0o666)
-            notify.settimeout(60)
-            begun = time.perf_counter()
-            command = [str(self.binaries / "cai"), "--root", str(root), "run"]
-            with open(self.work / "agent.log", "wb") as log:
-                agent = subprocess.Popen(command, env={**self.environment, "NOTIFY_SOCKET": str(path)}, stderr=log)
-            try:
-                while b"READY=1" not in notify.recv(4096):
-                    pass
-                return time.perf_counter() - begun, memory_of(agent.pid, "VmHWM")
-            finally:
-                self.end(agent)
+def time_to_ready(stand, root):
+    """Seconds from exec to READY=1, and the daemon's peak memory then, MiB. The local store is empty."""
+    shutil.rmtree(root / "var", ignore_errors=True)
+    begun = time.perf_counter()
+    with stand.agent(root) as agent:
+        return time.perf_counter() - begun, memory_of(agent.pid, "VmHWM")
 
 
 def compare_ready(stand, work, models, rounds):
@@ -153,7 +76,7 @@ def compare_ready(stand, work, models, rounds):
     results = {name: [] for name in models}
     for _ in range(rounds):
         for name in models:
-            results[name].append(stand.time_to_ready(roots[name]))
+            results[name].append(time_to_ready(stand, roots[name]))
     print(f"\nFrom `cai run` to `READY=1`, empty local store, {rounds} rounds:\n")
     print("| model | seconds (median) | min | max | peak memory at READY, MiB |")
     print("|---|---|---|---|---|")
@@ -172,9 +95,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="cai-bench.") as directory, contextlib.ExitStack() as cleanup:
         work = Path(directory)
         work.chmod(0o711)
-        if subprocess.run(["id", "cai"], capture_output=True).returncode != 0:
-            subprocess.run(["useradd", "--system", "--no-create-home", "cai"], check=True)
-            cleanup.callback(subprocess.run, ["userdel", "cai"], check=True)
+        ensure_user(cleanup)
         password = work / "password"
         password.write_text("bench password\n")
         models = {}

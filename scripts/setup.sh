@@ -19,9 +19,10 @@ found=$(cargo --version | awk '{print $2}')
 if command -v apt-get >/dev/null; then
     # gcc: aws-lc. systemd: busctl. gocryptfs, fuse3: the peer that results are compared with.
     packages=(gcc libc6-dev make dbus-daemon systemd gocryptfs fuse3)
-    # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. The rest: clients of the service port, and what is
-    # between them.
-    case $want in test) packages+=(python3 python3-venv procps g++ curl openssl iproute2 nftables) ;; bench) packages+=(python3 python3-venv) ;; esac
+    # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to
+    # spoil. The rest: clients of the service port, and what is between them.
+    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables)
+    case $want in test) packages+=("${more[@]}") ;; bench) packages+=(python3 python3-venv iproute2 curl openssl) ;; esac
     missing=()
     for package in "${packages[@]}"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

@@ -60,8 +60,8 @@ fn sixty_four_readers_take_no_more_memory_and_threads_than_the_daemon_was_given(
     assert_eq!((most_threads, mount.threads()), (threads, threads));
     let grown = mount.peak() - before;
     assert!(grown <= 4 * BUDGET, "{grown} bytes for 4 threads of {BUDGET}");
-    // The other files of the ciphertext, which stay open.
-    assert!(mount.descriptors() <= descriptors + 3, "{} after {descriptors}", mount.descriptors());
+    // The other files of the ciphertext, which stay open. What the kernel reads ahead may not be answered yet.
+    wait_until("descriptors of four files", || mount.descriptors() <= descriptors + 3);
 }
 
 #[test]

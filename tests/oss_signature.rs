@@ -2,13 +2,17 @@
 //!
 //! The client takes the time from the clock, so there are no fixed vectors for whole requests (the signer has them, in
 //! `src/oss/sign.rs`); the verifier itself is held to signatures that the official Python SDK (alibabacloud-oss-v2 1.4.1) made
-//! at a fixed time. Another independent signer, reqsign, is compared with ours request by request.
+//! at a fixed time. The official SDKs sign every kind of request again, a thousand of them, and must come to the same.
 
+mod common;
 #[path = "common/raw_http.rs"]
 mod raw_http;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::io::{Seek, Write as _};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -17,8 +21,7 @@ use cai::config::{Credentials, Oss, OssCredentials, Signature};
 use cai::keyring::Secret;
 use cai::oss::{Client, OssError};
 use raw_http::{Request, Script, answer};
-use reqsign_aliyun_oss::{RequestSigner, SigningVersion, StaticCredentialProvider};
-use reqsign_core::{Context, Signer};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 const ID: &str = "LTAI5tExample";
@@ -271,65 +274,71 @@ fn signature_of(authorization: &str) -> &str {
     split.unwrap().1
 }
 
-/// `request` as reqsign signs it now: its date and signature.
-async fn by_reqsign(request: &Request, version: SigningVersion, token: Option<&str>) -> (String, String) {
-    let kept = ["host", "range", "if-match", "content-type", "x-oss-range-behavior"];
-    let uri = format!("http://{}{}", request.headers["host"], request.target);
-    let bare = kept.iter().filter_map(|name| Some((name, request.headers.get(*name)?)));
-    let bare = bare
-        .fold(http::Request::builder().method(request.method.as_str()).uri(uri), |bare, (name, value)| {
-            bare.header(*name, value)
-        });
-    let (mut parts, ()) = bare.body(()).unwrap().into_parts();
-    let provider = StaticCredentialProvider::new(ID, SECRET);
-    let provider = match token {
-        Some(token) => provider.with_security_token(token),
-        None => provider,
-    };
-    let signer = RequestSigner::new(BUCKET).with_region(REGION).with_signing_version(version);
-    Signer::new(Context::new(), provider, signer).sign(&mut parts, None).await.unwrap();
-    let date = if version == SigningVersion::V1 { "date" } else { "x-oss-date" };
-    let text = |name: &str| parts.headers[name].to_str().unwrap().to_owned();
-    let authorization = text("authorization");
-    (text(date), signature_of(&authorization).to_owned())
+/// What the official SDKs need to sign `request` again, on one line.
+fn case(request: &Request, signature: Signature, token: Option<&str>) -> String {
+    let path = request.target.split('?').next().unwrap();
+    let key = String::from_utf8(decode(path)).unwrap();
+    let case = json!({
+        "version": format!("{signature:?}"), "method": request.method, "headers": request.headers,
+        "url": format!("http://{}{}", request.headers["host"], request.target),
+        "bucket": BUCKET, "key": key.strip_prefix(&format!("/{BUCKET}/")).unwrap(), "region": REGION,
+        "id": ID, "secret": SECRET, "token": token,
+    });
+    format!("{case}\n")
 }
 
-/// The two agree on 4 x 30 requests. reqsign signs at the machine's time only, so a request on the border of a second is made
-/// again.
-#[tokio::test]
-async fn signatures_are_those_of_reqsign() {
-    for (signature, version) in [(Signature::V4, SigningVersion::V4), (Signature::V1, SigningVersion::V1)] {
+/// Requests of every kind for names of every kind of character: 4 x 250 of them.
+async fn a_thousand_requests() -> Vec<(Request, String)> {
+    let mut requests = Vec::new();
+    let mut seed = 7u32;
+    for signature in [Signature::V4, Signature::V1] {
         for token in [None, Some("CAIS+token/with=signs")] {
             let script = refuser();
             let client = Client::new(&Oss { signature, ..config(script.endpoint(), token) }).unwrap();
-            let mut seed = 7u32;
-            let mut agreed = 0;
-            while agreed < 30 {
+            for number in 0..250 {
                 let key: String = (0..12)
                     .map(|_| {
                         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                        ['a', '/', ' ', '+', '%', 'é', '中', '~', '\'', '&', '=', '?', '#', '*']
-                            [(seed >> 24) as usize % 14]
+                        let letters = "a/ +%é中~'&=?#*!()\"<>:;@$,|[]{}^`Ab-_.";
+                        letters.chars().nth((seed >> 20) as usize % letters.chars().count()).unwrap()
                     })
                     .collect();
                 // No empty or leading segment: nobody stores those, and URLs fold them.
-                let key = format!("q{}z", key.replace("//", "/"));
-                match agreed % 3 {
+                let key = format!("q{}z", key.replace("//", "/").replace("/./", "/").replace("/../", "/"));
+                match number % 5 {
                     0 => drop(client.get_range(&key, "\"5B3C\"", 10..20, 100).await),
                     1 => drop(client.list(&format!("{key}/")).await),
-                    _ => drop(client.put(&key, Bytes::from_static(b"x")).await),
+                    2 => drop(client.put(&key, Bytes::from_static(b"x")).await),
+                    3 => drop(client.head(&key).await),
+                    _ => drop(
+                        client.begin_upload(&key).await.unwrap().part(3, Bytes::from_static(b"part")).await,
+                    ),
                 }
                 let request = script.requests().pop().unwrap();
-                let date = if version == SigningVersion::V1 { "date" } else { "x-oss-date" };
-                let (at, theirs) = by_reqsign(&request, version, token).await;
-                if at != request.headers[date] {
-                    continue;
-                }
-                let ours = signature_of(&request.headers["authorization"]);
-                assert_eq!(ours, theirs, "{request:?}");
-                agreed += 1;
+                let case = case(&request, signature, token);
+                requests.push((request, case));
             }
         }
+    }
+    requests
+}
+
+#[tokio::test]
+async fn signatures_are_those_of_the_official_sdks() {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/venv/bin/python");
+    if !common::available("oss-sdk", python.exists(), "no .tools/venv with tests/peers/requirements.txt") {
+        return;
+    }
+    let requests = a_thousand_requests().await;
+    let mut input = tempfile::tempfile().unwrap();
+    requests.iter().for_each(|(_, case)| input.write_all(case.as_bytes()).unwrap());
+    input.rewind().unwrap();
+    let signer = Command::new(python).arg("tests/peers/oss_sign.py").stdin(input).output().unwrap();
+    assert!(signer.status.success(), "{}", String::from_utf8_lossy(&signer.stderr));
+    let theirs = String::from_utf8(signer.stdout).unwrap();
+    assert_eq!(theirs.lines().count(), 1000);
+    for ((request, _), theirs) in requests.iter().zip(theirs.lines()) {
+        assert_eq!(signature_of(&request.headers["authorization"]), theirs, "{request:?}");
     }
 }
 

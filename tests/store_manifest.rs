@@ -10,7 +10,10 @@ use bytes::Bytes;
 use cai::ciphertext::{Ciphertext, EntryId, ReadError};
 use cai::error::{ErrorClass, Fault};
 use cai::manifest::{CHUNK_LEN, Contents, Manifest, SigningKey, generate, list};
-use cai::store::{CacheMode, ChunkSource, FetchFuture, Fetched, Filled, Object, Retry, Store, StoreOptions};
+use cai::store::{
+    CacheMode, ChunkSource, FetchFuture, Fetched, Filled, Object, Retry, Store, StoreOptions, Urgency,
+};
+use futures_util::{StreamExt, stream};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +51,7 @@ impl ChunkSource for Source {
         "liar"
     }
 
-    fn fetch<'a>(&'a self, _: &'a Object, range: Range<u64>) -> FetchFuture<'a> {
+    fn fetch<'a>(&'a self, _: &'a Object, range: Range<u64>, _: &'a Urgency) -> FetchFuture<'a> {
         Box::pin(async move {
             self.fetches.fetch_add(1, Ordering::Relaxed);
             let content = self.content.lock().unwrap();
@@ -58,9 +61,10 @@ impl ChunkSource for Source {
             if noise.is_ok() {
                 bytes[7] ^= 1;
             }
-            let frames = bytes.chunks(65_536).map(Bytes::copy_from_slice).collect();
+            let frames: Vec<_> =
+                bytes.chunks(65_536).map(|frame| Ok(Bytes::copy_from_slice(frame))).collect();
             let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, &content);
-            Ok(Fetched { frames, object_crc64: Some(crc) })
+            Ok(Fetched { frames: stream::iter(frames).boxed(), object_crc64: Some(crc) })
         })
     }
 }

@@ -145,6 +145,38 @@ fn drop_without_close_is_an_unclean_stop_that_is_checked_chunk_by_chunk() {
 }
 
 #[test]
+fn killed_process_loses_only_what_was_on_its_way() {
+    let (rt, dir) = (runtime(), TempDir::new().unwrap());
+    let objects = model();
+    // Before the first save, and once more: notes of the first life are kept by the second, which saves nothing either.
+    let held = |path: &str, chunk, _| if path == "w/2" && chunk > 7 { Fault::Hold } else { Fault::None };
+    let mut had = 0;
+    for expected in [15, 15, 15] {
+        let source = Faulty::new(Memory::new(&objects), held);
+        let store = open(options(dir.path(), 4), &objects, source.clone(), &rt);
+        let token = CancellationToken::new();
+        let filling = rt.spawn({
+            let (store, token) = (store.clone(), token.clone());
+            async move { store.fill(token).await }
+        });
+        let total: u64 = objects.iter().map(|object| object.len).sum();
+        eventually("all but four chunks", || store.progress().borrow().bytes_done == total - 4 * CHUNK);
+        let held_fetches = |fetched: &(String, u64)| held(&fetched.0, fetched.1, 0) == Fault::Hold;
+        let fetched = source.fetched().into_iter().filter(|fetched| !held_fetches(fetched)).count();
+        assert_eq!(had + fetched, expected, "chunks that came once");
+        had += fetched;
+        filling.abort();
+        let _ = rt.block_on(filling);
+        // As a process that is killed: nothing is saved, and no file says how far it was.
+        drop(store);
+    }
+    assert_eq!(
+        refetched(dir.path(), &objects, &rt),
+        (8..12).map(|number| ("w/2".to_owned(), number)).collect::<Vec<_>>()
+    );
+}
+
+#[test]
 fn unverified_chunks_stay_unverified_through_a_clean_stop() {
     let (rt, dir, objects) = (runtime(), TempDir::new().unwrap(), model());
     filled(dir.path(), &objects, &rt);

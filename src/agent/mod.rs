@@ -5,6 +5,7 @@
 //! `spawn_blocking`. Order of work is held by types too: an [`Attested`](crate::kbs::Attested) comes only from a
 //! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
+pub mod command;
 pub mod mounting;
 mod origin;
 mod patience;
@@ -28,6 +29,7 @@ use crate::helper::Helper;
 use crate::host::Notifier;
 use crate::store::Store;
 use crate::task::{Ended, Tasks};
+use command::Commands;
 use mounting::Mount;
 use release::Released;
 use service_port::ServicePort;
@@ -100,6 +102,7 @@ pub async fn run(
     settings: Settings,
     status: watch::Sender<Status>,
     helper: Helper,
+    mut commands: Commands,
     mut tasks: Tasks,
 ) -> Result<(), Failure> {
     let fail = |error: AgentError| Failure::new(State::Starting, &error);
@@ -116,7 +119,7 @@ pub async fn run(
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         ended = tasks.any_ended() => Err(Failure::new(voice.state(), &AgentError::Task(ended))),
-        outcome = start_and_serve(&settings, &voice, &helper, &mut in_place) => outcome.map(|never| match never {}),
+        outcome = start_and_serve(&settings, &voice, &helper, &mut commands, &mut in_place) => outcome.map(|never| match never {}),
     };
     let outcome = close(outcome, &settings, &voice, &helper, in_place).await;
     drop(voice);
@@ -129,6 +132,7 @@ async fn start_and_serve(
     settings: &Settings,
     voice: &Voice,
     helper: &Arc<Helper>,
+    commands: &mut Commands,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
     let Released { secret, attester, gpus_ready, time } =
@@ -143,16 +147,18 @@ async fn start_and_serve(
     if settings.waits_for_all() {
         stages::wait_until_complete(voice, &mut watched).await?;
     }
+    let tree = model.tree.clone();
     let (mounted, shown) = mounting::mount(settings, voice, helper, model).await?;
     let mounted = in_place.mounted.insert(mounted);
     // Before anybody hears that the model is ready: clients may come as soon as its service does.
-    in_place.port = ServicePort::open(settings, voice, attester, identity, &mut background).await?;
+    in_place.port = ServicePort::open(settings, voice, helper, attester, identity, &mut background).await?;
     voice.apply(Event::Mounted, shown)?;
     let point = settings.mount.point.clone();
     let failure = tokio::select! {
         () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
         ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
         failure = stages::watch_progress(voice, &mut watched) => failure,
+        never = commands.obey(&store, &tree, &settings.mount.point) => match never {},
         failure = watch_port(voice, in_place.port.as_mut()) => failure,
         () = watchdog(voice, mounted, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
     };

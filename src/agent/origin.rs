@@ -15,7 +15,7 @@ use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
 use crate::manifest::{self, Manifest, ManifestError, Policy, StateDir};
 use crate::oss::OssSource;
-use crate::store::{ChunkSource, Object, SourceError, StoreOptions};
+use crate::store::{AT_ONCE, ChunkSource, Object, SourceError, StoreOptions};
 
 /// The store's chunk is the manifest's: a chunk that arrived can be checked by itself.
 const _: () = assert!(StoreOptions::CHUNK_LEN == manifest::CHUNK_LEN);
@@ -111,10 +111,12 @@ async fn fetch(
     voice.stage("fetching the manifest");
     let mut patience = Patience::new("the object store", settings.trustee.retry_limit);
     loop {
-        match source.fetch(object, 0..object.len).await {
-            Ok(fetched) => {
-                return Manifest::parse(&fetched.frames.concat()).map_err(|error| fail(&error));
-            }
+        let fetched = match source.fetch(object, 0..object.len, &AT_ONCE).await {
+            Ok(fetched) => fetched.all().await,
+            Err(error) => Err(error),
+        };
+        match fetched {
+            Ok(bytes) => return Manifest::parse(&bytes).map_err(|error| fail(&error)),
             Err(error) => patience.after(voice, fail(&FetchError(error))).await?,
         }
     }

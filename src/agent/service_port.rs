@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::stages::ask;
 use super::state::State;
 use super::status::{Failure, ServicePort as Shown};
 use super::voice::Voice;
 use crate::attest::Attester;
 use crate::config::{Entrance, Settings};
-use crate::gateway::Gateway;
+use crate::gateway::{Gate, Gateway};
+use crate::helper::Helper;
+use crate::helper::protocol::{GATE_WAS_SHUT, Request};
 use crate::manifest;
 use crate::ratls::Format;
 use crate::ratls::identity::{Fresh, Identity, Recipe};
@@ -23,6 +26,9 @@ const SHOW_EVERY: Duration = Duration::from_secs(2);
 /// How often the service manager is told that connections are still being waited for.
 const DRAIN_NEWS: Duration = Duration::from_secs(30);
 
+/// How often it is seen to that the gate is shut: rules can be flushed by whoever manages the firewall.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
 /// Member of the runtime data that names the model, for clients that expect one.
 const MODEL_IDENTITY: &str = "model-identity";
 
@@ -31,6 +37,8 @@ pub(super) struct ServicePort {
     gateway: Gateway,
     fresh: watch::Receiver<Fresh>,
     shown: Shown,
+    /// Whom to ask for the gate, where there is one.
+    gatekeeper: Option<Arc<Helper>>,
 }
 
 impl ServicePort {
@@ -38,6 +46,7 @@ impl ServicePort {
     pub(super) async fn open(
         settings: &Settings,
         voice: &Voice,
+        helper: &Arc<Helper>,
         attester: Arc<dyn Attester>,
         model: Option<manifest::Identity>,
         background: &mut Tasks,
@@ -51,6 +60,12 @@ impl ServicePort {
             members: BTreeMap::from_iter(model),
         };
         let fail = |fault: &dyn crate::error::Fault| Failure::new(State::Mounting, fault);
+        let gatekeeper = Gate::of(&settings.gateway).map(|_| helper.clone());
+        if let Some(helper) = &gatekeeper {
+            // First: from here on nobody outside reaches the service in plaintext, whatever else fails.
+            let (text, _) = ask(helper, Request::Gate).await.map_err(|error| fail(&error))?;
+            tracing::info!(event = "gate.shut", "{text}");
+        }
         let identity =
             Identity::start(recipe, settings.gateway.refresh).await.map_err(|error| fail(&error))?;
         let fresh = identity.fresh();
@@ -58,18 +73,40 @@ impl ServicePort {
             Gateway::start(&settings.gateway, &entrance, fresh.clone()).map_err(|error| fail(&error))?;
         background.supervise("identity", async move { match identity.keep_fresh().await {} });
         let shown = describe(settings, &entrance, &gateway);
-        let port = ServicePort { gateway, fresh, shown };
+        let port = ServicePort { gateway, fresh, shown, gatekeeper };
         port.show(voice);
         Ok(Some(port))
     }
 
     /// Follow it while serving. Returns only with its failure.
     pub(super) async fn watch(&mut self, voice: &Voice) -> Failure {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
                 error = self.gateway.broken() => return Failure::new(voice.state(), &error),
                 () = tokio::time::sleep(SHOW_EVERY) => self.show(voice),
+                _ = looks.tick() => {
+                    if let Some(failure) = self.keep_shut(voice).await {
+                        return failure;
+                    }
+                }
             }
+        }
+    }
+
+    /// See to it that the gate is shut. A gate that cannot be shut ends the agent: nobody knows any more who reaches the service.
+    async fn keep_shut(&self, voice: &Voice) -> Option<Failure> {
+        let helper = self.gatekeeper.as_ref()?;
+        match ask(helper, Request::Gate).await {
+            Ok((text, _)) if text == GATE_WAS_SHUT => None,
+            Ok(_) => {
+                let text = "the rules of the service port were gone and have been loaded again: somebody flushed the firewall, \
+                            and the port took plaintext until now";
+                tracing::error!(event = "gate.was-open", "{text}");
+                voice.notice(text);
+                None
+            }
+            Err(error) => Some(Failure::new(voice.state(), &error)),
         }
     }
 

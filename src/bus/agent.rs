@@ -1,20 +1,47 @@
 //! The interface `com.alibaba.cai1.Agent`. Doc comments here appear in introspection: they are written for operators.
 
 use tokio::sync::watch;
-use zbus::interface;
+use zbus::message::Header;
 use zbus::object_server::{InterfaceRef, SignalEmitter};
+use zbus::{Connection, interface};
 
+use super::permission::{self, Action};
 use super::values::{self, Dict};
+use crate::agent::command::{Desk, Refusal};
 use crate::agent::status::{Status, unix_seconds};
+
+/// Why a method did nothing, by name.
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "com.alibaba.cai1.Error")]
+pub(super) enum MethodError {
+    #[zbus(error)]
+    ZBus(zbus::Error),
+    NotAuthorized(String),
+    NotServing(String),
+    NoSuchPath(String),
+    NothingKept(String),
+}
+
+impl From<Refusal> for MethodError {
+    fn from(refusal: Refusal) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::NotServing => MethodError::NotServing(text),
+            Refusal::NoSuchPath { .. } => MethodError::NoSuchPath(text),
+            Refusal::NothingKept => MethodError::NothingKept(text),
+        }
+    }
+}
 
 /// Holds the status and no logic.
 pub(super) struct AgentInterface {
     status: watch::Receiver<Status>,
+    desk: Desk,
 }
 
 impl AgentInterface {
-    pub(super) fn new(status: watch::Receiver<Status>) -> Self {
-        AgentInterface { status }
+    pub(super) fn new(status: watch::Receiver<Status>, desk: Desk) -> Self {
+        AgentInterface { status, desk }
     }
 
     fn read<T>(&self, pick: impl FnOnce(&Status) -> T) -> T {
@@ -127,6 +154,25 @@ impl AgentInterface {
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> &'static str {
         env!("CARGO_PKG_VERSION")
+    }
+
+    /// Fetch a file of the model, or all files below a directory, before everything that nobody waits for. The path is absolute and at
+    /// or below the mount point, or relative to it. Gives the number of files and the bytes that are still to come. For root, and
+    /// for whom polkit allows com.alibaba.cai1.prefetch. Errors: NotAuthorized, NotServing, NoSuchPath, NothingKept.
+    #[zbus(out_args("files", "missing_bytes"))]
+    async fn prefetch(
+        &self,
+        path: String,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(u64, u64), MethodError> {
+        let allowed = permission::check(connection, &header, Action::Prefetch).await;
+        allowed.map_err(MethodError::NotAuthorized)?;
+        if !self.read(|status| status.state.is_serving()) {
+            return Err(Refusal::NotServing.into());
+        }
+        let prefetched = self.desk.prefetch(path.into()).await?;
+        Ok((prefetched.files, prefetched.missing))
     }
 
     /// The state has changed.

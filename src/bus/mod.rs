@@ -1,9 +1,11 @@
 //! The control plane on D-Bus: `com.alibaba.cai1`, documented in README.md, "D-Bus".
 //!
 //! Owns: the interface object, its change signals and the client's proxy. Must not know: how anything it shows comes about;
-//! it reads one `watch<Status>`. No secret ever crosses the bus. Tested in `tests/bus_api.rs`.
+//! it reads one `watch<Status>`, and hands what it is asked to do to the agent's desk once the caller may ask for it. No secret
+//! ever crosses the bus. Tested in `tests/lifecycle.rs` and `tests/bus_prefetch.rs`.
 
 mod agent;
+mod permission;
 mod values;
 
 pub use values::Dict;
@@ -13,6 +15,7 @@ use zbus::Connection;
 use zbus::fdo::RequestNameFlags;
 use zbus::object_server::InterfaceRef;
 
+use crate::agent::command::Desk;
 use crate::agent::status::Status;
 use crate::error::{ErrorClass, Fault};
 use agent::AgentInterface;
@@ -92,10 +95,10 @@ impl Bus {
     ///
     /// # Errors
     /// Any [`BusError`] but `Ask` and `NotRunning`.
-    pub async fn serve(status: watch::Receiver<Status>) -> Result<Self, BusError> {
+    pub async fn serve(status: watch::Receiver<Status>, desk: Desk) -> Result<Self, BusError> {
         let connection = Connection::system().await.map_err(BusError::Connect)?;
         let server = connection.object_server();
-        server.at(PATH, AgentInterface::new(status.clone())).await.map_err(BusError::Serve)?;
+        server.at(PATH, AgentInterface::new(status.clone(), desk)).await.map_err(BusError::Serve)?;
         let interface = server.interface(PATH).await.map_err(BusError::Serve)?;
         match connection.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await {
             Ok(_) => Ok(Bus { interface, connection, status }),

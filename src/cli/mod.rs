@@ -5,6 +5,7 @@ mod check_config;
 mod check_key;
 mod download;
 mod encrypt;
+mod gate;
 mod manifest;
 mod mount;
 mod passwd;
@@ -52,6 +53,8 @@ enum Command {
     Status(status::Args),
     /// Collect evidence of this machine and show what it says; no network, no key.
     Attest(attest::Args),
+    /// Keep plaintext from outside off the service port, whether the agent runs or not.
+    Gate(gate::Args),
     /// Validate the configuration and report every problem at once.
     CheckConfig(check_config::Args),
     /// Does this secret open this encrypted directory?
@@ -101,6 +104,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
     match &cli.command {
         Command::Run => run::run(&cli.root)?,
         Command::Status(args) => status::run(args)?,
+        Command::Gate(args) => gate::run(&cli.root, args)?,
         Command::Attest(args) => attest::run(&cli.root, args)?,
         Command::CheckConfig(args) => return Ok(check_config::run(&cli.root, args).map_err(OutputError)?),
         Command::CheckKey(args) => check_key::run(args)?,

@@ -68,10 +68,11 @@ pub(super) fn run(root: &Path) -> Result<(), Box<dyn Fault>> {
 async fn serve(settings: Settings, notices: Vec<String>, helper: Helper) -> Result<(), Box<dyn Fault>> {
     let status = Status::new(settings.oss.location(), settings.mount.point.clone(), notices);
     let (sender, receiver) = watch::channel(status);
-    let bus = Bus::serve(receiver).await?;
+    let (desk, commands) = agent::command::desk();
+    let bus = Bus::serve(receiver, desk).await?;
     let mut tasks = Tasks::new();
     tasks.supervise("bus", bus.announce());
-    Ok(agent::run(settings, sender, helper, tasks).await?)
+    Ok(agent::run(settings, sender, helper, commands, tasks).await?)
 }
 
 /// Without systemd: start the helper while we may, then drop to the daemon's user.

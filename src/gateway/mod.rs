@@ -13,6 +13,7 @@
 //!
 //! Source of every wire fact in this module: tng.md sections 2, 3, 6 and 8.
 
+mod gate;
 mod http2;
 pub mod plaintext;
 mod refusal;
@@ -22,5 +23,6 @@ mod server;
 mod status;
 mod tls;
 
+pub use gate::{Gate, GateError};
 pub use server::{Gateway, GatewayError};
 pub use status::Snapshot;

@@ -146,6 +146,10 @@ impl LocalDir {
         }
         let file = Arc::new(File::from(file));
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have opened it at the same time: one is enough.
+        if let Some(kept) = use_again(&mut open, id) {
+            return Ok(kept);
+        }
         if open.len() >= OPEN_FILES {
             open.remove(0);
         }
@@ -154,14 +158,7 @@ impl LocalDir {
     }
 
     fn kept(&self, id: EntryId) -> Option<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = open.iter().rposition(|(kept, _)| *kept == id)?;
-        let last = open.len().saturating_sub(1);
-        if index < last {
-            let used = open.remove(index);
-            open.push(used);
-        }
-        open.last().map(|(_, file)| Arc::clone(file))
+        use_again(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner), id)
     }
 
     /// What `of` is, open, so that its attributes can be asked for. Symlinks and special files have none that could hold
@@ -196,6 +193,17 @@ impl LocalDir {
         }
         openat(held.as_ref().unwrap_or(&self.root), name, file, Mode::empty())
     }
+}
+
+/// The open file of `id`, which is the last to go now.
+fn use_again(open: &mut Vec<(EntryId, Arc<File>)>, id: EntryId) -> Option<Arc<File>> {
+    let index = open.iter().rposition(|(kept, _)| *kept == id)?;
+    let last = open.len().saturating_sub(1);
+    if index < last {
+        let used = open.remove(index);
+        open.push(used);
+    }
+    open.last().map(|(_, file)| Arc::clone(file))
 }
 
 /// Why an entry cannot be opened any more.

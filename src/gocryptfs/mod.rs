@@ -57,7 +57,7 @@ pub use exclude::Exclude;
 pub use features::{Cipher, Features, Naming};
 pub use keys::{Keys, unlock};
 pub use local::{LocalDir, LocalDirError};
-pub use order::load_order;
+pub use order::{files_at, load_order};
 pub use passphrase::{Passphrase, PassphraseError, PassphraseWarning, read_passfile};
 pub use passwd::{BACKUP, PasswdError, change_password};
 pub use tree::{Kind, Node, NodeId, SkipReason, Skipped, Tree, TreeError};

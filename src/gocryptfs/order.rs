@@ -2,8 +2,9 @@
 
 use std::cmp::Ordering;
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 
-use super::tree::{Kind, Tree};
+use super::tree::{Kind, ROOT, Tree};
 use crate::ciphertext::EntryId;
 
 /// The files of `tree` in the order that loaders read them in: by plaintext path, numbers in it by their value
@@ -18,6 +19,32 @@ pub fn load_order(tree: &Tree) -> Vec<EntryId> {
         .collect();
     files.sort_by(|(a, _), (b, _)| natural(a.as_os_str().as_bytes(), b.as_os_str().as_bytes()));
     files.into_iter().map(|(_, entry)| entry).collect()
+}
+
+/// The file at plaintext `path` below the root, or all files below it, in the order of [`load_order`]; `None` where there is nothing of
+/// that name, or something that holds no bytes.
+pub fn files_at(tree: &Tree, path: &Path) -> Option<Vec<EntryId>> {
+    let mut at = tree.node(ROOT)?;
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::Normal(name) => at = tree.lookup(at.id, name)?,
+            Component::Prefix(_) | Component::RootDir | Component::ParentDir => return None,
+        }
+    }
+    match &at.kind {
+        Kind::File { .. } => Some(vec![at.entry?]),
+        Kind::Symlink { .. } | Kind::Special { .. } => None,
+        Kind::Directory { .. } => {
+            let below = tree.path(at.id);
+            let inside = |node: &&super::tree::Node| {
+                matches!(node.kind, Kind::File { .. }) && tree.path(node.id).starts_with(&below)
+            };
+            let wanted: std::collections::HashSet<EntryId> =
+                tree.nodes().iter().filter(inside).filter_map(|node| node.entry).collect();
+            Some(load_order(tree).into_iter().filter(|entry| wanted.contains(entry)).collect())
+        }
+    }
 }
 
 /// Compare texts piece by piece: digits by value, then by number of leading zeros; anything else bytewise.

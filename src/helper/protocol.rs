@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// Longest message either side accepts, in bytes. The longest real one is an error text with two paths.
 pub const MESSAGE_LIMIT: usize = 16 * 1024;
 
+/// What [`Request::Gate`] is answered with where nothing was to be done.
+pub const GATE_WAS_SHUT: &str = "the gate was shut";
+
 /// Something only root can do, asked for by the daemon. Where and how is said by the root-owned configuration; taken from
 /// the daemon is only what evidence is to be bound to, and a file of its own that the kernel is to read through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,9 @@ pub enum Request {
         /// What the reports are to be bound to.
         nonce: [u8; 32],
     },
+    /// Shut the gate in front of the configured service port, if it is not. It stays when the line closes. The answer's text is
+    /// [`GATE_WAS_SHUT`] or other words.
+    Gate,
     /// Let the GPUs accept work. Taken back when the line closes.
     GpuReady,
     /// Let the GPUs refuse work.
@@ -84,6 +90,7 @@ enum Verb {
     TdxReport,
     LibraryQuote,
     GpuEvidence,
+    Gate,
     GpuReady,
     GpuNotReady,
 }
@@ -107,6 +114,7 @@ impl Request {
             Request::TdxReport { report_data } => (Verb::TdxReport, Some(hex::encode(report_data))),
             Request::LibraryQuote { report_data } => (Verb::LibraryQuote, Some(hex::encode(report_data))),
             Request::GpuEvidence { nonce } => (Verb::GpuEvidence, Some(hex::encode(nonce))),
+            Request::Gate => (Verb::Gate, None),
             Request::GpuReady => (Verb::GpuReady, None),
             Request::GpuNotReady => (Verb::GpuNotReady, None),
         };
@@ -132,6 +140,7 @@ impl Request {
             Verb::TdxReport => exactly(data).map(|report_data| Request::TdxReport { report_data }),
             Verb::LibraryQuote => exactly(data).map(|report_data| Request::LibraryQuote { report_data }),
             Verb::GpuEvidence => exactly(data).map(|nonce| Request::GpuEvidence { nonce }),
+            Verb::Gate => nothing(data, Request::Gate),
             Verb::GpuReady => nothing(data, Request::GpuReady),
             Verb::GpuNotReady => nothing(data, Request::GpuNotReady),
         }

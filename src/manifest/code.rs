@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::error::ManifestError;
-use super::hash::{self, CHUNK_LEN, ChunkHasher, Hash};
+use super::hash::{self, ChunkCheck, Hash};
 use super::key::{PublicKey, SIGNATURE, SigningKey};
 use super::licence::Licence;
 
@@ -72,22 +72,17 @@ impl Object {
         hash::root(self.len, &self.hashes)
     }
 
+    /// What tells whether bytes are chunk `chunk` of this object.
+    pub fn chunk_check(&self, chunk: u64) -> ChunkCheck {
+        let wanted = usize::try_from(chunk).ok().and_then(|chunk| self.hashes.get(chunk).copied());
+        ChunkCheck::new(self.len, chunk, wanted)
+    }
+
     /// Whether `bytes`, in pieces, are chunk `chunk` of this object, whole.
     pub fn is_chunk<'a>(&self, chunk: u64, bytes: impl Iterator<Item = &'a [u8]>) -> bool {
-        let Some(wanted) = usize::try_from(chunk).ok().and_then(|chunk| self.hashes.get(chunk)) else {
-            return false;
-        };
-        let start = chunk.saturating_mul(CHUNK_LEN);
-        let (mut hasher, mut left) =
-            (ChunkHasher::new(self.len, chunk), self.len.saturating_sub(start).min(CHUNK_LEN));
-        for piece in bytes {
-            let Some(rest) = u64::try_from(piece.len()).ok().and_then(|len| left.checked_sub(len)) else {
-                return false;
-            };
-            hasher.update(piece);
-            left = rest;
-        }
-        left == 0 && *wanted == hasher.finish()
+        let mut check = self.chunk_check(chunk);
+        bytes.for_each(|piece| check.update(piece));
+        check.passed()
     }
 }
 
@@ -198,6 +193,13 @@ impl Manifest {
         let key = path.as_os_str().as_bytes();
         let at = objects.binary_search_by(|object| object.path.as_os_str().as_bytes().cmp(key)).ok()?;
         objects.get(at)
+    }
+
+    /// What tells whether bytes are chunk `chunk` of the object at `path` with `len` bytes: none are, where the manifest has no
+    /// such object.
+    pub fn chunk_check(&self, path: &Path, len: u64, chunk: u64) -> ChunkCheck {
+        let object = self.object(path).filter(|object| object.len == len);
+        object.map_or_else(|| ChunkCheck::new(len, chunk, None), |object| object.chunk_check(chunk))
     }
 
     /// Largest file that [`Manifest::parse`] takes, in bytes: what must be fetched at most.

@@ -46,6 +46,35 @@ impl ChunkHasher {
     }
 }
 
+/// Whether the bytes of a chunk are those of an object.
+pub struct ChunkCheck {
+    hasher: ChunkHasher,
+    /// Bytes to come; `None` when there were more.
+    left: Option<u64>,
+    /// `None`: nothing is right.
+    wanted: Option<Hash>,
+}
+
+impl ChunkCheck {
+    /// Chunk `chunk` of an object of `len` bytes must have hash `wanted`; where there is none, no bytes are right.
+    pub(super) fn new(len: u64, chunk: u64, wanted: Option<Hash>) -> Self {
+        let left = len.saturating_sub(chunk.saturating_mul(CHUNK_LEN)).min(CHUNK_LEN);
+        ChunkCheck { hasher: ChunkHasher::new(len, chunk), left: Some(left), wanted }
+    }
+
+    /// The next bytes of the chunk.
+    pub fn update(&mut self, bytes: &[u8]) {
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.left = self.left.and_then(|left| left.checked_sub(len));
+        self.hasher.update(bytes);
+    }
+
+    /// Whether it was the chunk, whole.
+    pub fn passed(self) -> bool {
+        self.left == Some(0) && self.wanted == Some(self.hasher.finish())
+    }
+}
+
 /// The ordinary hash of an object of `len` bytes with these chunk hashes, of which there are [`count`].
 pub(super) fn root(len: u64, hashes: &[Hash]) -> Hash {
     match hashes {

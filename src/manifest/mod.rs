@@ -65,7 +65,7 @@ mod state;
 pub use code::{Contents, Identity, Manifest, NAME, Object};
 pub use directory::{Difference, Listing, compare, list, read, write};
 pub use error::{ManifestError, PolicyError};
-pub use hash::{CHUNK_LEN, ChunkHasher, Hash};
+pub use hash::{CHUNK_LEN, ChunkCheck, ChunkHasher, Hash};
 pub use key::{PublicKey, SigningKey, generate};
 pub use licence::Licence;
 pub use licence_file::read_licence;

@@ -1,6 +1,7 @@
 //! `oss.bandwidth_limit`: a token bucket over the bytes received, all requests of a client together.
 //!
-//! Whoever has received too much reads on later; the peer notices by its full window. One mutex, held for arithmetic.
+//! Whoever has received too much reads on later; the peer notices by its full window. Bytes that a reader waits for are only held
+//! back by each other; the others by all. One mutex, held for arithmetic.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,30 +11,45 @@ use tokio::time::Instant;
 /// How much may come at once after a quiet time, as a time at full rate: enough for the scheduler's jitter.
 const BURST: Duration = Duration::from_millis(100);
 
+/// When what was taken will have been due.
+#[derive(Clone, Copy)]
+struct Due {
+    all: Instant,
+    urgent: Instant,
+}
+
 /// The bucket.
 pub struct Bandwidth {
     bytes_per_sec: u64,
-    /// When everything that was taken will have been due.
-    paid: Mutex<Instant>,
+    due: Mutex<Due>,
 }
 
 impl Bandwidth {
     /// `bytes_per_sec` at most, or `None` for 0.
     pub fn new(bytes_per_sec: u64) -> Option<Self> {
-        (bytes_per_sec > 0).then(|| Bandwidth { bytes_per_sec, paid: Mutex::new(Instant::now()) })
+        (bytes_per_sec > 0).then(|| {
+            let now = Instant::now();
+            Bandwidth { bytes_per_sec, due: Mutex::new(Due { all: now, urgent: now }) }
+        })
     }
 
     /// `len` bytes have arrived; wait until they were due.
-    pub async fn take(&self, len: usize) {
+    pub async fn take(&self, len: usize, urgent: bool) {
         let nanos = u128::try_from(len).unwrap_or(u128::MAX).saturating_mul(1_000_000_000)
             / u128::from(self.bytes_per_sec);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         let due = {
-            let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            let start = (*paid).max(now.checked_sub(BURST).unwrap_or(now));
-            *paid = start.checked_add(cost).unwrap_or(start);
-            *paid
+            let later = |at: Instant| {
+                let start = at.max(now.checked_sub(BURST).unwrap_or(now));
+                start.checked_add(cost).unwrap_or(start)
+            };
+            due.all = later(due.all);
+            if urgent {
+                due.urgent = later(due.urgent);
+            }
+            if urgent { due.urgent } else { due.all }
         };
         tokio::time::sleep_until(due).await;
     }
@@ -53,7 +69,7 @@ mod tests {
             let bandwidth = bandwidth.clone();
             async move {
                 for _ in 0..100 {
-                    bandwidth.take(128 << 10).await;
+                    bandwidth.take(128 << 10, false).await;
                 }
             }
         });
@@ -68,8 +84,29 @@ mod tests {
         let bandwidth = Bandwidth::new(1_000).unwrap();
         tokio::time::advance(Duration::from_secs(3600)).await;
         let began = Instant::now();
-        bandwidth.take(2_000).await;
+        bandwidth.take(2_000, false).await;
         assert_eq!(began.elapsed().as_millis() / 10, 190);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reader_is_held_back_by_readers_only_and_the_rate_stays() {
+        let bandwidth = Bandwidth::new(1_000).unwrap();
+        let began = Instant::now();
+        let seconds = || (began.elapsed().as_millis() + 50) / 1000;
+        let fill = async {
+            bandwidth.take(10_100, false).await;
+            assert_eq!(seconds(), 10);
+            // After what the reader took.
+            bandwidth.take(1_000, false).await;
+            assert_eq!(seconds(), 14);
+        };
+        let reader = async {
+            bandwidth.take(2_100, true).await;
+            assert_eq!(seconds(), 2);
+            bandwidth.take(1_000, true).await;
+            assert_eq!(seconds(), 3);
+        };
+        tokio::join!(fill, reader);
     }
 
     #[test]

@@ -26,10 +26,10 @@ use super::credential::Credential;
 use super::credentials::Credentials;
 use super::error::{OssError, Reason, Refusal};
 use super::sign::Signer;
-use super::throttle::Throttle;
-use super::transport::{Payload, Transport};
+use super::throttle::{Permit, Throttle};
+use super::transport::{Frames, Payload, Transport};
 use crate::config::Oss;
-use crate::store::Fetched;
+use crate::store::{AT_ONCE, Urgency};
 
 /// Longest error body that is looked at: real ones have about 500 bytes, with the canonical request a few thousand.
 const ERROR_LIMIT: u64 = 64 << 10;
@@ -67,6 +67,39 @@ impl<'a> Call<'a> {
     pub fn get(key: &'a str, query: &'a [(&'a str, &'a str)]) -> Self {
         Call::new(Method::GET, key, query)
     }
+}
+
+/// Bytes of a range that are arriving. Holds the right to have a request in flight.
+pub struct Ranged<'a> {
+    /// CRC-64/XZ of the whole object, where the service told it.
+    pub object_crc64: Option<u64>,
+    frames: Frames<'a>,
+    url: String,
+    _permit: Permit<'a>,
+}
+
+impl Ranged<'_> {
+    /// The next of them, or `None` after the last.
+    ///
+    /// # Errors
+    /// Any of the transport; `BadAnswer` when there are fewer than were announced.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, OssError> {
+        let frame = self.frames.next().await?;
+        if frame.is_none() && self.frames.left() > 0 {
+            let got = format!("{} bytes fewer", self.frames.left());
+            return Err(OssError::BadAnswer { url: self.url.clone(), what: "length", got });
+        }
+        Ok(frame)
+    }
+}
+
+/// Bytes of a range, all of them.
+#[derive(Debug)]
+pub struct Part {
+    /// CRC-64/XZ of the whole object, where the service told it.
+    pub object_crc64: Option<u64>,
+    /// In the frames they arrived in.
+    pub frames: Vec<Bytes>,
 }
 
 impl Client {
@@ -115,13 +148,14 @@ impl Client {
     /// # Errors
     /// Any of the transport; `Refused`, with reason `Changed` for another object; `BadAnswer` for anything but exactly
     /// this range.
-    pub async fn get_range(
-        &self,
+    pub async fn open_range<'a>(
+        &'a self,
         key: &str,
         etag: &str,
         range: Range<u64>,
         total: u64,
-    ) -> Result<Fetched, OssError> {
+        urgency: &'a Urgency,
+    ) -> Result<Ranged<'a>, OssError> {
         let mut call = Call::get(key, &[]);
         call.headers = vec![
             (RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1))),
@@ -129,8 +163,7 @@ impl Client {
             // Without it OSS answers a range that it finds wrong with the whole object (oss.md 1.3).
             (HeaderName::from_static("x-oss-range-behavior"), "standard".into()),
         ];
-        // Up to the last byte.
-        let _permit = self.throttle.acquire().await;
+        let permit = self.throttle.acquire(urgency).await;
         let answer = self.exchange(call).await?;
         let url = self.url(key);
         let bad = |what, got: &str| OssError::BadAnswer {
@@ -156,12 +189,27 @@ impl Client {
         }
         let object_crc64 = answer::crc64(headers);
         let len = range.end.saturating_sub(range.start);
-        let frames = self.transport.frames(answer.into_body(), len, &url).await?;
-        let got = frames.iter().fold(0u64, |sum, frame| sum.saturating_add(frame.len() as u64));
-        if got != len {
-            return Err(bad("length", &got.to_string()));
+        let frames = self.transport.frames(answer.into_body(), len, url.clone(), urgency);
+        Ok(Ranged { object_crc64, frames, url, _permit: permit })
+    }
+
+    /// The same, once all of it is in memory.
+    ///
+    /// # Errors
+    /// As [`Client::open_range`] and [`Ranged::next`].
+    pub async fn get_range(
+        &self,
+        key: &str,
+        etag: &str,
+        range: Range<u64>,
+        total: u64,
+    ) -> Result<Part, OssError> {
+        let mut ranged = self.open_range(key, etag, range, total, &AT_ONCE).await?;
+        let (object_crc64, mut frames) = (ranged.object_crc64, Vec::new());
+        while let Some(frame) = ranged.next().await? {
+            frames.push(frame);
         }
-        Ok(Fetched { frames, object_crc64 })
+        Ok(Part { object_crc64, frames })
     }
 
     /// URL of `key` without query, for errors.
@@ -171,7 +219,7 @@ impl Client {
 
     /// Send one request; an answer that is not a success becomes `Refused`.
     pub(super) async fn call(&self, call: Call<'_>) -> Result<Response<Incoming>, OssError> {
-        let _permit = self.throttle.acquire().await;
+        let _permit = self.throttle.acquire(&AT_ONCE).await;
         self.exchange(call).await
     }
 
@@ -284,6 +332,6 @@ impl Client {
 
     /// A small body in one piece.
     pub(super) async fn body(&self, body: Incoming, limit: u64, url: &str) -> Result<Vec<u8>, OssError> {
-        Ok(self.transport.frames(body, limit, url).await?.concat())
+        self.transport.frames(body, limit, url.to_owned(), &AT_ONCE).all().await
     }
 }

@@ -2,13 +2,16 @@
 //!
 //! Additive increase, multiplicative decrease: an answer that says "too fast" halves the limit, each success while all of it
 //! is used gives a little back, a whole slot per round of requests, up to what the operator allows. One controller for all
-//! requests of a client, and the agent has one client: background and demand share it. One mutex, held for arithmetic.
+//! requests of a client, and the agent has one client: background and demand share it, and whoever has a reader waiting goes
+//! first. One mutex, held for arithmetic.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::store::Urgency;
 
 /// Answers to what was sent before the limit was lowered say nothing about the new limit.
 const ROUND: Duration = Duration::from_secs(1);
@@ -31,6 +34,8 @@ struct State {
     /// In parts of a slot, at least one whole.
     limit: u64,
     running: u64,
+    /// Those that wait for a slot and have somebody waiting for them.
+    urgent: u64,
     lowered: Option<Instant>,
     /// Times the limit was lowered since the last success.
     rounds: u32,
@@ -40,12 +45,32 @@ struct State {
 /// The right to have one request in flight.
 pub struct Permit<'a>(&'a Throttle);
 
+/// A place among the urgent that wait.
+struct Place<'a>(&'a Throttle);
+
+impl<'a> Place<'a> {
+    fn of(throttle: &'a Throttle) -> Self {
+        throttle.state().urgent += 1;
+        Place(throttle)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.urgent = state.urgent.saturating_sub(1);
+        drop(state);
+        // The last of them may leave room for those behind.
+        self.0.freed.notify_waiters();
+    }
+}
+
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.running = state.running.saturating_sub(1);
         drop(state);
-        self.0.freed.notify_one();
+        self.0.freed.notify_waiters();
     }
 }
 
@@ -53,7 +78,7 @@ impl Throttle {
     /// At most `most` requests at once.
     pub fn new(most: usize) -> Self {
         let most = u64::try_from(most).unwrap_or(u64::MAX).max(1).saturating_mul(SLOT);
-        let state = State { limit: most, running: 0, lowered: None, rounds: 0, throttled: 0 };
+        let state = State { limit: most, running: 0, urgent: 0, lowered: None, rounds: 0, throttled: 0 };
         Throttle { most, state: Mutex::new(state), freed: Notify::new() }
     }
 
@@ -61,19 +86,33 @@ impl Throttle {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wait for a slot.
-    pub async fn acquire(&self) -> Permit<'_> {
+    /// Wait for a slot, behind those that are urgent unless this is.
+    pub async fn acquire(&self, urgency: &Urgency) -> Permit<'_> {
+        let mut place = None;
         loop {
             let freed = self.freed.notified();
-            {
-                let mut state = self.state();
-                if state.running < state.limit / SLOT {
-                    state.running += 1;
-                    return Permit(self);
-                }
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if place.is_none() && urgency.is_raised() {
+                place = Some(Place::of(self));
             }
-            freed.await;
+            if let Some(permit) = self.try_acquire(place.is_some()) {
+                return permit;
+            }
+            tokio::select! {
+                () = freed => {}
+                () = urgency.raised(), if place.is_none() => {}
+            }
         }
+    }
+
+    fn try_acquire(&self, urgent: bool) -> Option<Permit<'_>> {
+        let mut state = self.state();
+        let free = state.running < state.limit / SLOT && (urgent || state.urgent == 0);
+        free.then(|| {
+            state.running += 1;
+            Permit(self)
+        })
     }
 
     /// A request has been answered without a word about its rate.
@@ -84,7 +123,7 @@ impl Throttle {
             // One part in as many as there are slots.
             state.limit = (state.limit + SLOT * SLOT / state.limit).min(self.most);
             drop(state);
-            self.freed.notify_one();
+            self.freed.notify_waiters();
         }
     }
 
@@ -112,6 +151,7 @@ impl Throttle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::AT_ONCE;
 
     fn limit(throttle: &Throttle) -> u64 {
         throttle.counts().1
@@ -142,7 +182,7 @@ mod tests {
         for expected in [5, 6, 7, 8, 8] {
             let mut permits = Vec::new();
             for _ in 0..limit(&throttle) {
-                permits.push(throttle.acquire().await);
+                permits.push(throttle.acquire(&AT_ONCE).await);
             }
             (0..6 + limit(&throttle)).for_each(|_| throttle.succeeded());
             assert!(limit(&throttle) >= expected, "{} < {expected}", limit(&throttle));
@@ -153,20 +193,52 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn slot_is_waited_for_and_success_ends_the_long_pauses() {
         let throttle = Throttle::new(2);
-        let first = throttle.acquire().await;
-        let second = throttle.acquire().await;
-        let third = tokio::time::timeout(Duration::from_secs(9), throttle.acquire()).await;
+        let first = throttle.acquire(&AT_ONCE).await;
+        let second = throttle.acquire(&AT_ONCE).await;
+        let third = tokio::time::timeout(Duration::from_secs(9), throttle.acquire(&AT_ONCE)).await;
         assert!(third.is_err(), "three of two");
         throttle.throttled();
         drop(first);
-        let third = tokio::time::timeout(Duration::from_secs(9), throttle.acquire()).await;
+        let third = tokio::time::timeout(Duration::from_secs(9), throttle.acquire(&AT_ONCE)).await;
         assert!(third.is_err(), "two of one");
         drop(second);
-        let _third = throttle.acquire().await;
+        let _third = throttle.acquire(&AT_ONCE).await;
         tokio::time::advance(ROUND).await;
         assert_eq!(throttle.throttled(), Duration::from_secs(2));
         throttle.succeeded();
         tokio::time::advance(ROUND).await;
         assert_eq!(throttle.throttled(), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn urgent_request_goes_first_also_when_it_becomes_so_while_it_waits() {
+        let throttle = Throttle::new(1);
+        let (idle, turning) = (Urgency::default(), Urgency::default());
+        let running = throttle.acquire(&AT_ONCE).await;
+        let order = std::sync::Mutex::new(Vec::new());
+        let request = async |name: &'static str, urgency: &Urgency| {
+            let _permit = throttle.acquire(urgency).await;
+            order.lock().unwrap().push(name);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        let release = async {
+            tokio::task::yield_now().await;
+            turning.raise();
+            tokio::task::yield_now().await;
+            drop(running);
+        };
+        tokio::join!(
+            request("first of the fill", &idle),
+            request("second of the fill", &idle),
+            request("turning urgent", &turning),
+            release,
+            async {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                request("urgent and late", &AT_ONCE).await;
+            },
+        );
+        let order = order.into_inner().unwrap();
+        assert_eq!(order[..2], ["turning urgent", "urgent and late"]);
+        assert_eq!(order.len(), 4);
     }
 }

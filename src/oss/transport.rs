@@ -24,6 +24,7 @@ use rustls::{ClientConfig, RootCertStore};
 use super::bandwidth::Bandwidth;
 use super::error::OssError;
 use crate::config::Oss;
+use crate::store::Urgency;
 
 /// A connection that is not there after this time will not come: internal endpoints answer in milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -85,29 +86,61 @@ impl Transport {
         }
     }
 
-    /// The body of an answer in the frames it arrived in, `limit` bytes of it at most.
-    ///
-    /// # Errors
-    /// `Body`, `Stalled`, `TooLarge`.
-    pub async fn frames(&self, mut body: Incoming, limit: u64, url: &str) -> Result<Vec<Bytes>, OssError> {
-        let (mut frames, mut left) = (Vec::new(), limit);
-        loop {
-            let frame =
-                tokio::time::timeout(self.stall, body.frame()).await.map_err(|_| self.stalled(url))?;
-            let Some(frame) = frame else { return Ok(frames) };
-            let frame = frame.map_err(|source| OssError::Body { url: url.to_owned(), source })?;
-            let Ok(data) = frame.into_data() else { continue };
-            let too_large = || OssError::TooLarge { url: url.to_owned(), limit };
-            left = left.checked_sub(data.len() as u64).ok_or_else(too_large)?;
-            if let Some(bandwidth) = &self.bandwidth {
-                bandwidth.take(data.len()).await;
-            }
-            frames.push(data);
-        }
+    /// The body of an answer, `limit` bytes of it at most.
+    pub fn frames<'a>(&'a self, body: Incoming, limit: u64, url: String, urgency: &'a Urgency) -> Frames<'a> {
+        Frames { transport: self, body, limit, left: limit, url, urgency }
     }
 
     fn stalled(&self, url: &str) -> OssError {
         OssError::Stalled { url: url.to_owned(), secs: self.stall.as_secs() }
+    }
+}
+
+/// The body of an answer in the frames it arrives in.
+pub struct Frames<'a> {
+    transport: &'a Transport,
+    body: Incoming,
+    limit: u64,
+    left: u64,
+    url: String,
+    urgency: &'a Urgency,
+}
+
+impl Frames<'_> {
+    /// The next one, or `None` at the end.
+    ///
+    /// # Errors
+    /// `Body`, `Stalled`, `TooLarge`.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, OssError> {
+        loop {
+            let frame = tokio::time::timeout(self.transport.stall, self.body.frame()).await;
+            let Some(frame) = frame.map_err(|_| self.transport.stalled(&self.url))? else { return Ok(None) };
+            let frame = frame.map_err(|source| OssError::Body { url: self.url.clone(), source })?;
+            let Ok(data) = frame.into_data() else { continue };
+            let too_large = || OssError::TooLarge { url: self.url.clone(), limit: self.limit };
+            self.left = self.left.checked_sub(data.len() as u64).ok_or_else(too_large)?;
+            if let Some(bandwidth) = &self.transport.bandwidth {
+                bandwidth.take(data.len(), self.urgency.is_raised()).await;
+            }
+            return Ok(Some(data));
+        }
+    }
+
+    /// Bytes of the limit that have not arrived.
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Everything.
+    ///
+    /// # Errors
+    /// As [`Frames::next`].
+    pub async fn all(mut self) -> Result<Vec<u8>, OssError> {
+        let mut bytes = Vec::new();
+        while let Some(frame) = self.next().await? {
+            bytes.extend_from_slice(&frame);
+        }
+        Ok(bytes)
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Longest pause that a server is granted. Source: the request budget of ossfs2 (oss.md 1.5).
+pub const LONGEST_ASKED: Duration = Duration::from_secs(60);
+
 /// How transient failures are retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
@@ -26,12 +29,12 @@ impl Default for Retry {
 
 impl Retry {
     /// Pause after the failed attempt number `attempt` (from 0): between half of and the whole exponential step, so that
-    /// clients that failed together do not come back together; at least what the server `asked` for, up to `longest`.
+    /// clients that failed together do not come back together; at least what the server `asked` for, up to [`LONGEST_ASKED`].
     pub fn pause(&self, attempt: u32, asked: Option<Duration>) -> Duration {
         let step = self.first.saturating_mul(2u32.saturating_pow(attempt)).min(self.longest);
         let jitter = getrandom::u32().unwrap_or(u32::MAX);
         let pause = step / 2 + (step / 2).mul_f64(f64::from(jitter) / f64::from(u32::MAX));
-        pause.max(asked.unwrap_or_default().min(self.longest))
+        pause.max(asked.unwrap_or_default().min(LONGEST_ASKED))
     }
 }
 
@@ -53,6 +56,6 @@ mod tests {
     fn pause_respects_what_the_server_asked_for() {
         let retry = Retry::default();
         assert_eq!(retry.pause(0, Some(Duration::from_secs(7))), Duration::from_secs(7));
-        assert_eq!(retry.pause(0, Some(Duration::from_secs(7_000))), retry.longest);
+        assert_eq!(retry.pause(0, Some(Duration::from_secs(7_000))), LONGEST_ASKED);
     }
 }

@@ -6,11 +6,32 @@
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest, checksum_combine};
 
+/// A checksum of bytes that come in pieces.
+pub struct Crc64(Digest);
+
+impl Default for Crc64 {
+    fn default() -> Self {
+        Crc64(Digest::new(CrcAlgorithm::Crc64Xz))
+    }
+}
+
+impl Crc64 {
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Of everything so far.
+    pub fn finish(&self) -> u64 {
+        self.0.finalize()
+    }
+}
+
 /// Checksum of the concatenation of `frames`.
 pub fn of_frames(frames: &[Bytes]) -> u64 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc64Xz);
-    frames.iter().for_each(|frame| digest.update(frame));
-    digest.finalize()
+    let mut crc = Crc64::default();
+    frames.iter().for_each(|frame| crc.update(frame));
+    crc.finish()
 }
 
 /// Checksum of `bytes`.

@@ -19,7 +19,8 @@ use sha2::{Digest, Sha256};
 
 use super::chunkmap::ChunkMap;
 use super::error::StoreError;
-use super::layout::Layout;
+use super::landed::{self, Landed, Records};
+use super::layout::{ChunkIndex, Layout};
 use super::source::Object;
 
 /// Held locked for the life of the store.
@@ -42,6 +43,8 @@ pub struct CacheDir {
     dir: PathBuf,
     /// The directory itself, to make renames in it durable.
     handle: File,
+    /// What came in since the maps were saved.
+    pub landed: Landed,
     /// Locked as long as it is open.
     _lock: File,
 }
@@ -113,10 +116,40 @@ impl CacheDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(failed("removing", &marker)(error)),
         };
-        let cache = CacheDir { dir: dir.to_owned(), handle, _lock: lock };
+        let cache = CacheDir { dir: dir.to_owned(), handle, landed: Landed::new(dir), _lock: lock };
         // Durable before the first write: a crash must find the directory unclean.
         cache.sync()?;
         Ok((cache, clean))
+    }
+
+    /// What landed after the maps were last saved, if the last stop was not a clean one. It is noted no more: the next save
+    /// has it.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn landed(&self, clean: bool) -> Result<Records, StoreError> {
+        if clean {
+            self.landed.clear().map_err(failed("clearing notes in", &self.dir))?;
+            return Ok(Records::new());
+        }
+        self.landed.read().map_err(failed("reading notes in", &self.dir))
+    }
+
+    /// Before chunk maps are copied and saved.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn begin_save(&self) -> Result<(), StoreError> {
+        self.landed.turn_over().map_err(failed("turning over notes in", &self.dir))
+    }
+
+    /// After all of them were saved.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn end_save(&self) -> Result<(), StoreError> {
+        self.sync()?;
+        self.landed.drop_old().map_err(failed("removing notes in", &self.dir))
     }
 
     /// Where this is.
@@ -189,19 +222,34 @@ impl CacheDir {
 }
 
 impl ObjectFile {
-    /// What the directory has of `object`. Anything that does not fit is deleted, and the object begins empty.
+    /// What the directory has of `object`, with what `landed` after its map was saved. Anything that does not fit is deleted, and
+    /// the object begins empty.
     ///
     /// # Errors
     /// `Io` when that cannot be found out or the old files cannot be deleted.
-    pub fn load(&self, object: &Object, clean: bool) -> Result<ChunkMap, StoreError> {
+    pub fn load(
+        &self,
+        object: &Object,
+        landed: &[(ChunkIndex, u64)],
+        clean: bool,
+    ) -> Result<ChunkMap, StoreError> {
         let limit = ChunkMap::max_encoded_len(object, self.layout);
-        let Some(bytes) = read_bounded(&self.map, limit).map_err(failed("reading", &self.map))? else {
-            self.discard()?;
-            return Ok(ChunkMap::empty(self.layout));
-        };
+        let bytes = read_bounded(&self.map, limit).map_err(failed("reading", &self.map))?;
         let right_size = std::fs::metadata(&self.data).is_ok_and(|data| data.len() == self.layout.len);
-        match ChunkMap::decode(&bytes, object, self.layout, clean) {
-            Ok(map) if right_size => Ok(map),
+        let map = match &bytes {
+            // Killed before its first map was saved.
+            None if !landed.is_empty() => Ok(ChunkMap::empty(self.layout)),
+            None => {
+                self.discard()?;
+                return Ok(ChunkMap::empty(self.layout));
+            }
+            Some(bytes) => ChunkMap::decode(bytes, object, self.layout, clean),
+        };
+        match map {
+            Ok(mut map) if right_size => {
+                landed::apply(landed, &mut map);
+                Ok(map)
+            }
             other => {
                 let reason = other
                     .err()

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use super::chunkmap::{Chunk, ChunkMap};
@@ -16,16 +16,17 @@ use super::crc64;
 use super::disk::{CacheDir, ObjectFile};
 use super::error::source_code;
 use super::flight::{Failure, Flight, Outcome, Ready};
+use super::landing::Landing;
 use super::layout::{ChunkIndex, ChunkKey, Layout, ObjectIndex};
-use super::memory::Recent;
+use super::memory::{KEPT, Recent};
 use super::options::StoreOptions;
 use super::plan::Plan;
 use super::progress::{Counters, Problem};
 use super::room::{Keeping, Room};
-use super::source::{ChunkSource, Fetched, Object, SourceError};
+use super::source::{ChunkSource, Object, SourceError};
 use super::state::{Broken, ObjectState, State, Whole, wanted};
 use crate::error::chain;
-use crate::manifest::Manifest;
+use crate::manifest::{ChunkCheck, Manifest};
 
 /// Failures of one chunk in a row from which on they are a problem: one 503 is everyday life, and four attempts take the
 /// better part of a second.
@@ -35,6 +36,8 @@ const REPORTED_FROM: u32 = 4;
 #[derive(Debug)]
 pub struct Slot {
     pub object: Object,
+    /// Of this version of it, in the notes of what landed.
+    pub identity: u64,
     pub path: String,
     pub layout: Layout,
     pub file: ObjectFile,
@@ -45,7 +48,9 @@ pub struct Engine {
     pub options: StoreOptions,
     pub slots: Vec<Slot>,
     pub cache: CacheDir,
-    source: Arc<dyn ChunkSource>,
+    pub source: Arc<dyn ChunkSource>,
+    /// Chunks that may be on their way without a place on the disk: they are in memory whole.
+    pub in_memory: Arc<Semaphore>,
     /// What every chunk must be in.
     manifest: Option<Arc<Manifest>>,
     state: Mutex<State>,
@@ -90,7 +95,7 @@ impl Engine {
             counters,
             room: Room::default(),
             punching: HashSet::new(),
-            filling_now: 0,
+            filling_now: HashSet::new(),
         };
         state.keep(keeping, &slots);
         Engine {
@@ -98,6 +103,7 @@ impl Engine {
             slots,
             cache,
             source,
+            in_memory: Arc::new(Semaphore::new(KEPT)),
             manifest,
             state: Mutex::new(state),
             punched: Condvar::new(),
@@ -142,9 +148,11 @@ impl Engine {
             return Lookup::Here(Ready::Memory(frames));
         }
         if let Some(flight) = state.flights.get(&key) {
+            flight.urgency.raise();
             return Lookup::Coming(flight.clone());
         }
         let flight = Arc::new(Flight::default());
+        flight.urgency.raise();
         state.flights.insert(key, flight.clone());
         state.plan.push_reader(key);
         drop(state);
@@ -165,14 +173,14 @@ impl Engine {
         if readers_only || !state.filling || !state.caching {
             return None;
         }
-        if !state.room.may_fill(self.options.chunk_len, state.filling_now) {
+        if !state.room.may_fill(self.options.chunk_len, state.filling_now.len()) {
             return None;
         }
         let key = state.plan.next_to_fill(|key| wanted(&state.objects, &state.flights, &state.room, key))?;
-        let flight = Arc::new(Flight::of_the_fill());
+        let flight = Arc::new(Flight::default());
         state.flights.insert(key, flight.clone());
         state.counters.in_flight += 1;
-        state.filling_now += 1;
+        state.filling_now.insert(key);
         Some((key, flight))
     }
 
@@ -197,7 +205,7 @@ impl Engine {
         let mut state = self.lock();
         state.flights.remove(&key);
         state.counters.in_flight = state.counters.in_flight.saturating_sub(1);
-        state.filling_now = state.filling_now.saturating_sub(usize::from(flight.ahead));
+        state.filling_now.remove(&key);
         match &outcome {
             Ok(_) => state.counters.recovered(&slot.path),
             Err(failure) => state.note_failure(slot, key.object, failure),
@@ -208,18 +216,36 @@ impl Engine {
     }
 
     /// Bring one chunk, retrying what may pass by itself: while a reader waits (it has its own deadline), and otherwise
-    /// up to the retry limit.
+    /// up to the retry limit, from the last attempt on that brought anything.
     async fn deliver(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Outcome {
-        let (started, retry) = (Instant::now(), self.options.retry);
-        let (mut attempt, mut failures) = (0, 0u32);
+        let mut landing = None;
+        let outcome = self.persist(key, flight, &mut landing).await;
+        if let Some(landing) = landing {
+            self.give_up(&landing);
+        }
+        outcome
+    }
+
+    async fn persist(
+        self: &Arc<Self>,
+        key: ChunkKey,
+        flight: &Flight,
+        landing: &mut Option<Landing>,
+    ) -> Outcome {
+        let (mut started, retry) = (Instant::now(), self.options.retry);
+        let (mut attempt, mut failures, mut got) = (0, 0u32, 0);
         loop {
-            let error = match self.attempt(key, flight.has_readers()).await {
+            let error = match self.attempt(key, flight, landing).await {
                 Err(Failure::Source(error @ SourceError::Unavailable { .. })) => error,
                 other => return other,
             };
             let SourceError::Unavailable { retry_after, .. } = &error else {
                 return Err(Failure::Source(error));
             };
+            let before = std::mem::replace(&mut got, landing.as_ref().map_or(0, Landing::got));
+            if got > before {
+                (attempt, started) = (0, Instant::now());
+            }
             let pause = retry.pause(attempt, *retry_after);
             if !flight.has_readers() && started.elapsed() + pause > retry.limit {
                 return Err(Failure::Source(error));
@@ -249,7 +275,12 @@ impl Engine {
     }
 
     /// One attempt: the local copy if there may be one, else the source.
-    async fn attempt(self: &Arc<Self>, key: ChunkKey, demand: bool) -> Outcome {
+    async fn attempt(
+        self: &Arc<Self>,
+        key: ChunkKey,
+        flight: &Flight,
+        landing: &mut Option<Landing>,
+    ) -> Outcome {
         let Some(slot) = self.slot(key.object) else { return Err(Failure::Closed) };
         let found = self.lock().chunk(key);
         if let Some(Chunk::Unverified(crc)) = found {
@@ -259,10 +290,7 @@ impl Engine {
                 None => tracing::warn!(event = "chunk.corrupt", object = slot.path, chunk = key.chunk.0),
             }
         }
-        let range = slot.layout.range(key.chunk);
-        let fetched = self.source.fetch(&slot.object, range).await.map_err(Failure::Source)?;
-        let engine = self.clone();
-        blocking(move || engine.keep(key, fetched, demand)).await
+        self.receive(key, flight, landing).await
     }
 
     /// Check a chunk that an unclean stop left behind, or that came into doubt: `None` when it is not what the map says.
@@ -273,7 +301,7 @@ impl Engine {
         let mut bytes = vec![0; usize::try_from(slot.layout.len_of(key.chunk)).unwrap_or(0)];
         let sound = matches!(slot.file.read_at(place, range.start, &mut bytes), Ok(true))
             && crc64::of(&bytes) == crc
-            && self.is_genuine(slot, key, std::iter::once(bytes.as_slice()));
+            && self.is_genuine(slot, key, &bytes);
         let mut state = self.lock();
         let same =
             slot.file.generation() == place.generation && state.chunk(key) == Some(Chunk::Unverified(crc));
@@ -292,83 +320,23 @@ impl Engine {
         self.check_object(key.object).map(|()| Some(ready))
     }
 
-    /// Take in what a source delivered: check, write, mark. The mark in the sidecar follows after a sync.
-    fn keep(&self, key: ChunkKey, fetched: Fetched, demand: bool) -> Outcome {
-        let Some(slot) = self.slot(key.object) else { return Err(Failure::Closed) };
-        let range = slot.layout.range(key.chunk);
-        let expected = slot.layout.len_of(key.chunk);
-        let got = fetched.frames.iter().fold(0u64, |sum, frame| sum.saturating_add(frame.len() as u64));
-        if got != expected {
-            let detail = format!("{} delivered {got} bytes of {expected}", self.source_name());
-            let path = slot.path.clone();
-            return Err(Failure::Source(SourceError::Unavailable { path, detail, retry_after: None }));
-        }
-        if !self.is_genuine(slot, key, fetched.frames.iter().map(|frame| frame.as_ref())) {
-            return Err(self.forged(slot, key));
-        }
-        let crc = crc64::of_frames(&fetched.frames);
-        let promised = self.make_room(slot, key, demand);
-        let (mut state, generation) = loop {
-            // Not one expression: the guard of the first half would live through the second.
-            let caching = promised && self.lock().caching;
-            let written =
-                if caching { self.write(key.object, slot, range.start, &fetched.frames) } else { None };
-            let state = self.lock();
-            // Where the file was begun anew meanwhile, the bytes went into the old one.
-            if written.is_none_or(|generation| generation == slot.file.generation()) {
-                break (state, written);
-            }
-        };
-        if promised && slot.layout.chunks() > 1 {
-            state.room.settle(expected);
-        }
-        state.counters.bytes_fetched = state.counters.bytes_fetched.saturating_add(got);
-        if let Some(object) = state.objects.get_mut(key.object.0) {
-            object.forged.remove(&key.chunk);
-        }
-        if generation.is_none() || !state.caching {
-            return Ok(state.recent.serve(key, fetched.frames));
-        }
-        if let Some(object) = state.objects.get_mut(key.object.0) {
-            object.map.object_crc64 = object.map.object_crc64.or(fetched.object_crc64);
-            object.unsynced.push(key.chunk);
-        }
-        state.mark(slot, key, Chunk::Present(crc));
-        if demand && slot.layout.chunks() > 1 {
-            // A reader waits for it: it is not the next to go.
-            state.room.touch(key);
-        }
-        // Under the lock: a chunk that is let go later makes this place stale.
-        let ready = Ready::Disk(slot.file.place());
-        drop(state);
-        self.check_object(key.object).map(|()| ready)
-    }
-
     /// Whether these are the bytes of the chunk that the manifest names; without one, nobody knows better.
-    fn is_genuine<'a>(&self, slot: &Slot, key: ChunkKey, bytes: impl Iterator<Item = &'a [u8]>) -> bool {
-        self.manifest.as_ref().is_none_or(|manifest| {
-            let object = manifest.object(&slot.object.path).filter(|object| object.len == slot.object.len);
-            object.is_some_and(|object| object.is_chunk(key.chunk.0, bytes))
+    fn is_genuine(&self, slot: &Slot, key: ChunkKey, bytes: &[u8]) -> bool {
+        self.check(slot, key).is_none_or(|mut check| {
+            check.update(bytes);
+            check.passed()
         })
     }
 
-    /// A source delivered other bytes than the manifest names: fetched once more, for the network may have done it; the second
-    /// time in a row the object is broken.
-    fn forged(&self, slot: &Slot, key: ChunkKey) -> Failure {
-        let mut state = self.lock();
-        let Some(object) = state.objects.get_mut(key.object.0) else { return Failure::Closed };
-        tracing::error!(event = "chunk.forged", object = slot.path, chunk = key.chunk.0);
-        if !object.forged.insert(key.chunk) {
-            object.broken = Some(Broken::Corrupt);
-            return Failure::Corrupt;
-        }
-        let detail = format!("chunk {} is not the one that the manifest names", key.chunk.0);
-        Failure::Source(SourceError::Unavailable { path: slot.path.clone(), detail, retry_after: None })
+    /// What tells whether bytes are chunk `key` as the manifest has it, where there is one.
+    pub fn check(&self, slot: &Slot, key: ChunkKey) -> Option<ChunkCheck> {
+        let manifest = self.manifest.as_ref()?;
+        Some(manifest.chunk_check(&slot.object.path, slot.object.len, key.chunk.0))
     }
 
     /// When `object` is whole: compare its checksum with the origin's. The first difference discards it, to be fetched
     /// once more (the failure is transient then); the second breaks it.
-    fn check_object(&self, index: ObjectIndex) -> Result<(), Failure> {
+    pub fn check_object(&self, index: ObjectIndex) -> Result<(), Failure> {
         let Some(slot) = self.slot(index) else { return Ok(()) };
         let (crcs, promised) = {
             let mut state = self.lock();
@@ -409,7 +377,7 @@ impl Engine {
 }
 
 /// Run `act` on a thread that may block.
-async fn blocking<R: Send + 'static>(
+pub async fn blocking<R: Send + 'static>(
     act: impl FnOnce() -> Result<R, Failure> + Send + 'static,
 ) -> Result<R, Failure> {
     // The runtime refuses only while it shuts down.

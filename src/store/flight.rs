@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::disk::Place;
-use super::source::SourceError;
+use super::source::{SourceError, Urgency};
 
 /// Where the bytes of a chunk can be had now.
 #[derive(Debug, Clone)]
@@ -40,10 +40,10 @@ pub struct Flight {
     state: Mutex<State>,
     landed: Condvar,
     landed_async: Notify,
-    /// Begun by the fill, for nobody yet.
-    pub ahead: bool,
     /// Told when the first reader joins: no reader should sit out a backoff that began without one.
     pub first_reader: Notify,
+    /// Raised once it is not only the fill that asks.
+    pub urgency: Urgency,
 }
 
 #[derive(Debug, Default)]
@@ -53,11 +53,6 @@ struct State {
 }
 
 impl Flight {
-    /// One that the fill begins.
-    pub fn of_the_fill() -> Self {
-        Flight { ahead: true, ..Flight::default() }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

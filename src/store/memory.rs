@@ -9,7 +9,7 @@ use super::layout::ChunkKey;
 
 /// Chunks kept: a reader takes a chunk in many small reads, and a handful of readers do so side by side. 16 chunks of
 /// 8 MiB are 128 MiB at most, and nothing at all while the disk works.
-const KEPT: usize = 16;
+pub const KEPT: usize = 16;
 
 /// Most recently fetched chunks, oldest first.
 #[derive(Debug, Default)]

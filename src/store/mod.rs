@@ -5,14 +5,16 @@
 //!
 //! A chunk is *missing*, *unverified* (left by an unclean stop, or in doubt since; checked against its CRC-64 before its
 //! next use) or *present*. A reader that misses creates a flight or joins the one there is; workers of the runtime bring it in:
-//! source -> manifest, where there is one -> write -> mark in memory -> wake readers; the sidecar follows after `fdatasync`. A read gives every byte it
-//! asked for or an error; a chunk is never marked before all of it is written.
+//! source -> write, batch by batch -> manifest, where there is one -> mark in memory -> wake readers; the sidecar follows after
+//! `fdatasync`. What a broken connection brought is kept, and only the rest asked for again. A read gives every byte it asked for
+//! or an error; a chunk is never marked before all of it is written and checked.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `layout`, `tree`, `plan`, `chunkmap`, `crc64`, `backoff`, `memory` | pure parts |
 //! | `disk` | the directory and its files |
 //! | `state`, `flight`, `engine` | what changes, who waits, who works |
+//! | `landing`, `landed` | a chunk whose bytes are arriving; a note that they have |
 //! | `doubt` | what happens when the disk is not what the marks say |
 //! | `room`, `evict` | what stays when the disk cannot hold everything (`room` is pure) |
 //! | `reader`, `fill`, `upkeep` | the three ways in: reads, background, sync and progress |
@@ -29,6 +31,8 @@ mod error;
 mod evict;
 mod fill;
 mod flight;
+mod landed;
+mod landing;
 mod layout;
 mod memory;
 mod options;
@@ -53,11 +57,12 @@ pub use fill::Filled;
 pub use options::{CacheMode, StoreOptions};
 pub use progress::{Problem, Progress};
 pub use room::Keeping;
-pub use source::{ChunkSource, FetchFuture, Fetched, Object, SourceError};
+pub use source::{AT_ONCE, ChunkSource, FetchFuture, Fetched, Object, SourceError, Urgency};
 
 use self::chunkmap::ChunkMap;
 use self::disk::CacheDir;
 use self::engine::{Engine, Slot};
+use self::landed::Records;
 use self::layout::Layout;
 use self::tree::Tree;
 use crate::ahead::ReadAhead;
@@ -113,8 +118,10 @@ impl Store {
         cache.remove_leftovers(&objects)?;
         let slots: Vec<Slot> =
             objects.into_iter().map(|object| Slot::new(object, &options, &cache)).collect();
-        let (maps, keeping) = load(&cache, &options, &slots, clean && manifest.is_none())?;
+        let landed = cache.landed(clean)?;
+        let (maps, keeping) = load(&cache, &options, &slots, &landed, clean && manifest.is_none())?;
         let engine = Arc::new(Engine::new(options, slots, maps, manifest, keeping, cache, source));
+        engine.is_only_noted(&landed);
         let (sender, progress) = watch::channel(engine.snapshot(&mut Default::default()));
         let tasks = upkeep::start(&engine, sender, &handle);
         let fill_turn = tokio::sync::Mutex::new(());
@@ -158,7 +165,8 @@ impl Slot {
     fn new(object: Object, options: &StoreOptions, cache: &CacheDir) -> Self {
         let layout = Layout::new(object.len, options.chunk_len);
         let file = cache.file(&object, layout);
-        Slot { path: object.path.display().to_string(), object, layout, file }
+        let identity = landed::identity(&object, layout);
+        Slot { path: object.path.display().to_string(), object, identity, layout, file }
     }
 }
 
@@ -171,6 +179,7 @@ fn load(
     cache: &CacheDir,
     options: &StoreOptions,
     slots: &[Slot],
+    landed: &Records,
     clean: bool,
 ) -> Result<(Vec<ChunkMap>, Keeping), StoreError> {
     let (total, free) = cache.space()?;
@@ -186,7 +195,11 @@ fn load(
     if whole > MOST_BYTES || (must_fit && whole > total) {
         return Err(refuse(whole));
     }
-    let maps = slots.iter().map(|slot| slot.file.load(&slot.object, clean)).collect::<Result<Vec<_>, _>>()?;
+    let load = |slot: &Slot| {
+        let landed = landed.get(&slot.identity).map(Vec::as_slice).unwrap_or_default();
+        slot.file.load(&slot.object, landed, clean)
+    };
+    let maps = slots.iter().map(load).collect::<Result<Vec<_>, _>>()?;
     let missing =
         slots.iter().zip(&maps).map(|(slot, map)| slot.missing_bytes(map)).fold(0u64, u64::saturating_add);
     let room = free.saturating_sub(options.reserve_bytes);
@@ -205,7 +218,7 @@ fn load(
 
 impl Slot {
     /// Bytes of the object that the cache has not got.
-    fn missing_bytes(&self, map: &ChunkMap) -> u64 {
+    pub(super) fn missing_bytes(&self, map: &ChunkMap) -> u64 {
         let missing = (0..).zip(&map.chunks).filter(|(_, chunk)| chunk.crc().is_none());
         missing.fold(0, |sum, (index, _)| sum.saturating_add(self.layout.len_of(layout::ChunkIndex(index))))
     }

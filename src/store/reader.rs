@@ -76,6 +76,15 @@ impl Store {
         Some((object, self.engine.slot(object)?))
     }
 
+    /// Bytes of the files `ids` that are still to be fetched. What was left by an earlier run and not looked at yet counts as here.
+    pub fn missing(&self, ids: &[EntryId]) -> u64 {
+        let objects = ids.iter().filter_map(|id| self.object_of(*id));
+        let state = self.engine.lock();
+        let missing =
+            objects.filter_map(|(object, slot)| Some(slot.missing_bytes(&state.object(object)?.map)));
+        missing.fold(0, u64::saturating_add)
+    }
+
     fn path_of(&self, id: EntryId) -> String {
         let entry = usize::try_from(id.0).ok().and_then(|index| self.tree.entries.get(index));
         entry.map_or_else(|| format!("entry {}", id.0), |entry| entry.path.display().to_string())

@@ -3,9 +3,13 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
+use tokio::sync::Notify;
 
 use crate::error::ErrorClass;
 
@@ -22,13 +26,56 @@ pub struct Object {
     pub modified: SystemTime,
 }
 
-/// Bytes of one range, in the frames they arrived in, and what the origin said about the whole object.
-#[derive(Debug, Clone, Default)]
-pub struct Fetched {
-    /// The range's bytes in order; their lengths sum to the range's length exactly.
-    pub frames: Vec<Bytes>,
+/// Bytes of one range as they arrive, and what the origin said about the whole object.
+pub struct Fetched<'a> {
     /// CRC-64/XZ of the whole object, where the origin told it.
     pub object_crc64: Option<u64>,
+    /// The range's bytes in order, in frames of any length; those before an error are good. Pulled at the reader's pace.
+    pub frames: BoxStream<'a, Result<Bytes, SourceError>>,
+}
+
+impl Fetched<'_> {
+    /// Everything, in memory.
+    ///
+    /// # Errors
+    /// That of the frame that did not arrive.
+    pub async fn all(self) -> Result<Vec<u8>, SourceError> {
+        let frames: Vec<Bytes> = self.frames.try_collect().await?;
+        Ok(frames.concat())
+    }
+}
+
+/// Whether somebody waits for a fetch; may become true while it runs, and stays true.
+#[derive(Debug, Default)]
+pub struct Urgency {
+    raised: AtomicBool,
+    told: Notify,
+}
+
+/// Somebody waits, from the beginning.
+pub static AT_ONCE: Urgency = Urgency { raised: AtomicBool::new(true), told: Notify::const_new() };
+
+impl Urgency {
+    /// From now on somebody waits.
+    pub fn raise(&self) {
+        self.raised.store(true, Ordering::SeqCst);
+        self.told.notify_waiters();
+    }
+
+    /// Whether somebody waits.
+    pub fn is_raised(&self) -> bool {
+        self.raised.load(Ordering::SeqCst)
+    }
+
+    /// Wait until somebody does.
+    pub async fn raised(&self) {
+        let told = self.told.notified();
+        tokio::pin!(told);
+        told.as_mut().enable();
+        if !self.is_raised() {
+            told.await;
+        }
+    }
 }
 
 /// Why a source did not deliver.
@@ -78,7 +125,7 @@ impl SourceError {
 }
 
 /// Future of [`ChunkSource::fetch`].
-pub type FetchFuture<'a> = Pin<Box<dyn Future<Output = Result<Fetched, SourceError>> + Send + 'a>>;
+pub type FetchFuture<'a> = Pin<Box<dyn Future<Output = Result<Fetched<'a>, SourceError>> + Send + 'a>>;
 
 /// A place that has the model's ciphertext.
 ///
@@ -88,6 +135,7 @@ pub trait ChunkSource: Send + Sync + 'static {
     /// Short name for progress by source and for logs: `oss`, `peer`.
     fn name(&self) -> &'static str;
 
-    /// Fetch `range` of `object`, complete and from the listed entity only.
-    fn fetch<'a>(&'a self, object: &'a Object, range: Range<u64>) -> FetchFuture<'a>;
+    /// Fetch `range` of `object`, from the listed entity only. Where requests have to queue, those whose `urgency` is raised
+    /// come first.
+    fn fetch<'a>(&'a self, object: &'a Object, range: Range<u64>, urgency: &'a Urgency) -> FetchFuture<'a>;
 }

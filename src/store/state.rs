@@ -73,8 +73,8 @@ pub struct State {
     pub room: Room,
     /// Chunks whose place on the disk is being given back; nobody may write there meanwhile.
     pub punching: HashSet<ChunkKey>,
-    /// Fetches of the fill that are under way.
-    pub filling_now: usize,
+    /// Chunks that the fill has begun, and that room is still to be found for.
+    pub filling_now: HashSet<ChunkKey>,
 }
 
 /// Whether the fill should fetch `key`: it is not here, not on its way, was not let go, and its object has not failed.

@@ -11,6 +11,7 @@ use super::chunkmap::Chunk;
 use super::disk::Saved;
 use super::engine::{Engine, Slot};
 use super::error::StoreError;
+use super::landed::Records;
 use super::layout::ObjectIndex;
 use super::progress::{Progress, Rate};
 use super::state::ObjectState;
@@ -71,6 +72,13 @@ async fn publish(engine: Arc<Engine>, sender: watch::Sender<Progress>) {
 }
 
 impl Engine {
+    /// Chunks of these objects are in notes and in no map: the next save has them.
+    pub fn is_only_noted(&self, notes: &Records) {
+        let mut state = self.lock();
+        let noted = self.slots.iter().map(|slot| notes.contains_key(&slot.identity));
+        state.objects.iter_mut().zip(noted).for_each(|(object, noted)| object.dirty |= noted);
+    }
+
     fn is_dirty(&self) -> bool {
         let state = self.lock();
         state.caching && state.objects.iter().any(|object| object.dirty)
@@ -83,13 +91,14 @@ impl Engine {
     /// Make the chunks that came in durable, then their marks.
     pub fn flush(&self) -> Result<(), StoreError> {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        self.cache.begin_save()?;
         for (index, slot) in self.slots.iter().enumerate() {
             if let Err(error) = self.save(index, slot) {
                 self.stop_caching(&error);
                 return Err(error);
             }
         }
-        self.cache.sync()
+        self.cache.end_save()
     }
 
     /// Save the chunk map of one object if it has changed.

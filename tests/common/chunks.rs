@@ -9,8 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use cai::ciphertext::{Ciphertext, EntryId, ReadError};
 use cai::store::{
-    CacheMode, ChunkSource, FetchFuture, Fetched, Object, Retry, SourceError, Store, StoreError, StoreOptions,
+    CacheMode, ChunkSource, FetchFuture, Fetched, Object, Retry, SourceError, Store, StoreError,
+    StoreOptions, Urgency,
 };
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
@@ -44,13 +46,13 @@ impl ChunkSource for Memory {
         "memory"
     }
 
-    fn fetch<'a>(&'a self, object: &'a Object, range: Range<u64>) -> FetchFuture<'a> {
+    fn fetch<'a>(&'a self, object: &'a Object, range: Range<u64>, _: &'a Urgency) -> FetchFuture<'a> {
         Box::pin(async move {
             let whole = &self.0[&object.path];
             let bytes = &whole[range.start as usize..range.end as usize];
-            let frames = bytes.chunks(300).map(Bytes::copy_from_slice).collect();
+            let frames = bytes.chunks(300).map(|frame| Ok(Bytes::copy_from_slice(frame)));
             let object_crc64 = Some(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, whole));
-            Ok(Fetched { frames, object_crc64 })
+            Ok(Fetched { frames: stream::iter(frames).boxed(), object_crc64 })
         })
     }
 }
@@ -65,6 +67,8 @@ pub enum Fault {
     Denied,
     /// The last byte is missing.
     Short,
+    /// The connection breaks after the first frame.
+    Cut,
     /// One byte too many.
     Long,
     /// The right length, one wrong byte.
@@ -125,7 +129,7 @@ impl<S: ChunkSource> ChunkSource for Faulty<S> {
         self.inner.name()
     }
 
-    fn fetch<'a>(&'a self, object: &'a Object, range: Range<u64>) -> FetchFuture<'a> {
+    fn fetch<'a>(&'a self, object: &'a Object, range: Range<u64>, urgency: &'a Urgency) -> FetchFuture<'a> {
         Box::pin(async move {
             let path = object.path.to_str().unwrap().to_owned();
             let chunk = range.start / CHUNK;
@@ -151,23 +155,33 @@ impl<S: ChunkSource> ChunkSource for Faulty<S> {
                 Fault::Hold => self.gate.acquire().await.unwrap().forget(),
                 _ => {}
             }
-            let mut fetched = self.inner.fetch(object, range).await?;
+            let unavailable =
+                |detail: &str| SourceError::Unavailable { path, detail: detail.into(), retry_after: None };
+            let fetched = self.inner.fetch(object, range, urgency).await?;
+            let mut object_crc64 = fetched.object_crc64;
+            let mut frames: Vec<Bytes> = fetched.frames.try_collect().await?;
+            let mut end = None;
             match fault {
                 Fault::Short => {
-                    let last = fetched.frames.pop().unwrap();
-                    fetched.frames.push(last.slice(..last.len() - 1));
+                    let last = frames.pop().unwrap();
+                    frames.push(last.slice(..last.len() - 1));
                 }
-                Fault::Long => fetched.frames.push(Bytes::from_static(b"!")),
+                Fault::Cut => {
+                    frames.truncate(1);
+                    end = Some(Err(unavailable("cut on cue")));
+                }
+                Fault::Long => frames.push(Bytes::from_static(b"!")),
                 Fault::WrongByte => {
-                    let mut first = fetched.frames[0].to_vec();
+                    let mut first = frames[0].to_vec();
                     first[0] ^= 1;
-                    fetched.frames[0] = first.into();
+                    frames[0] = first.into();
                 }
-                Fault::WrongCrc => fetched.object_crc64 = fetched.object_crc64.map(|crc| !crc),
-                Fault::NoCrc => fetched.object_crc64 = None,
+                Fault::WrongCrc => object_crc64 = object_crc64.map(|crc| !crc),
+                Fault::NoCrc => object_crc64 = None,
                 _ => {}
             }
-            Ok(fetched)
+            let frames = stream::iter(frames.into_iter().map(Ok).chain(end)).boxed();
+            Ok(Fetched { object_crc64, frames })
         })
     }
 }

@@ -30,9 +30,16 @@ pub struct Builder {
     resources: Vec<(String, Vec<u8>)>,
     more: Vec<String>,
     state_dir: Option<PathBuf>,
+    namespace: Option<(String, String)>,
 }
 
 impl Builder {
+    /// Runs in this network namespace, Trustee and OSS at this address of it.
+    pub fn in_namespace(mut self, name: &str, address: &str) -> Self {
+        self.namespace = Some((name.to_owned(), address.to_owned()));
+        self
+    }
+
     /// Further arguments of `cai-sandbox serve`.
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.more.extend(arguments.iter().map(|argument| (*argument).to_owned()));
@@ -92,7 +99,11 @@ impl Sandbox {
             std::fs::write(&path, bytes).expect("write");
             path
         };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cai-sandbox"));
+        let program = env!("CARGO_BIN_EXE_cai-sandbox");
+        let mut command = Command::new(if builder.namespace.is_some() { "ip" } else { program });
+        if let Some((name, _)) = &builder.namespace {
+            command.args(["netns", "exec", name, program]);
+        }
         let state_dir = builder.state_dir.unwrap_or_else(|| dir.path().join("state"));
         command.arg("serve").arg("--exit-with-stdin").arg("--state-dir").arg(state_dir);
         command.args(["--bucket", BUCKET, "--region", REGION, "--access-key-id", ACCESS_KEY_ID]);
@@ -105,6 +116,12 @@ impl Sandbox {
         }
         if let Some(protocol) = &builder.protocol {
             command.args(["--kbs-protocol", protocol]);
+        }
+        if let Some((_, address)) = &builder.namespace {
+            let address = format!("{address}:0");
+            for service in ["--listen", "--oss-listen", "--cloud-listen", "--control-listen"] {
+                command.args([service, &address]);
+            }
         }
         command.args(&builder.more);
         for (number, (path, bytes)) in builder.resources.iter().enumerate() {

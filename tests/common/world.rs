@@ -35,6 +35,8 @@ pub struct World {
     pub model: BTreeMap<String, Vec<u8>>,
     pub env: String,
     pub toml: String,
+    /// Network namespace that agents run in; ours by default.
+    pub namespace: Option<String>,
 }
 
 /// Bytes that differ from file to file and from block to block.
@@ -70,7 +72,15 @@ impl World {
         let env = format!(
             "MODEL_OSS_ACCESS_KEY_ID={ACCESS_KEY_ID}\nMODEL_OSS_SECRET_ACCESS_KEY={ACCESS_KEY_SECRET}\n"
         );
-        let world = World { directory, sandbox, bus, model: BTreeMap::new(), env, toml: String::new() };
+        let world = World {
+            directory,
+            sandbox,
+            bus,
+            model: BTreeMap::new(),
+            env,
+            toml: String::new(),
+            namespace: None,
+        };
         fs::create_dir_all(world.root().join("tmp")).unwrap();
         Some(world)
     }
@@ -246,7 +256,15 @@ impl Agent {
             }
         });
         fs::set_permissions(&notify_path, fs::Permissions::from_mode(0o666)).unwrap();
-        let mut command = world.on_bus(env!("CARGO_BIN_EXE_cai"));
+        let program = env!("CARGO_BIN_EXE_cai");
+        let mut command = match &world.namespace {
+            None => world.on_bus(program),
+            Some(name) => {
+                let mut command = world.on_bus("nsenter");
+                command.arg(format!("--net=/run/netns/{name}")).arg(program);
+                command
+            }
+        };
         if own_group {
             command.process_group(0);
         }

@@ -67,7 +67,7 @@ fn serve(root: &Path) -> anyhow::Result<()> {
     let line = stdin.as_fd();
     let daemon = check_peer(line)?;
     check_configuration_is_roots(root)?;
-    let terms = config::load(root).map(|(settings, _)| Terms::configured(&settings.mount, daemon));
+    let terms = config::load(root).map(|(settings, _)| Terms::configured(&settings, daemon));
     // Undone when dropped, also behind a panic.
     Session::new(Some(root.to_owned()), terms).serve(line)
 }

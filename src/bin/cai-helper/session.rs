@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use cai::attest::gpu::on_pci;
 use cai::config::Problems;
-use cai::error::Fault;
+use cai::error::{Fault, chain};
+use cai::gateway::GateError;
 use cai::helper::channel;
-use cai::helper::protocol::{Reply, Request};
+use cai::helper::protocol::{GATE_WAS_SHUT, Reply, Request};
 
 use crate::memory::Memory;
 use crate::mount_point::MountPoint;
@@ -146,6 +147,7 @@ impl Session {
             Request::GpuEvidence { nonce } => {
                 give("GPU evidence", vendor::run(self.root()?, Act::GpuEvidence, &nonce)?.as_bytes())
             }
+            Request::Gate => self.gate().map(|text| (text, None)),
             Request::GpuReady => {
                 let root = self.root()?.to_owned();
                 // Noted before it is tried: a child that dies half way may have done it.
@@ -190,6 +192,20 @@ impl Session {
             self.memory = Private::Gone;
         }
         Ok(text)
+    }
+
+    /// Nothing that this connection's end undoes: a port that was shut stays shut.
+    fn gate(&self) -> Result<String, Refusal> {
+        let Some(gate) = valid(&self.terms)?.gate else {
+            let text = "no service port is configured that needs a gate";
+            return Err(Refusal::new("gate.none", text, "cai and cai-helper must read one configuration"));
+        };
+        let refused = |error: GateError| Refusal::new(error.code(), chain(&error), error.hint());
+        if gate.is_shut().map_err(refused)? {
+            return Ok(GATE_WAS_SHUT.into());
+        }
+        gate.shut().map_err(refused)?;
+        Ok("the gate is shut now".into())
     }
 
     fn gpus_not_ready(&mut self) -> Result<String, Refusal> {

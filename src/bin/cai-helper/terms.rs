@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use cai::config::{Mount, MountMode};
+use cai::config::{Mount, MountMode, Settings};
+use cai::gateway::Gate;
 use cai::host;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
@@ -29,11 +30,14 @@ pub(crate) struct Terms {
     pub(crate) memory_bytes: u64,
     /// Read-ahead of the FUSE mount in KiB.
     pub(crate) readahead_kib: u32,
+    /// In front of the service port, where there is one.
+    pub(crate) gate: Option<Gate>,
 }
 
 impl Terms {
     /// As the configuration says, for the daemon of a service.
-    pub(crate) fn configured(mount: &Mount, daemon: host::User) -> Self {
+    pub(crate) fn configured(settings: &Settings, daemon: host::User) -> Self {
+        let mount: &Mount = &settings.mount;
         Terms {
             point: mount.point.clone(),
             point_setting: "MODEL_MOUNT_POINT",
@@ -45,6 +49,7 @@ impl Terms {
             whole_model: matches!(mount.mode, MountMode::Ram),
             memory_bytes: mount.memory_bytes,
             readahead_kib: mount.readahead_kib,
+            gate: Gate::of(&settings.gateway),
         }
     }
 
@@ -62,6 +67,7 @@ impl Terms {
             whole_model: false,
             memory_bytes,
             readahead_kib,
+            gate: None,
         }
     }
 

@@ -1,0 +1,101 @@
+"""Stand-in Trustee and OSS, a private system bus, and `cai run` between them, for the benches.
+
+Imported by the scripts beside it; stdlib only. Needs root.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+
+from common import wait_for
+
+
+def ensure_user(cleanup):
+    """The daemon's user, made and removed where it is missing."""
+    if subprocess.run(["id", "cai"], capture_output=True).returncode != 0:
+        subprocess.run(["useradd", "--system", "--no-create-home", "cai"], check=True)
+        cleanup.callback(subprocess.run, ["userdel", "cai"], check=True)
+
+
+class Stand:
+    """The stand-ins, on loopback or at `address` of a network namespace."""
+
+    def __init__(self, binaries, work, password, namespace=None, address="127.0.0.1"):
+        self.binaries, self.work, self.password = binaries, work, password
+        self.prefix = ["ip", "netns", "exec", namespace] if namespace else []
+        self.address = address
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        (self.work / "access-key").write_text("bench-secret")
+        command = [
+            *self.prefix, self.binaries / "cai-sandbox", "serve", "--state-dir", self.work / "oss", "--bucket", "conf-ai",
+            "--region", "cn-beijing", "--access-key-id", "bench", "--access-key-secret-file", self.work / "access-key",
+            "--resource", f"default/aliyun/model-decryption-key={self.password}", "--allow-anonymous-read",
+            "--listen", f"{self.address}:0", "--oss-listen", f"{self.address}:0",
+        ]  # fmt: skip
+        log = self.stack.enter_context(open(self.work / "sandbox.log", "wb"))
+        sandbox = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=log)
+        self.stack.callback(self.end, sandbox)
+        self.addresses = json.loads(sandbox.stdout.readline())
+        bus = self.work / "bus"
+        (self.work / "bus.conf").write_text(
+            f"<busconfig><type>system</type><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>"
+            '<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/>'
+            '<allow receive_sender="*"/></policy></busconfig>'
+        )
+        daemon = subprocess.Popen(["dbus-daemon", f"--config-file={self.work}/bus.conf", "--nofork", "--nosyslog"])
+        self.stack.callback(self.end, daemon)
+        wait_for(bus.exists, "the bus", daemon)
+        self.environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bus}"}
+        return self
+
+    @staticmethod
+    def end(process):
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+    def __exit__(self, *error):
+        return self.stack.__exit__(*error)
+
+    def configure(self, root, name, endpoint=None, toml=""):
+        """Configuration below `root` for the model at `name`, mounted at /tmp/model below it."""
+        directory = root / "etc/cai"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "cai.env").write_text(
+            f"TRUSTEE_URL={self.addresses['kbs']}\nMODEL_KEY_ID=kbs:///default/aliyun/model-decryption-key\n"
+            f"MODEL_OSS_BUCKET_PATH=conf-ai:/{name}/\nMODEL_OSS_ENDPOINT={endpoint or self.addresses['oss']}\n"
+            "MODEL_OSS_REGION=cn-beijing\nMODEL_OSS_ACCESS_KEY_ID=bench\nMODEL_OSS_SECRET_ACCESS_KEY=bench-secret\n"
+            "MODEL_MOUNT_POINT=/tmp/model\n"
+        )
+        (directory / "cai.env").chmod(0o600)
+        (directory / "cai.toml").write_text(f'[attest]\ntee = "sample"\n{toml}')
+
+    @contextlib.contextmanager
+    def agent(self, root):
+        """`cai run` from READY=1 to its end."""
+        path = self.work / "notify"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, open(self.work / "agent.log", "wb") as log:
+            notify.bind(str(path))
+            path.chmod(0o666)
+            notify.settimeout(60)
+            command = [str(self.binaries / "cai"), "--root", str(root), "run"]
+            process = subprocess.Popen(command, env={**self.environment, "NOTIFY_SOCKET": str(path)}, stderr=log)
+            try:
+                while b"READY=1" not in notify.recv(4096):
+                    pass
+                # Nobody reads its later notifications, and a full socket would hold it up.
+                path.unlink()
+                yield process
+            finally:
+                if process.poll() is None:
+                    self.end(process)
+
+    def status(self):
+        """What `cai status --json` says."""
+        command = [str(self.binaries / "cai"), "status", "--json"]
+        return json.loads(subprocess.run(command, env=self.environment, check=True, capture_output=True).stdout)

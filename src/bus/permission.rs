@@ -1,0 +1,72 @@
+//! Who may act: root, and whom polkit allows it.
+//!
+//! The caller is the process at the other end of the message, as the bus names it: never who runs the bus, and never a number
+//! that the message carries. Anything but a clear yes is a no, also where polkit does not run.
+
+use zbus::Connection;
+use zbus::fdo::DBusProxy;
+use zbus::message::{Flags, Header};
+use zbus::names::BusName;
+use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
+
+/// What polkit is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// `Prefetch`.
+    Prefetch,
+}
+
+impl Action {
+    /// As `systemd/com.alibaba.cai1.policy` declares it.
+    pub(super) const fn id(self) -> &'static str {
+        match self {
+            Action::Prefetch => "com.alibaba.cai1.prefetch",
+        }
+    }
+}
+
+/// Whether the sender of `header` may do `action`; why not, in words.
+pub(super) async fn check(
+    connection: &Connection,
+    header: &Header<'_>,
+    action: Action,
+) -> Result<(), String> {
+    let refuse = |why: String| {
+        let sender = header.sender().map(ToString::to_string).unwrap_or_default();
+        tracing::warn!(event = "bus.refused", sender, action = action.id(), "{why}");
+        Err(why)
+    };
+    let Some(sender) = header.sender() else { return refuse("the message has no sender".into()) };
+    let bus = DBusProxy::new(connection).await;
+    let uid = match bus {
+        Ok(bus) => bus.get_connection_unix_user(BusName::from(sender.clone())).await,
+        Err(error) => return refuse(format!("the bus does not answer: {error}")),
+    };
+    match uid {
+        Ok(0) => return Ok(()),
+        Ok(_) => {}
+        Err(error) => return refuse(format!("the bus does not know the caller: {error}")),
+    }
+    match ask_polkit(connection, header, action).await {
+        Ok(true) => Ok(()),
+        Ok(false) => refuse(format!("polkit does not allow {} to this process; root may", action.id())),
+        Err(error) => refuse(format!("polkit cannot be asked about {}: {error}; root may", action.id())),
+    }
+}
+
+async fn ask_polkit(
+    connection: &Connection,
+    header: &Header<'_>,
+    action: Action,
+) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    let authority = AuthorityProxy::new(connection).await?;
+    let subject = Subject::new_for_message_header(header)?;
+    // Only a caller that said so waits for somebody to type a password.
+    let may_ask = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+    let flags = match may_ask {
+        true => CheckAuthorizationFlags::ALLOW_USER_INTERACTION,
+        false => CheckAuthorizationFlags::empty(),
+    };
+    let result = authority.check_authorization(&subject, action.id(), &Default::default(), flags, "").await?;
+    Ok(result.is_authorized)
+}

@@ -1,0 +1,258 @@
+//! A chunk whose bytes are arriving: they go to the disk batch by batch, and count once all of them are there.
+//!
+//! What has arrived outlives a broken connection: the next attempt asks for the rest. It does not outlive anything that makes
+//! it doubtful, a file that was lost, a disk that takes no more, a chunk that is not the manifest's: then it begins anew.
+//! Locks: see `engine`. Tested through `tests/fetch_faults.rs` and `tests/store_manifest.rs`.
+
+use std::mem::take;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::chunkmap::Chunk;
+use super::crc64::Crc64;
+use super::engine::{Engine, Slot, blocking};
+use super::flight::{Failure, Flight, Outcome, Ready};
+use super::layout::ChunkKey;
+use super::source::SourceError;
+use super::state::Broken;
+use crate::manifest::ChunkCheck;
+
+/// Bytes that are summed and written at once: few enough to be in a core's cache still, enough for the hand-over to a thread that
+/// may block to cost nothing.
+const BATCH: u64 = 1 << 20;
+
+/// A chunk that has begun to arrive.
+pub struct Landing {
+    key: ChunkKey,
+    /// Bytes that arrived, in order from the chunk's first.
+    got: u64,
+    /// The last of them, which nothing has been done with yet.
+    batch: Vec<Bytes>,
+    batched: u64,
+    crc: Crc64,
+    /// Against the manifest, if there is one.
+    check: Option<ChunkCheck>,
+    kept: Kept,
+    /// Room in the cache is promised to it.
+    promised: bool,
+    /// The right to be in memory whole.
+    _in_memory: Option<OwnedSemaphorePermit>,
+}
+
+/// Where the bytes are that were dealt with.
+enum Kept {
+    /// In the data file of this generation; in none yet.
+    Disk(Option<u64>),
+    /// Here.
+    Memory(Vec<Bytes>),
+}
+
+impl Landing {
+    /// Bytes that arrived.
+    pub fn got(&self) -> u64 {
+        self.got
+    }
+
+    fn push(&mut self, frame: Bytes) {
+        let len = frame.len() as u64;
+        self.got = self.got.saturating_add(len);
+        self.batched = self.batched.saturating_add(len);
+        self.batch.push(frame);
+    }
+}
+
+impl Engine {
+    /// Bring what is missing of `key` to the end: of `landing`, where an earlier attempt has left one, and left in it again when
+    /// this one fails in a way that says nothing against what arrived.
+    pub async fn receive(
+        self: &Arc<Self>,
+        key: ChunkKey,
+        flight: &Flight,
+        landing: &mut Option<Landing>,
+    ) -> Outcome {
+        let Some(slot) = self.slot(key.object) else { return Err(Failure::Closed) };
+        let mut coming = match landing.take() {
+            Some(coming) => coming,
+            None => self.begin(key, flight).await?,
+        };
+        let (range, expected) = (slot.layout.range(key.chunk), slot.layout.len_of(key.chunk));
+        let rest = range.start.saturating_add(coming.got)..range.end;
+        let mut fetched = match self.source.fetch(&slot.object, rest, &flight.urgency).await {
+            Ok(fetched) => fetched,
+            Err(error) => return Err(self.interrupted(coming, landing, error)),
+        };
+        loop {
+            match fetched.frames.try_next().await {
+                Ok(Some(frame)) => coming.push(frame),
+                Ok(None) => break,
+                Err(error) => return Err(self.interrupted(coming, landing, error)),
+            }
+            if coming.got > expected {
+                let error = self.unavailable(slot, format!("delivered more than {expected} bytes"));
+                self.give_up(&coming);
+                return Err(error);
+            }
+            if coming.batched >= BATCH {
+                coming = self.absorbed(coming).await?;
+            }
+        }
+        if coming.got < expected {
+            let error = self.unavailable(slot, format!("delivered {} bytes of {expected}", coming.got));
+            *landing = Some(coming);
+            return Err(error);
+        }
+        let (engine, demand, crc) = (self.clone(), flight.has_readers(), fetched.object_crc64);
+        blocking(move || engine.land_whole(coming, demand, crc)).await
+    }
+
+    /// Nothing is wrong with what came before `error`.
+    fn interrupted(&self, coming: Landing, landing: &mut Option<Landing>, error: SourceError) -> Failure {
+        if coming.got > 0 {
+            *landing = Some(coming);
+        } else {
+            // Its place is for others while it waits for better times.
+            self.give_up(&coming);
+        }
+        Failure::Source(error)
+    }
+
+    /// Find a place for `key`.
+    async fn begin(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Result<Landing, Failure> {
+        let (engine, demand) = (self.clone(), flight.has_readers());
+        let promised = blocking(move || {
+            let Some(slot) = engine.slot(key.object) else { return Err(Failure::Closed) };
+            let promised = engine.make_room(slot, key, demand);
+            let mut state = engine.lock();
+            state.filling_now.remove(&key);
+            Ok(promised && state.caching)
+        });
+        let promised = promised.await?;
+        let (kept, _in_memory) = if promised {
+            (Kept::Disk(None), None)
+        } else {
+            // Closed only with the engine.
+            (Kept::Memory(Vec::new()), self.in_memory.clone().acquire_owned().await.ok())
+        };
+        let slot = self.slot(key.object).ok_or(Failure::Closed)?;
+        let (check, crc, batch) = (self.check(slot, key), Crc64::default(), Vec::new());
+        Ok(Landing { key, got: 0, batch, batched: 0, crc, check, kept, promised, _in_memory })
+    }
+
+    async fn absorbed(self: &Arc<Self>, mut landing: Landing) -> Result<Landing, Failure> {
+        let engine = self.clone();
+        blocking(move || {
+            let absorbed = engine.absorb(&mut landing);
+            absorbed.inspect_err(|_| engine.give_up(&landing)).map(|()| landing)
+        })
+        .await
+    }
+
+    /// Sum the last batch and put it with the rest.
+    fn absorb(&self, landing: &mut Landing) -> Result<(), Failure> {
+        let Some(slot) = self.slot(landing.key.object) else { return Err(Failure::Closed) };
+        for frame in &landing.batch {
+            landing.crc.update(frame);
+            if let Some(check) = &mut landing.check {
+                check.update(frame);
+            }
+        }
+        let batch = take(&mut landing.batch);
+        let start = slot.layout.range(landing.key.chunk).start;
+        let offset = start.saturating_add(landing.got.saturating_sub(take(&mut landing.batched)));
+        let before = match &mut landing.kept {
+            Kept::Disk(generation) => *generation,
+            Kept::Memory(frames) => {
+                frames.extend(batch);
+                return Ok(());
+            }
+        };
+        // Not one expression: the guard of the first half would live through the second.
+        let caching = self.lock().caching;
+        let written = if caching { self.write(landing.key.object, slot, offset, &batch) } else { None };
+        landing.kept = match (before, written) {
+            (None, None) => Kept::Memory(batch),
+            (None, Some(now)) => Kept::Disk(Some(now)),
+            (Some(before), Some(now)) if before == now => return Ok(()),
+            (Some(_), _) => return Err(self.unavailable(slot, "came in while its file was lost".into())),
+        };
+        Ok(())
+    }
+
+    /// All bytes have arrived: check, and mark. The mark in the sidecar follows after a sync.
+    fn land_whole(&self, mut landing: Landing, demand: bool, object_crc64: Option<u64>) -> Outcome {
+        let key = landing.key;
+        let Some(slot) = self.slot(key.object) else { return Err(Failure::Closed) };
+        if let Err(failure) = self.absorb(&mut landing) {
+            self.give_up(&landing);
+            return Err(failure);
+        }
+        if !landing.check.take().is_none_or(ChunkCheck::passed) {
+            self.give_up(&landing);
+            return Err(self.forged(slot, key));
+        }
+        let mut state = self.lock();
+        if landing.promised && slot.layout.chunks() > 1 {
+            state.room.settle(slot.layout.len_of(key.chunk));
+        }
+        state.counters.bytes_fetched = state.counters.bytes_fetched.saturating_add(landing.got);
+        if let Some(object) = state.objects.get_mut(key.object.0) {
+            object.forged.remove(&key.chunk);
+        }
+        match landing.kept {
+            Kept::Memory(frames) => return Ok(state.recent.serve(key, frames)),
+            Kept::Disk(Some(generation)) if generation == slot.file.generation() && state.caching => {}
+            // Where the file was begun anew meanwhile, the bytes went into the old one.
+            Kept::Disk(_) => {
+                drop(state);
+                return Err(self.unavailable(slot, "came in while its file was lost".into()));
+            }
+        }
+        if let Some(object) = state.objects.get_mut(key.object.0) {
+            object.map.object_crc64 = object.map.object_crc64.or(object_crc64);
+            object.unsynced.push(key.chunk);
+        }
+        let crc = landing.crc.finish();
+        state.mark(slot, key, Chunk::Present(crc));
+        if demand && slot.layout.chunks() > 1 {
+            // A reader waits for it: it is not the next to go.
+            state.room.touch(key);
+        }
+        // Under the lock: a chunk that is let go later makes this place stale.
+        let ready = Ready::Disk(slot.file.place());
+        drop(state);
+        self.cache.landed.note(slot.identity, key.chunk, crc);
+        self.check_object(key.object).map(|()| ready)
+    }
+
+    /// What was promised to `landing` is free again.
+    pub fn give_up(&self, landing: &Landing) {
+        if let Some(slot) = self.slot(landing.key.object)
+            && landing.promised
+            && slot.layout.chunks() > 1
+        {
+            self.lock().room.settle(slot.layout.len_of(landing.key.chunk));
+        }
+    }
+
+    fn unavailable(&self, slot: &Slot, detail: String) -> Failure {
+        let detail = format!("{} {detail}", self.source_name());
+        Failure::Source(SourceError::Unavailable { path: slot.path.clone(), detail, retry_after: None })
+    }
+
+    /// A source delivered other bytes than the manifest names: fetched once more, for the network may have done it; the second
+    /// time in a row the object is broken.
+    fn forged(&self, slot: &Slot, key: ChunkKey) -> Failure {
+        let mut state = self.lock();
+        let Some(object) = state.objects.get_mut(key.object.0) else { return Failure::Closed };
+        tracing::error!(event = "chunk.forged", object = slot.path, chunk = key.chunk.0);
+        if !object.forged.insert(key.chunk) {
+            object.broken = Some(Broken::Corrupt);
+            return Failure::Corrupt;
+        }
+        let detail = format!("chunk {} is not the one that the manifest names", key.chunk.0);
+        Failure::Source(SourceError::Unavailable { path: slot.path.clone(), detail, retry_after: None })
+    }
+}
