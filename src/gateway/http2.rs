@@ -30,6 +30,10 @@ const WINDOW: u32 = 1 << 20;
 /// Bytes of an answer that one stream holds for a client that does not read, beside one chunk.
 const SEND_BUFFER: usize = 128 << 10;
 
+/// Bytes of an answer in one frame: with the 9 of its head it fills one record of TLS, where the usual 16,384 would need a
+/// second record for the last nine.
+const FRAME: usize = (16 << 10) - 9;
+
 /// Bytes of headers in a request. CONNECT has a dozen.
 const HEADERS_LIMIT: u32 = 16 << 10;
 
@@ -204,7 +208,7 @@ async fn pass_on(mut data: Bytes, end: bool, send: &mut SendStream<Bytes>) -> bo
                 Some(Err(_)) | None => return false,
             }
         }
-        let part = data.split_to(send.capacity().min(data.len()));
+        let part = data.split_to(send.capacity().min(data.len()).min(FRAME));
         if send.send_data(part, false).is_err() {
             return false;
         }

@@ -13,7 +13,7 @@ pub(super) struct Counters {
     pub(super) plaintext_checks: AtomicU64,
 }
 
-/// [`Counters`] at one moment, for people.
+/// What was counted up to one moment, for people.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Connections open now.
