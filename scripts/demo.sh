@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole story on this machine: a sample model is encrypted, uploaded to a stand-in OSS, its key stored in a stand-in
-# Trustee; the agent attests, receives the key, mounts the model; every file is compared with the plaintext.
+# Trustee; the agent attests, receives the key, mounts the model; every file is compared with the plaintext; a client asks a
+# service behind the agent's port through an attested tunnel.
 # Exit status 0 only if all of it held. Everything it made is stopped, unmounted and removed, also after Ctrl-C or failure.
 set -euo pipefail
 
@@ -21,7 +22,7 @@ detail() { sed 's/^/             /'; }
 work=$(mktemp -d "${TMPDIR:-/tmp}/cai-demo.XXXXXX")
 chmod 0711 "$work" # the daemon's user must reach its own directories inside
 root=$work/root
-agent='' sandbox='' bus='' user_made='' done_ok='' cleaning=''
+agent='' sandbox='' bus='' service='' client='' user_made='' done_ok='' cleaning=''
 
 # Whether process $1 still runs; one that has ended but was not waited for does not.
 runs() { grep -qs '^State:.[^ZX]' "/proc/$1/status"; }
@@ -46,6 +47,8 @@ cleanup() {
     cleaning=1
     set +e
     [ -n "$done_ok" ] || step "cleaning up"
+    end_process "$client"
+    end_process "$service"
     end_process "$agent"
     end_process "$sandbox"
     end_process "$bus"
@@ -67,6 +70,8 @@ trap 'cleanup 130' INT
 trap 'cleanup 143' TERM
 
 die() { echo "demo: $*" >&2; exit 1; }
+
+free_port() { python3 -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'; }
 
 # Sums of every file below $1, sorted by name.
 sums() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
@@ -110,7 +115,7 @@ step "a stand-in Trustee with the key as resource default/aliyun/model-decryptio
 head -c 24 /dev/urandom | base64 | tr -d '\n=+/' >"$work/secret-key"
 mkfifo "$work/addresses"
 "$bin/cai-sandbox" serve --state-dir "$work/oss" --bucket conf-ai --region cn-beijing --access-key-id demo \
-    --access-key-secret-file "$work/secret-key" --resource "default/aliyun/model-decryption-key=$work/password" \
+    --access-key-secret-file "$work/secret-key" --resource "default/aliyun/model-decryption-key=$work/password" --token-cert-out "$work/signer.pem" \
     >"$work/addresses" 2>"$work/sandbox.log" &
 sandbox=$!
 read -r addresses <"$work/addresses" || { cat "$work/sandbox.log" >&2; die "the sandbox did not start"; }
@@ -129,10 +134,17 @@ MODEL_OSS_ACCESS_KEY_ID="demo"
 MODEL_OSS_SECRET_ACCESS_KEY="$(cat "$work/secret-key")"
 MODEL_ENCRYPTION_METHOD="gocryptfs"
 MODEL_MOUNT_POINT=/tmp/model # The mount point for the decrypted model plaintext
-MODEL_SERVICE_PORT=8080
 EOF
 chmod 0600 "$root/etc/cai/cai.env"
-printf '[attest]\ntee = "sample" # stand-in evidence: this machine has no TEE\n' >"$root/etc/cai/cai.toml"
+port=$(free_port) backend=$(free_port)
+# Ports of its own and not MODEL_SERVICE_PORT, which would load rules into this machine's kernel.
+cat >"$root/etc/cai/cai.toml" <<EOF
+[attest]
+tee = "sample" # stand-in evidence: this machine has no TEE
+[gateway]
+listen = "127.0.0.1:$port"
+backend = "127.0.0.1:$backend"
+EOF
 "$bin/cai" --root "$root" check-config | detail
 
 step "cai upload"
@@ -176,6 +188,20 @@ echo "$(compare "$root/tmp/model") files, SHA-256 identical" | detail
 if touch "$root/tmp/model/new" 2>"$work/touch.err"; then die "the mount took a new file"; fi
 grep -q 'Read-only file system' "$work/touch.err" || die "writing failed, but not with EROFS: $(cat "$work/touch.err")"
 
+step "a service that reads the model, and a client of it through an attested tunnel"
+python3 -m http.server "$backend" --bind 127.0.0.1 --directory "$root/tmp/model" >"$work/service.log" 2>&1 &
+service=$!
+mkfifo "$work/door"
+"$bin/cai" connect --listen 127.0.0.1:0 --as-url "$(address kbs)/as" --as-cert "$work/signer.pem" >"$work/door" 2>"$work/connect.log" &
+client=$!
+read -r door <"$work/door" || { cat "$work/connect.log" >&2; die "cai connect did not start"; }
+echo "$door" | detail
+until curl -s -o /dev/null "http://127.0.0.1:$backend/"; do kill -0 "$service" || die "the service did not start"; sleep 0.05; done
+curl -sS -m 60 --noproxy '' --proxy "http://${door##* }" "http://127.0.0.1:$port/config.json" >"$work/answer" || die "no answer through the tunnel"
+cmp "$work/answer" "$work/plain/config.json" || die "the answer through the tunnel differs"
+if curl -s -m 5 "http://127.0.0.1:$port/config.json" >"$work/naked"; then die "the port answered in plaintext"; fi
+echo "the answer through the tunnel is right; in plaintext the port says nothing" | detail
+
 step "busctl"
 for property in State Model MountPoint KeyGeneration ModelRevision Attestation Notices; do
     printf '%s %s\n' "$property" "$(get $property)"
@@ -189,6 +215,10 @@ done
 "$bin/cai" status | detail
 
 step "stopping"
+end_process "$client"
+client=''
+end_process "$service"
+service=''
 kill -TERM "$agent"
 wait "$agent" || die "the agent ended with status $?"
 agent=''

@@ -18,8 +18,8 @@ found=$(cargo --version | awk '{print $2}')
 
 if command -v apt-get >/dev/null; then
     # gcc: aws-lc. libssl-dev, pkg-config: cai connect. systemd: busctl. gocryptfs, fuse3: the peer that results are compared
-    # with.
-    packages=(gcc libc6-dev make libssl-dev pkg-config dbus-daemon systemd gocryptfs fuse3)
+    # with. python3, curl: a service behind the agent's port, and its client.
+    packages=(gcc libc6-dev make libssl-dev pkg-config dbus-daemon systemd gocryptfs fuse3 python3 curl)
     # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to
     # spoil. The rest: clients of the service port, and what is between them.
     more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables)

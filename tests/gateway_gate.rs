@@ -3,6 +3,8 @@
 #![cfg(feature = "sandbox")]
 
 mod common;
+#[path = "common/connecting.rs"]
+mod connecting;
 #[path = "common/link.rs"]
 mod link;
 #[path = "common/sandbox.rs"]
@@ -18,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use common::{available, wait_until};
+use connecting::Connect;
 use link::Link;
 use nix::sys::signal::Signal;
 use sandbox::Builder;
@@ -42,6 +45,16 @@ def serve(connection):
         pass
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+";
+
+/// A container's port 8080, published as Docker publishes it: the service of 9000 answers.
+const DOCKER: &str = "table ip nat {
+    chain PREROUTING { type nat hook prerouting priority -100; policy accept;
+        fib daddr type local jump DOCKER; }
+    chain OUTPUT { type nat hook output priority -100; policy accept;
+        ip daddr != 127.0.0.0/8 fib daddr type local jump DOCKER; }
+    chain DOCKER { tcp dport 8080 redirect to :9000; }
+}
 ";
 
 /// The inference service, on every address of the namespace.
@@ -167,16 +180,7 @@ fn rules_that_docker_makes_come_too_late() {
     let Some(place) = place() else { return };
     // A container's port, published as Docker publishes it, and its service.
     let _container = Backend::start(&place.link, 9000);
-    nft(
-        &place.link,
-        "table ip nat {
-            chain PREROUTING { type nat hook prerouting priority -100; policy accept;
-                fib daddr type local jump DOCKER; }
-            chain OUTPUT { type nat hook output priority -100; policy accept;
-                ip daddr != 127.0.0.0/8 fib daddr type local jump DOCKER; }
-            chain DOCKER { tcp dport 8080 redirect to :9000; }
-        }\n",
-    );
+    nft(&place.link, DOCKER);
     let at = place.both(SERVICE)[0];
     assert_eq!(outside(at), GREETING, "the container answers");
     place.gate("shut");
@@ -262,6 +266,13 @@ impl Place {
     }
 }
 
+/// What a client outside with `cai connect` hears at `at`.
+fn through_a_tunnel(world: &World, at: SocketAddr) -> Vec<u8> {
+    let url = format!("{}/as", world.sandbox.kbs);
+    let connect = Connect::start(&["--to", &at.to_string(), "--as-url", &url, "--as-unauthenticated"]);
+    outside(connect.doors[0])
+}
+
 /// Where the gateway runs it says something, an alert of TLS, and never a word of the service.
 fn assert_no_plaintext(at: SocketAddr) {
     let heard = outside(at);
@@ -272,6 +283,7 @@ fn assert_no_plaintext(at: SocketAddr) {
 async fn agent_shuts_a_gate_that_it_finds_open_and_says_so_when_somebody_flushed_it() {
     let Some(place) = place() else { return };
     let Some(world) = agents_world(&place.link).await else { return };
+    let _container = Backend::start(&place.link, 9000);
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
     place.assert_no_plaintext();
@@ -280,6 +292,12 @@ async fn agent_shuts_a_gate_that_it_finds_open_and_says_so_when_somebody_flushed
     wait_until("the notice", || {
         world.status().unwrap()["Notices"].to_string().contains("somebody flushed the firewall")
     });
+    place.assert_no_plaintext();
+    // Docker's rules beside it, and the way in: through the tunnel to what was dialled.
+    nft(&place.link, DOCKER);
+    for at in place.both(SERVICE) {
+        assert_eq!(through_a_tunnel(&world, at), GREETING, "{at}");
+    }
     place.assert_no_plaintext();
     assert_eq!(agent.stop().code(), Some(0));
     // It stays shut: the service may still run.

@@ -8,6 +8,8 @@ mod backend;
 mod common;
 #[path = "common/port.rs"]
 mod port;
+#[path = "common/sandbox.rs"]
+mod sandbox;
 #[path = "common/tng.rs"]
 mod tng;
 
@@ -17,11 +19,12 @@ use std::time::Duration;
 
 use backend::{Backend, pattern, sha256, until};
 use cai::attest::{AttestError, Attester, Digest, Evidence, Tee, Verifier};
-use cai::config::CertificateRule::{self, Auto, Legacy};
+use cai::config::CertificateRule::{self, Auto, Current, Legacy};
 use cai::config::Entrance;
 use cai::gateway::Gateway;
 use cai::ratls::identity::{Identity, Recipe};
 use port::serve;
+use sandbox::{Builder, Sandbox};
 use serde_json::{Value, json};
 use tng::{NEWEST, Tng, VERSIONS, free};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -205,4 +208,24 @@ async fn evidence_of_400_kb_is_taken_by_the_newest_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn newest_client_refuses_the_legacy_certificate() {
     is_refused(Legacy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_client_gets_through_by_the_verdict_of_an_attestation_service() {
+    let sandbox = Sandbox::start(Builder::default());
+    let verify = json!({"verify": {"as_addr": format!("{}/as/", sandbox.kbs), "policy_ids": ["default"]}});
+    for version in VERSIONS {
+        // Neither says by its TLS which of the two certificates it takes in a multiplexed tunnel.
+        for (multiplex, rule) in [(true, Current), (false, Auto)] {
+            let digest = Backend::digest().await;
+            let (_gateway, at) = serve(rule, digest.at, &[]).await;
+            let Some((tng, _, mapped)) = client(version, multiplex, &verify, at) else { return };
+            let mut stream = TcpStream::connect(mapped).await.unwrap();
+            stream.write_all(b"prompt").await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer).await;
+            assert_eq!(answer, sha256(b"prompt"), "{version}, multiplex {multiplex}: {}", tng.log());
+        }
+    }
 }

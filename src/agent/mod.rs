@@ -135,7 +135,7 @@ async fn start_and_serve(
     commands: &mut Commands,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Released { secret, attester, gpus_ready, time } =
+    let Released { secret, attester, gpus_ready, policy, time } =
         release::release_key(settings, voice, helper).await?;
     in_place.gpus_ready = gpus_ready;
     let Opened { store, mut watched, identity } = stages::open_store(settings, voice, time).await?;
@@ -151,7 +151,8 @@ async fn start_and_serve(
     let (mounted, shown) = mounting::mount(settings, voice, helper, model).await?;
     let mounted = in_place.mounted.insert(mounted);
     // Before anybody hears that the model is ready: clients may come as soon as its service does.
-    in_place.port = ServicePort::open(settings, voice, helper, attester, identity, &mut background).await?;
+    let recipe = service_port::recipe(settings, attester, identity, policy);
+    in_place.port = ServicePort::open(settings, voice, helper, recipe, &mut background).await?;
     voice.apply(Event::Mounted, shown)?;
     let point = settings.mount.point.clone();
     let failure = tokio::select! {

@@ -17,7 +17,7 @@ use crate::config::{Settings, TeeChoice};
 use crate::error::{Fault, chain};
 use crate::helper::Helper;
 use crate::helper::protocol::Request;
-use crate::kbs::{self, Facts};
+use crate::kbs::{self, Facts, Policy};
 use crate::keyring::Secret;
 
 /// What a broker's consent brings.
@@ -28,6 +28,8 @@ pub(super) struct Released {
     pub(super) attester: Arc<dyn Attester>,
     /// Whether the GPUs were attested too, and accept work now.
     pub(super) gpus_ready: bool,
+    /// The policies that the machine was judged by, where nobody on the way can have named others.
+    pub(super) policy: Policy,
     /// The time of the attestation token, where nobody on the way can have written it: the broker proved who it is, or the
     /// token is signed by a named signer. The token's end, the only time that the broker's dialects share.
     pub(super) time: Option<SystemTime>,
@@ -61,13 +63,15 @@ pub(super) async fn release_key(
                 voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
                 let facts = proof.facts();
                 let gpus_ready = !facts.claims.gpus.is_empty();
-                let time = facts.expires.filter(|_| facts.token_verified || facts.server_authenticated);
+                let believed = facts.token_verified || facts.server_authenticated;
+                let time = facts.expires.filter(|_| believed);
+                let policy = if believed { facts.policy.clone() } else { Policy::default() };
                 if gpus_ready {
                     let (text, _) = ask(helper, Request::GpuReady).await.map_err(|error| fail(&error))?;
                     tracing::info!(event = "gpu.ready", "{text}");
                 }
                 voice.apply(Event::KeyReleased, "listing the model")?;
-                return Ok(Released { secret, attester, gpus_ready, time });
+                return Ok(Released { secret, attester, gpus_ready, policy, time });
             }
             Err(error) => error,
         };
@@ -111,6 +115,7 @@ fn shown(facts: &Facts) -> BTreeMap<&'static str, String> {
         ("key-algorithm", facts.algorithm.to_owned()),
         ("server", server.to_owned()),
         ("token", token.to_owned()),
+        ("policy", facts.policy.ids.clone().unwrap_or_else(|| "not named".to_owned())),
     ])
 }
 

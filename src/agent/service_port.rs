@@ -1,6 +1,5 @@
 //! The service port while the model is served: open after the mount, shut before it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,9 +14,10 @@ use crate::config::{Entrance, Settings};
 use crate::gateway::{Gate, Gateway};
 use crate::helper::Helper;
 use crate::helper::protocol::{GATE_WAS_SHUT, Request};
+use crate::kbs::Policy;
 use crate::manifest;
-use crate::ratls::Format;
 use crate::ratls::identity::{Fresh, Identity, Recipe};
+use crate::ratls::{Format, MODEL_IDENTITY};
 use crate::task::Tasks;
 
 /// How often the numbers are shown at most.
@@ -29,8 +29,26 @@ const DRAIN_NEWS: Duration = Duration::from_secs(30);
 /// How often it is seen to that the gate is shut: rules can be flushed by whoever manages the firewall.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// Member of the runtime data that names the model, for clients that expect one.
-const MODEL_IDENTITY: &str = "model-identity";
+/// Members that name the policy of the key's release: hash where the token has it (simple tokens), name.
+const POLICY_HASH: &str = "policy-hash";
+const POLICY_ID: &str = "policy-id";
+
+/// What the evidence of the service port is made from: it also binds the model's identity and the policy that the key was released
+/// under, where they are known.
+pub(super) fn recipe(
+    settings: &Settings,
+    attester: Arc<dyn Attester>,
+    model: Option<manifest::Identity>,
+    policy: Policy,
+) -> Recipe {
+    let model = model.map(|model| model.to_string());
+    let members = [(MODEL_IDENTITY, model), (POLICY_HASH, policy.hashes), (POLICY_ID, policy.ids)];
+    Recipe {
+        attester,
+        formats: Gateway::formats(settings.gateway.certificate),
+        members: members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect(),
+    }
+}
 
 /// The gateway, and what is shown of it.
 pub(super) struct ServicePort {
@@ -47,18 +65,11 @@ impl ServicePort {
         settings: &Settings,
         voice: &Voice,
         helper: &Arc<Helper>,
-        attester: Arc<dyn Attester>,
-        model: Option<manifest::Identity>,
+        recipe: Recipe,
         background: &mut Tasks,
     ) -> Result<Option<Self>, Failure> {
         let Some(entrance) = settings.gateway.entrance else { return Ok(None) };
         voice.stage("collecting evidence for the service port");
-        let model = model.map(|model| (MODEL_IDENTITY.to_owned(), model.to_string()));
-        let recipe = Recipe {
-            attester,
-            formats: Gateway::formats(settings.gateway.certificate),
-            members: BTreeMap::from_iter(model),
-        };
         let fail = |fault: &dyn crate::error::Fault| Failure::new(State::Mounting, fault);
         let gatekeeper = Gate::of(&settings.gateway).map(|_| helper.clone());
         if let Some(helper) = &gatekeeper {

@@ -118,7 +118,7 @@ impl AgentInterface {
         self.read(|status| status.attestation_expires.map_or(0, unix_seconds))
     }
 
-    /// Facts about the attestation: tee, provider, gpus, protocol, key-algorithm, server, token.
+    /// Facts about the attestation: tee, provider, gpus, protocol, key-algorithm, server, token, policy.
     #[zbus(property)]
     fn attestation(&self) -> Dict {
         self.read(|status| values::facts(status.attestation.iter()))

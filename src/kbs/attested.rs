@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::key::TeeKey;
 use super::session::Jar;
+use super::token::Policy;
 use super::wire::Dialect;
 use crate::attest::{Claims, Tee};
 use crate::keyring::Secret;
@@ -52,6 +53,8 @@ pub struct Facts {
     pub token_verified: bool,
     /// `jti` of the token, where it has one.
     pub token_id: Option<String>,
+    /// The policies that the token names; worth something where the token is verified, or the server authenticated.
+    pub policy: Policy,
 }
 
 impl Attested {

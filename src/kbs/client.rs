@@ -110,6 +110,7 @@ impl Client {
             server_authenticated: self.server_authenticated(),
             token_verified: token.verified,
             token_id: token.id,
+            policy: token.policy,
         };
         let token = Secret::copy_of(text.as_bytes())?;
         Ok(Attested { jar, key: Arc::new(proof.key), token, facts })

@@ -44,5 +44,5 @@ pub use client::Client;
 pub use error::{KbsError, Refusal, Step};
 pub use key::{KeyAlg, KeyError, RsaAlg, TeeKey};
 pub use meaning::Cause;
-pub use token::TokenError;
+pub use token::{Policy, TokenError};
 pub use uri::{ResourceUri, UriError};

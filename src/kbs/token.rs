@@ -5,6 +5,7 @@
 //!
 //! Source: kbs.md section 9.1.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -35,6 +36,17 @@ pub struct TokenFacts {
     pub id: Option<String>,
     /// Signed by one of the operator's signers.
     pub verified: bool,
+    /// The policies that the machine was judged by.
+    pub policy: Policy,
+}
+
+/// The policies that a machine was judged by, as far as the token names them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Names, sorted and separated by commas.
+    pub ids: Option<String>,
+    /// Hashes, in the order of the names; simple tokens have them.
+    pub hashes: Option<String>,
 }
 
 /// Check a token that arrived `now` against the handshake it came from, and its signature where there are `signers`.
@@ -64,7 +76,22 @@ pub fn check(
     }
     token.check_time(now, CLOCK_SKEW)?;
     let id = token.claims().get("jti").and_then(Value::as_str).map(|id| printable(id, 64));
-    Ok(TokenFacts { expires, id, verified: signers.is_some() })
+    Ok(TokenFacts { expires, id, verified: signers.is_some(), policy: policy(token.claims()) })
+}
+
+/// EAR tokens name a policy in each submodule, simple ones have a list of reports (kbs.md 9.1).
+fn policy(claims: &Value) -> Policy {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(|text| printable(text, 128));
+    let submodules = claims.get("submods").and_then(Value::as_object);
+    let of_ear = submodules.into_iter().flat_map(|all| all.values());
+    let of_ear = of_ear.filter_map(|one| Some((text(one.get("ear.appraisal-policy-id"))?, None)));
+    let reports = claims.get("evaluation-reports").and_then(Value::as_array);
+    let of_simple = reports.into_iter().flatten();
+    let of_simple =
+        of_simple.filter_map(|one| Some((text(one.get("policy-id"))?, text(one.get("policy-hash")))));
+    let all: BTreeMap<String, Option<String>> = of_ear.chain(of_simple).take(16).collect();
+    let join = |texts: Vec<String>| (!texts.is_empty()).then(|| texts.join(","));
+    Policy { hashes: join(all.values().flatten().cloned().collect()), ids: join(all.into_keys().collect()) }
 }
 
 /// The handshake's nonce and key, wherever the token carries them, are ours. Which of them it does not carry at all.

@@ -45,13 +45,24 @@ fn token_of_every_known_shape_is_accepted_with_its_facts() {
     let check = |alg, claims: &Value| check(&token(alg, claims), NONCE, key.jwk(), at(950)).unwrap();
     assert_eq!(
         check("RS384", &simple),
-        TokenFacts { expires: Some(at(1000)), id: Some("id-1".into()), verified: false }
+        TokenFacts {
+            expires: Some(at(1000)),
+            id: Some("id-1".into()),
+            verified: false,
+            policy: Policy::default()
+        }
     );
     for submod in ["cpu", "cpu0"] {
         let facts = check("ES256", &ear(submod, NONCE, key.jwk()));
-        assert_eq!(facts, TokenFacts { expires: Some(at(1000)), id: None, verified: false });
+        assert_eq!(
+            facts,
+            TokenFacts { expires: Some(at(1000)), id: None, verified: false, policy: Policy::default() }
+        );
     }
-    assert_eq!(check("ES256", &json!({})), TokenFacts { expires: None, id: None, verified: false });
+    assert_eq!(
+        check("ES256", &json!({})),
+        TokenFacts { expires: None, id: None, verified: false, policy: Policy::default() }
+    );
     assert_eq!(check("ES256", &json!({ "exp": "soon" })).expires, None);
     assert_eq!(
         check("ES256", &json!({ "exp": 1000.5 })).expires,
@@ -110,5 +121,25 @@ proptest! {
                 prop_assert!(!facts.verified);
             }
         }
+    }
+}
+
+#[test]
+fn policies_are_read_from_tokens_of_both_kinds() {
+    let named = |claims| {
+        let Policy { ids, hashes } = policy(&claims);
+        (ids.unwrap_or_default(), hashes.unwrap_or_default())
+    };
+    let ear = json!({"submods": {
+        "gpu0": {"ear.appraisal-policy-id": "default_gpu"}, "cpu0": {"ear.appraisal-policy-id": "default_cpu"},
+        "cpu1": {"ear.status": "affirming"},
+    }});
+    assert_eq!(named(ear), ("default_cpu,default_gpu".into(), String::new()));
+    let simple = json!({"evaluation-reports": [
+        {"policy-id": "default", "policy-hash": "c0ffee"}, {"policy-hash": "without a name"}, 7,
+    ]});
+    assert_eq!(named(simple), ("default".into(), "c0ffee".into()));
+    for nothing in [json!({}), json!({"submods": [], "evaluation-reports": {}}), json!(null)] {
+        assert_eq!(named(nothing), (String::new(), String::new()));
     }
 }
