@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::server::{Builder, SendResponse};
+use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request, Response, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf as BackendRead, WriteHalf as BackendWrite};
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 
 use super::refusal::Refusal;
-use super::relay::{CHUNK, End, both, take_chunk};
+use super::relay::{CHUNK, End, both, closing_aborts, take_chunk};
 use super::server::{HANDSHAKE_LIMIT, IDLE_LIMIT, Peer, Pending, STREAM_LIMIT};
 use super::status::{Open, count};
 
@@ -40,6 +40,9 @@ const HEADERS_LIMIT: u32 = 16 << 10;
 /// How long a client without streams may take to answer that its tunnel ends.
 const GOAWAY_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long the backend may take to read what a client ended before its tunnel was gone.
+const LAST_BYTES_LIMIT: Duration = Duration::from_secs(5);
+
 /// Serve the tunnel until the client or the gateway ends it. `pending` is given back once the client has begun.
 ///
 /// # Errors
@@ -58,7 +61,7 @@ pub(super) async fn serve(
         .max_header_list_size(HEADERS_LIMIT)
         .handshake::<_, Bytes>(tunnel);
     let slow = |_| Refusal::Slow { step: "begin the tunnel", secs: HANDSHAKE_LIMIT.as_secs() };
-    let begun = tokio::time::timeout_at(deadline, handshake).await.map_err(slow)?;
+    let begun = timeout_at(deadline, handshake).await.map_err(slow)?;
     let mut connection = begun.map_err(|error| match error.is_io() {
         true => Refusal::Left,
         false => Refusal::Http2(error),
@@ -66,6 +69,25 @@ pub(super) async fn serve(
     drop(pending);
 
     let mut streams = JoinSet::new();
+    let served = accept(&mut connection, peer, &mut streams).await;
+    // Streams that were not at their end learn here that the client is gone. The bytes of others may still be on their way.
+    drop(connection);
+    let last_bytes = async {
+        while let Some(ended) = streams.join_next().await {
+            told(ended);
+        }
+    };
+    // Streams beyond it are dropped, which aborts them.
+    let _ = timeout(LAST_BYTES_LIMIT, last_bytes).await;
+    served
+}
+
+/// Take streams until the client or the gateway ends the tunnel.
+async fn accept(
+    connection: &mut Connection<TlsStream<TcpStream>, Bytes>,
+    peer: &Peer,
+    streams: &mut JoinSet<()>,
+) -> Result<(), Refusal> {
     let mut ending = false;
     let mut idle_until = Instant::now() + IDLE_LIMIT;
     loop {
@@ -79,9 +101,7 @@ pub(super) async fn serve(
             }
             Some(ended) = streams.join_next() => {
                 idle_until = Instant::now() + if ending { GOAWAY_LIMIT } else { IDLE_LIMIT };
-                if let Err(error) = ended {
-                    tracing::error!(event = "gateway.defect", error = ?error, "a stream's task panicked");
-                }
+                told(ended);
                 false
             }
             next = connection.accept() => match next {
@@ -100,6 +120,12 @@ pub(super) async fn serve(
             idle_until = Instant::now() + GOAWAY_LIMIT;
             connection.graceful_shutdown();
         }
+    }
+}
+
+fn told(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(event = "gateway.defect", error = ?error, "a stream's task panicked");
     }
 }
 
@@ -122,11 +148,10 @@ async fn stream(peer: Peer, request: Request<RecvStream>, mut respond: SendRespo
 
 /// Relay one stream and the backend.
 async fn tunnel_through(peer: &Peer, mut body: RecvStream, mut send: SendStream<Bytes>) {
-    let to = peer.backend;
-    let mut backend = match peer.shared.route.dial(to).await {
+    let mut backend = match peer.dial().await {
         Ok(backend) => backend,
-        Err(source) => {
-            peer.refused(&Refusal::Backend { to, source });
+        Err(refusal) => {
+            peer.refused(&refusal);
             return send.send_reset(Reason::CONNECT_ERROR);
         }
     };
@@ -135,9 +160,10 @@ async fn tunnel_through(peer: &Peer, mut body: RecvStream, mut send: SendStream<
     let end =
         both(upload(&mut body, &mut to_backend), download(&from_backend, &mut send, &mut answered)).await;
     match end {
-        End::Whole => {}
-        // The backend must see an abort, not an end. Where that cannot be set, the socket is dead already.
-        End::Client => drop(backend.set_zero_linger()),
+        // Where that cannot be set, the socket is dead already.
+        End::Whole => drop(closing_aborts(&backend, false)),
+        // The backend sees an abort.
+        End::Client => {}
         // The whole answer is on its way: dropping the stream asks the client to stop sending, a reset would lose the answer.
         End::Backend(_) if answered => {}
         End::Backend(error) => {

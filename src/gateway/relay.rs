@@ -5,6 +5,8 @@
 use std::io;
 
 use bytes::BytesMut;
+use nix::libc::linger;
+use nix::sys::socket::{setsockopt, sockopt::Linger};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf as BackendRead, WriteHalf as BackendWrite};
@@ -25,6 +27,15 @@ pub(super) enum End {
     Client,
     /// The backend broke the connection.
     Backend(io::Error),
+}
+
+/// Whether closing the connection to the backend aborts it. It must until its whole end: a stream that was dropped, and a
+/// gateway that was cut off or killed, whose sockets the kernel closes, must not look like one.
+///
+/// # Errors
+/// What the system says: the socket is dead already.
+pub(super) fn closing_aborts(backend: &TcpStream, aborts: bool) -> io::Result<()> {
+    Ok(setsockopt(backend, Linger, &linger { l_onoff: aborts.into(), l_linger: 0 })?)
 }
 
 /// Run both directions to the end of the connection.
@@ -68,10 +79,10 @@ pub(super) async fn raw(tunnel: TlsStream<TcpStream>, mut backend: TcpStream) ->
         both(raw_upload(&mut from_client, &mut to_backend), raw_download(&from_backend, &mut to_client))
             .await;
     let tunnel = from_client.unsplit(to_client);
-    // An abort must look like one on the other side. Where it cannot be set, the socket is dead already.
+    // An abort must look like one on the other side. Where that cannot be set, the socket is dead already.
     match &end {
-        End::Whole => {}
-        End::Client => drop(backend.set_zero_linger()),
+        End::Whole => drop(closing_aborts(&backend, false)),
+        End::Client => {}
         End::Backend(_) => drop(tunnel.get_ref().0.set_zero_linger()),
     }
     end

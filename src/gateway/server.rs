@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::refusal::{Log, Refusal};
-use super::relay::{self, End};
+use super::relay::{self, End, closing_aborts};
 use super::route::Route;
 use super::status::{Counters, Open, Snapshot, count};
 use super::{http2, plaintext, tls};
@@ -142,6 +142,14 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// Connect to the backend, for a tunnelled connection: closed before its whole end, it is aborted.
+    pub(super) async fn dial(&self) -> Result<TcpStream, Refusal> {
+        let to = self.backend;
+        let dialed = self.shared.route.dial(to).await;
+        let guarded = dialed.and_then(|backend| closing_aborts(&backend, true).map(|()| backend));
+        guarded.map_err(|source| Refusal::Backend { to, source })
+    }
+
     pub(super) async fn closing(&self) {
         self.shared.closing.cancelled().await;
     }
@@ -398,8 +406,7 @@ async fn raw(tunnel: TlsStream<TcpStream>, peer: &Peer) -> Result<(), Refusal> {
     let Ok(_permit) = Arc::clone(&peer.shared.streams).try_acquire_owned() else {
         return Err(Refusal::TooMany { what: "stream", limit: STREAM_LIMIT });
     };
-    let to = peer.backend;
-    let backend = peer.shared.route.dial(to).await.map_err(|source| Refusal::Backend { to, source })?;
+    let backend = peer.dial().await?;
     let counters = &peer.shared.counters;
     let _open = Open::new(&counters.streams);
     count(&counters.streams_total);
