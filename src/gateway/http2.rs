@@ -23,9 +23,12 @@ use super::status::{Open, count};
 /// Streams in one tunnel at a time; more wait at the client. What TNG 2.2.1 allows.
 const STREAMS_PER_TUNNEL: u32 = 200;
 
-/// Bytes a client may send ahead of what the backend took, per tunnel, in one stream or many. What TNG 2.2.1 allows, and
-/// the most that is held for a client whose backend does not read.
+/// Bytes a client may send ahead of what the backend took, in one stream. What TNG 2.2.1 allows, and the most that is held
+/// for a stream whose backend does not read.
 const WINDOW: u32 = 1 << 20;
+
+/// The same in all streams of a tunnel: applications share it, and a few whose uploads stall must not stop the others.
+const TUNNEL_WINDOW: u32 = 8 * WINDOW;
 
 /// Bytes of an answer that one stream holds for a client that does not read, beside one chunk.
 const SEND_BUFFER: usize = 128 << 10;
@@ -56,7 +59,7 @@ pub(super) async fn serve(
     let handshake = Builder::new()
         .max_concurrent_streams(STREAMS_PER_TUNNEL)
         .initial_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_connection_window_size(TUNNEL_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADERS_LIMIT)
         .handshake::<_, Bytes>(tunnel);
@@ -158,7 +161,8 @@ async fn tunnel_through(peer: &Peer, mut body: RecvStream, mut send: SendStream<
     let (from_backend, mut to_backend) = backend.split();
     let mut answered = false;
     let end =
-        both(upload(&mut body, &mut to_backend), download(&from_backend, &mut send, &mut answered)).await;
+        both(upload(&mut body, &mut to_backend), discard, download(&from_backend, &mut send, &mut answered))
+            .await;
     match end {
         // Where that cannot be set, the socket is dead already.
         End::Whole => drop(closing_aborts(&backend, false)),
@@ -184,18 +188,30 @@ fn refuse(method: &Method, mut respond: SendResponse<Bytes>) {
     }
 }
 
-async fn upload(body: &mut RecvStream, backend: &mut BackendWrite<'_>) -> End {
+async fn upload<'a>(body: &'a mut RecvStream, backend: &mut BackendWrite<'_>) -> (End, &'a mut RecvStream) {
     while let Some(data) = body.data().await {
-        let Ok(data) = data else { return End::Client };
-        if let Err(error) = backend.write_all(&data).await {
-            return End::Backend(error);
-        }
+        let Ok(data) = data else { return (End::Client, body) };
+        let written = backend.write_all(&data).await;
         // Only now may the client send as much again: a backend that does not read holds it back.
         if body.flow_control().release_capacity(data.len()).is_err() {
+            return (End::Client, body);
+        }
+        if let Err(error) = written {
+            return (End::Backend(error), body);
+        }
+    }
+    (backend.shutdown().await.map_or_else(End::Backend, |()| End::Whole), body)
+}
+
+/// Read to the client's end, for nothing.
+async fn discard(body: &mut RecvStream) -> End {
+    while let Some(data) = body.data().await {
+        let released = data.and_then(|data| body.flow_control().release_capacity(data.len()));
+        if released.is_err() {
             return End::Client;
         }
     }
-    backend.shutdown().await.map_or_else(End::Backend, |()| End::Whole)
+    End::Whole
 }
 
 /// `answered` becomes true with the end of the answer.
