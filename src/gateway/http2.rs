@@ -1,7 +1,6 @@
 //! The tunnel in HTTP/2: every CONNECT stream is one connection to the backend (tng.md 6).
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,13 +10,14 @@ use http::{Method, Request, Response, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf as BackendRead, WriteHalf as BackendWrite};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 
+use super::limits::Place;
 use super::refusal::Refusal;
 use super::relay::{CHUNK, End, both, closing_aborts, take_chunk};
-use super::server::{HANDSHAKE_LIMIT, IDLE_LIMIT, Peer, Pending, STREAM_LIMIT};
+use super::server::{Peer, told};
 use super::status::{Open, count};
 
 /// Streams in one tunnel at a time; more wait at the client. What TNG 2.2.1 allows.
@@ -54,7 +54,7 @@ pub(super) async fn serve(
     tunnel: TlsStream<TcpStream>,
     peer: &Peer,
     deadline: Instant,
-    pending: Pending,
+    pending: Place,
 ) -> Result<(), Refusal> {
     let handshake = Builder::new()
         .max_concurrent_streams(STREAMS_PER_TUNNEL)
@@ -63,7 +63,7 @@ pub(super) async fn serve(
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADERS_LIMIT)
         .handshake::<_, Bytes>(tunnel);
-    let slow = |_| Refusal::Slow { step: "begin the tunnel", secs: HANDSHAKE_LIMIT.as_secs() };
+    let slow = |_| Refusal::Slow { step: "begin the tunnel", secs: peer.shared.limits.handshake.as_secs() };
     let begun = timeout_at(deadline, handshake).await.map_err(slow)?;
     let mut connection = begun.map_err(|error| match error.is_io() {
         true => Refusal::Left,
@@ -77,7 +77,7 @@ pub(super) async fn serve(
     drop(connection);
     let last_bytes = async {
         while let Some(ended) = streams.join_next().await {
-            told(ended);
+            told("stream", ended);
         }
     };
     // Streams beyond it are dropped, which aborts them.
@@ -91,8 +91,9 @@ async fn accept(
     peer: &Peer,
     streams: &mut JoinSet<()>,
 ) -> Result<(), Refusal> {
+    let idle = peer.shared.limits.idle;
     let mut ending = false;
-    let mut idle_until = Instant::now() + IDLE_LIMIT;
+    let mut idle_until = Instant::now() + idle;
     loop {
         let end = tokio::select! {
             () = peer.closing(), if !ending => true,
@@ -103,8 +104,8 @@ async fn accept(
                 true
             }
             Some(ended) = streams.join_next() => {
-                idle_until = Instant::now() + if ending { GOAWAY_LIMIT } else { IDLE_LIMIT };
-                told(ended);
+                idle_until = Instant::now() + if ending { GOAWAY_LIMIT } else { idle };
+                told("stream", ended);
                 false
             }
             next = connection.accept() => match next {
@@ -126,20 +127,17 @@ async fn accept(
     }
 }
 
-fn told(ended: Result<(), JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!(event = "gateway.defect", error = ?error, "a stream's task panicked");
-    }
-}
-
 /// One request of the tunnel.
 async fn stream(peer: Peer, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     if request.method() != Method::CONNECT {
         return refuse(request.method(), respond);
     }
-    let Ok(_permit) = Arc::clone(&peer.shared.streams).try_acquire_owned() else {
-        peer.refused(&Refusal::TooMany { what: "stream", limit: STREAM_LIMIT });
-        return respond.send_reset(Reason::REFUSED_STREAM);
+    let _place = match peer.shared.streams.take(peer.address.ip()) {
+        Ok(place) => place,
+        Err(too_many) => {
+            peer.refused(&too_many);
+            return respond.send_reset(Reason::REFUSED_STREAM);
+        }
     };
     // Before the backend is dialled: TNG's clients count on it.
     let Ok(send) = respond.send_response(Response::new(()), false) else { return };
