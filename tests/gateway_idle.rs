@@ -10,7 +10,7 @@ mod common;
 mod port;
 
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use backend::{Backend, until};
 use cai::config::CertificateRule::Auto;
@@ -19,12 +19,21 @@ use common::available;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use port::{from, serve, serve_within, tls, tunnel, tunnel_over};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Mutex;
-
-/// One at a time: they weigh the process.
-static SCALES: Mutex<()> = Mutex::const_new(());
+use tokio::process::Command;
 
 const TUNNELS: usize = 1_000;
+
+/// Whether this is the process of `test` alone, whose memory is its own; if not, such a one is run to its end.
+async fn by_itself(test: &str) -> bool {
+    const ALONE: &str = "CAI_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let status = command.args(["--exact", test, "--nocapture"]).env(ALONE, "").status().await.unwrap();
+    assert!(status.success(), "{test}: {status}");
+    false
+}
 
 fn resident_kib() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -47,8 +56,7 @@ async fn answers(at: SocketAddr) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_tunnels_cost_little_each() {
-    let _alone = SCALES.lock().await;
-    if !descriptors(3_000) {
+    if !by_itself("idle_tunnels_cost_little_each").await || !descriptors(3_000) {
         return;
     }
     let echo = Backend::echo().await;
@@ -71,8 +79,9 @@ async fn idle_tunnels_cost_little_each() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_raw_tunnels_cost_little_each_and_their_share_is_an_end_to_them() {
-    let _alone = SCALES.lock().await;
-    if !descriptors(6_000) {
+    if !by_itself("idle_raw_tunnels_cost_little_each_and_their_share_is_an_end_to_them").await
+        || !descriptors(6_000)
+    {
         return;
     }
     let echo = Backend::start(|mut stream, _| async move {
@@ -98,7 +107,7 @@ async fn idle_raw_tunnels_cost_little_each_and_their_share_is_an_end_to_them() {
     assert!(each < 200, "{each} KiB per idle raw tunnel");
     let (mut over, _) = tls(at, &["rats-tls"], true).await.unwrap();
     assert!(over.read_to_end(&mut Vec::new()).await.is_err());
-    assert_eq!(gateway.snapshot().refused, 1);
+    until("the refusal", || gateway.snapshot().refused == 1).await;
     let middle = &mut tunnels[TUNNELS / 2];
     middle.write_all(b"x").await.unwrap();
     assert_eq!(middle.read_u8().await.unwrap(), b'x');
@@ -108,8 +117,9 @@ async fn idle_raw_tunnels_cost_little_each_and_their_share_is_an_end_to_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_bare_connections_cost_little_and_leave_room_for_others() {
     const BARE: usize = 10_000;
-    let _alone = SCALES.lock().await;
-    if !descriptors(2 * BARE as u64 + 1_000) {
+    if !by_itself("ten_thousand_bare_connections_cost_little_and_leave_room_for_others").await
+        || !descriptors(BARE as u64 + 1_500)
+    {
         return;
     }
     let echo = Backend::echo().await;
@@ -131,7 +141,6 @@ async fn ten_thousand_bare_connections_cost_little_and_leave_room_for_others() {
     println!("{grown} KiB for {BARE} bare connections in {:?}", begin.elapsed());
     assert!(grown < 20 << 10, "{grown} KiB for {BARE} bare connections");
     until("all of them to end", || gateway.snapshot().connections == 0).await;
-    assert!(begin.elapsed() < Duration::from_secs(30));
     assert_eq!(gateway.snapshot().refused, BARE as u64);
     assert_eq!(echo.connections(), 1);
     drop(bare);

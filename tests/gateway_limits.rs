@@ -48,7 +48,7 @@ async fn client_with_its_share_of_connections_gets_no_more_and_others_do() {
     let (gateway, at) = serve_within(limits, Auto, echo.at, &[]).await;
     let (first, _second) = (tunnel(at).await, tunnel(at).await);
     assert!(closed(&mut TcpStream::connect(at).await.unwrap()).await);
-    assert_eq!(gateway.snapshot().refused, 1);
+    until("the refusal", || gateway.snapshot().refused == 1).await;
     let other = tunnel_over(from(OTHER, at).await.unwrap()).await;
     assert!(other.open().await.is_ok());
     drop(first.send);
@@ -73,7 +73,7 @@ async fn client_with_its_share_of_handshakes_gets_no_more_and_others_do() {
         stalled.push(stream);
     }
     assert!(closed(&mut TcpStream::connect(at).await.unwrap()).await);
-    assert_eq!(gateway.snapshot().refused, 1);
+    until("the refusal", || gateway.snapshot().refused == 1).await;
     // A tunnel is no handshake: as many as one likes, one after the other.
     let mut tunnels = Vec::new();
     for _ in 0..4 {
@@ -101,7 +101,8 @@ async fn client_with_its_share_of_streams_gets_no_more_and_others_do() {
         third.read_to_end(&mut Vec::new()).await.is_err(),
         "a raw tunnel beyond the share came to a whole end"
     );
-    assert_eq!((gateway.snapshot().refused, echo.connections()), (3, 2));
+    until("the refusals", || gateway.snapshot().refused == 3).await;
+    assert_eq!(echo.connections(), 2);
     let other = tunnel_over(from(OTHER, at).await.unwrap()).await;
     let _streams = (other.open().await.unwrap(), other.open().await.unwrap());
     let (_raw, _) = tls_over(from("127.0.0.3", at).await.unwrap(), &["rats-tls"], true).await.unwrap();
@@ -146,8 +147,9 @@ async fn client_that_stalls_anywhere_before_its_tunnel_is_gone_in_its_time() {
     for (millis, secs) in [(silent, 1), (half, 2), (whole, 3), (undecided, 3)] {
         assert!((secs * 1_000 - 100..secs * 1_000 + 3_000).contains(&millis), "{millis} ms for {secs} s");
     }
+    until("the refusals", || gateway.snapshot().refused == 4).await;
     until("all of them to end", || gateway.snapshot().connections == 0).await;
-    assert_eq!((gateway.snapshot().refused, echo.connections()), (4, 0));
+    assert_eq!(echo.connections(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
