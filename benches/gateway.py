@@ -33,7 +33,8 @@ from stand import Stand, ensure_user
 
 HERE = Path(__file__).resolve().parent.parent
 TNG = HERE / ".tools/tng/2.12.0/tng"
-IDLE = 500
+# Below the 200 streams that tng puts into a tunnel.
+IDLE = 150
 
 
 def free():
