@@ -1,31 +1,34 @@
 //! The tunnel in HTTP/2: every CONNECT stream is one connection to the backend (tng.md 6).
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::server::{Builder, SendResponse};
+use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request, Response, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf as BackendRead, WriteHalf as BackendWrite};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 
+use super::limits::Place;
 use super::refusal::Refusal;
-use super::relay::{CHUNK, End, both, take_chunk};
-use super::server::{HANDSHAKE_LIMIT, IDLE_LIMIT, Peer, Pending, STREAM_LIMIT};
+use super::relay::{CHUNK, End, both, closing_aborts, take_chunk};
+use super::server::{Peer, told};
 use super::status::{Open, count};
 
 /// Streams in one tunnel at a time; more wait at the client. What TNG 2.2.1 allows.
 const STREAMS_PER_TUNNEL: u32 = 200;
 
-/// Bytes a client may send ahead of what the backend took, per tunnel, in one stream or many. What TNG 2.2.1 allows, and
-/// the most that is held for a client whose backend does not read.
+/// Bytes a client may send ahead of what the backend took, in one stream. What TNG 2.2.1 allows, and the most that is held
+/// for a stream whose backend does not read.
 const WINDOW: u32 = 1 << 20;
+
+/// The same in all streams of a tunnel: applications share it, and a few whose uploads stall must not stop the others.
+const TUNNEL_WINDOW: u32 = 8 * WINDOW;
 
 /// Bytes of an answer that one stream holds for a client that does not read, beside one chunk.
 const SEND_BUFFER: usize = 128 << 10;
@@ -40,6 +43,9 @@ const HEADERS_LIMIT: u32 = 16 << 10;
 /// How long a client without streams may take to answer that its tunnel ends.
 const GOAWAY_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long the backend may take to read what a client ended before its tunnel was gone.
+const LAST_BYTES_LIMIT: Duration = Duration::from_secs(5);
+
 /// Serve the tunnel until the client or the gateway ends it. `pending` is given back once the client has begun.
 ///
 /// # Errors
@@ -48,17 +54,17 @@ pub(super) async fn serve(
     tunnel: TlsStream<TcpStream>,
     peer: &Peer,
     deadline: Instant,
-    pending: Pending,
+    pending: Place,
 ) -> Result<(), Refusal> {
     let handshake = Builder::new()
         .max_concurrent_streams(STREAMS_PER_TUNNEL)
         .initial_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_connection_window_size(TUNNEL_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADERS_LIMIT)
         .handshake::<_, Bytes>(tunnel);
-    let slow = |_| Refusal::Slow { step: "begin the tunnel", secs: HANDSHAKE_LIMIT.as_secs() };
-    let begun = tokio::time::timeout_at(deadline, handshake).await.map_err(slow)?;
+    let slow = |_| Refusal::Slow { step: "begin the tunnel", secs: peer.shared.limits.handshake.as_secs() };
+    let begun = timeout_at(deadline, handshake).await.map_err(slow)?;
     let mut connection = begun.map_err(|error| match error.is_io() {
         true => Refusal::Left,
         false => Refusal::Http2(error),
@@ -66,8 +72,28 @@ pub(super) async fn serve(
     drop(pending);
 
     let mut streams = JoinSet::new();
+    let served = accept(&mut connection, peer, &mut streams).await;
+    // Streams that were not at their end learn here that the client is gone. The bytes of others may still be on their way.
+    drop(connection);
+    let last_bytes = async {
+        while let Some(ended) = streams.join_next().await {
+            told("stream", ended);
+        }
+    };
+    // Streams beyond it are dropped, which aborts them.
+    let _ = timeout(LAST_BYTES_LIMIT, last_bytes).await;
+    served
+}
+
+/// Take streams until the client or the gateway ends the tunnel.
+async fn accept(
+    connection: &mut Connection<TlsStream<TcpStream>, Bytes>,
+    peer: &Peer,
+    streams: &mut JoinSet<()>,
+) -> Result<(), Refusal> {
+    let idle = peer.shared.limits.idle;
     let mut ending = false;
-    let mut idle_until = Instant::now() + IDLE_LIMIT;
+    let mut idle_until = Instant::now() + idle;
     loop {
         let end = tokio::select! {
             () = peer.closing(), if !ending => true,
@@ -78,10 +104,8 @@ pub(super) async fn serve(
                 true
             }
             Some(ended) = streams.join_next() => {
-                idle_until = Instant::now() + if ending { GOAWAY_LIMIT } else { IDLE_LIMIT };
-                if let Err(error) = ended {
-                    tracing::error!(event = "gateway.defect", error = ?error, "a stream's task panicked");
-                }
+                idle_until = Instant::now() + if ending { GOAWAY_LIMIT } else { idle };
+                told("stream", ended);
                 false
             }
             next = connection.accept() => match next {
@@ -108,9 +132,12 @@ async fn stream(peer: Peer, request: Request<RecvStream>, mut respond: SendRespo
     if request.method() != Method::CONNECT {
         return refuse(request.method(), respond);
     }
-    let Ok(_permit) = Arc::clone(&peer.shared.streams).try_acquire_owned() else {
-        peer.refused(&Refusal::TooMany { what: "stream", limit: STREAM_LIMIT });
-        return respond.send_reset(Reason::REFUSED_STREAM);
+    let _place = match peer.shared.streams.take(peer.address.ip()) {
+        Ok(place) => place,
+        Err(too_many) => {
+            peer.refused(&too_many);
+            return respond.send_reset(Reason::REFUSED_STREAM);
+        }
     };
     // Before the backend is dialled: TNG's clients count on it.
     let Ok(send) = respond.send_response(Response::new(()), false) else { return };
@@ -122,22 +149,23 @@ async fn stream(peer: Peer, request: Request<RecvStream>, mut respond: SendRespo
 
 /// Relay one stream and the backend.
 async fn tunnel_through(peer: &Peer, mut body: RecvStream, mut send: SendStream<Bytes>) {
-    let to = peer.backend;
-    let mut backend = match peer.shared.route.dial(to).await {
+    let mut backend = match peer.dial().await {
         Ok(backend) => backend,
-        Err(source) => {
-            peer.refused(&Refusal::Backend { to, source });
+        Err(refusal) => {
+            peer.refused(&refusal);
             return send.send_reset(Reason::CONNECT_ERROR);
         }
     };
     let (from_backend, mut to_backend) = backend.split();
     let mut answered = false;
     let end =
-        both(upload(&mut body, &mut to_backend), download(&from_backend, &mut send, &mut answered)).await;
+        both(upload(&mut body, &mut to_backend), discard, download(&from_backend, &mut send, &mut answered))
+            .await;
     match end {
-        End::Whole => {}
-        // The backend must see an abort, not an end. Where that cannot be set, the socket is dead already.
-        End::Client => drop(backend.set_zero_linger()),
+        // Where that cannot be set, the socket is dead already.
+        End::Whole => drop(closing_aborts(&backend, false)),
+        // The backend sees an abort.
+        End::Client => {}
         // The whole answer is on its way: dropping the stream asks the client to stop sending, a reset would lose the answer.
         End::Backend(_) if answered => {}
         End::Backend(error) => {
@@ -158,18 +186,30 @@ fn refuse(method: &Method, mut respond: SendResponse<Bytes>) {
     }
 }
 
-async fn upload(body: &mut RecvStream, backend: &mut BackendWrite<'_>) -> End {
+async fn upload<'a>(body: &'a mut RecvStream, backend: &mut BackendWrite<'_>) -> (End, &'a mut RecvStream) {
     while let Some(data) = body.data().await {
-        let Ok(data) = data else { return End::Client };
-        if let Err(error) = backend.write_all(&data).await {
-            return End::Backend(error);
-        }
+        let Ok(data) = data else { return (End::Client, body) };
+        let written = backend.write_all(&data).await;
         // Only now may the client send as much again: a backend that does not read holds it back.
         if body.flow_control().release_capacity(data.len()).is_err() {
+            return (End::Client, body);
+        }
+        if let Err(error) = written {
+            return (End::Backend(error), body);
+        }
+    }
+    (backend.shutdown().await.map_or_else(End::Backend, |()| End::Whole), body)
+}
+
+/// Read to the client's end, for nothing.
+async fn discard(body: &mut RecvStream) -> End {
+    while let Some(data) = body.data().await {
+        let released = data.and_then(|data| body.flow_control().release_capacity(data.len()));
+        if released.is_err() {
             return End::Client;
         }
     }
-    backend.shutdown().await.map_or_else(End::Backend, |()| End::Whole)
+    End::Whole
 }
 
 /// `answered` becomes true with the end of the answer.

@@ -19,8 +19,8 @@ pub(super) enum Refusal {
     #[error("sent nothing for {secs} s")]
     Silent { secs: u64 },
     /// Everything may be open only so often.
-    #[error("is one {what} too many (limit {limit})")]
-    TooMany { what: &'static str, limit: usize },
+    #[error("is one {what} too many (limit {limit} for {whose})")]
+    TooMany { what: &'static str, limit: usize, whose: &'static str },
     /// Not encrypted, and no listed health check.
     #[error("spoke plaintext")]
     Plaintext(#[source] Unfit),

@@ -3,8 +3,11 @@
 //! The backend's side is a socket; the client's is a stream of the tunnel (`http2.rs`) or the tunnel itself, here.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::BytesMut;
+use nix::libc::linger;
+use nix::sys::socket::{setsockopt, sockopt::Linger};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf as BackendRead, WriteHalf as BackendWrite};
@@ -15,6 +18,9 @@ pub(super) const CHUNK: usize = 64 << 10;
 
 /// Buffer for what a raw client sends, in bytes: a record of TLS. Held while a connection is idle.
 const UPLOAD_BUFFER: usize = 16 << 10;
+
+/// How long a raw client may go on sending to a backend that has answered and takes no more.
+const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 
 /// How one direction, or both together, came to an end.
 #[derive(Debug)]
@@ -27,25 +33,48 @@ pub(super) enum End {
     Backend(io::Error),
 }
 
-/// Run both directions to the end of the connection.
+/// Whether closing the connection to the backend aborts it. It must until its whole end: a stream that was dropped, and a
+/// gateway that was cut off or killed, whose sockets the kernel closes, must not look like one.
+///
+/// # Errors
+/// What the system says: the socket is dead already.
+pub(super) fn closing_aborts(backend: &TcpStream, aborts: bool) -> io::Result<()> {
+    Ok(setsockopt(backend, Linger, &linger { l_onoff: aborts.into(), l_linger: 0 })?)
+}
+
+/// Run both directions to the end of the connection. `upload` gives the client back when it ends.
 ///
 /// A backend that takes no more may still have an answer to give (to a request that is too large, say), so only the
-/// direction from the backend, or the client, ends both.
-pub(super) async fn both(upload: impl Future<Output = End>, download: impl Future<Output = End>) -> End {
+/// direction from the backend, or the client, ends both. Meanwhile what the client goes on sending is discarded: many a client
+/// reads nothing before it has sent everything, and in a shared tunnel unread bytes would hold up its other streams.
+pub(super) async fn both<C, D: Future<Output = End>>(
+    upload: impl Future<Output = (End, C)>,
+    discard: impl FnOnce(C) -> D,
+    download: impl Future<Output = End>,
+) -> End {
     tokio::pin!(upload, download);
-    let mut uploaded = None;
-    loop {
-        tokio::select! {
-            end = &mut upload, if uploaded.is_none() => match end {
-                End::Client => return End::Client,
-                end => uploaded = Some(end),
-            },
-            end = &mut download => return match (end, uploaded) {
-                (End::Whole, Some(uploaded)) => uploaded,
-                (End::Whole, None) => upload.await,
-                (end, _) => end,
-            },
-        }
+    let (uploaded, client) = tokio::select! {
+        uploaded = &mut upload => uploaded,
+        end = &mut download => return match end {
+            End::Whole => upload.await.0,
+            end => end,
+        },
+    };
+    let lost = match uploaded {
+        End::Client => return End::Client,
+        End::Whole => return download.await,
+        End::Backend(error) => error,
+    };
+    let downloaded = tokio::select! {
+        end = &mut download => end,
+        end = discard(client) => match end {
+            End::Whole => download.await,
+            end => end,
+        },
+    };
+    match downloaded {
+        End::Whole => End::Backend(lost),
+        end => end,
     }
 }
 
@@ -64,36 +93,55 @@ pub(super) fn take_chunk(backend: &BackendRead<'_>) -> io::Result<Option<BytesMu
 pub(super) async fn raw(tunnel: TlsStream<TcpStream>, mut backend: TcpStream) -> End {
     let (mut from_client, mut to_client) = tokio::io::split(tunnel);
     let (from_backend, mut to_backend) = backend.split();
-    let end =
-        both(raw_upload(&mut from_client, &mut to_backend), raw_download(&from_backend, &mut to_client))
-            .await;
-    let tunnel = from_client.unsplit(to_client);
-    // An abort must look like one on the other side. Where it cannot be set, the socket is dead already.
+    let mut answered = false;
+    let upload = raw_upload(&mut from_client, &mut to_backend);
+    let end = both(upload, raw_discard, raw_download(&from_backend, &mut to_client, &mut answered)).await;
     match &end {
-        End::Whole => {}
-        End::Client => drop(backend.set_zero_linger()),
-        End::Backend(_) => drop(tunnel.get_ref().0.set_zero_linger()),
+        // Where that cannot be set, the socket is dead already.
+        End::Whole => drop(closing_aborts(&backend, false)),
+        // The backend sees an abort.
+        End::Client => {}
+        // The whole answer is on its way. A socket that is closed with bytes unread aborts, which would overtake its tail.
+        End::Backend(_) if answered => {
+            let _ = tokio::time::timeout(DISCARD_LIMIT, raw_discard(&mut from_client)).await;
+        }
+        // The client sees an abort too.
+        End::Backend(_) => drop(from_client.unsplit(to_client).get_ref().0.set_zero_linger()),
     }
     end
 }
 
-async fn raw_upload(client: &mut ReadHalf<TlsStream<TcpStream>>, backend: &mut BackendWrite<'_>) -> End {
+async fn raw_upload<'a>(
+    client: &'a mut ReadHalf<TlsStream<TcpStream>>,
+    backend: &mut BackendWrite<'_>,
+) -> (End, &'a mut ReadHalf<TlsStream<TcpStream>>) {
     let mut buffer = BytesMut::with_capacity(UPLOAD_BUFFER);
-    loop {
+    let end = loop {
         buffer.clear();
         match client.read_buf(&mut buffer).await {
-            Ok(0) => return backend.shutdown().await.map_or_else(End::Backend, |()| End::Whole),
+            Ok(0) => break backend.shutdown().await.map_or_else(End::Backend, |()| End::Whole),
             Ok(_) => {
                 if let Err(error) = backend.write_all(&buffer).await {
-                    return End::Backend(error);
+                    break End::Backend(error);
                 }
             }
-            Err(_) => return End::Client,
+            Err(_) => break End::Client,
         }
-    }
+    };
+    (end, client)
 }
 
-async fn raw_download(backend: &BackendRead<'_>, client: &mut WriteHalf<TlsStream<TcpStream>>) -> End {
+/// Read to the client's end, for nothing.
+async fn raw_discard(client: &mut ReadHalf<TlsStream<TcpStream>>) -> End {
+    tokio::io::copy(client, &mut tokio::io::sink()).await.map_or(End::Client, |_| End::Whole)
+}
+
+/// `answered` becomes true with the end of the answer.
+async fn raw_download(
+    backend: &BackendRead<'_>,
+    client: &mut WriteHalf<TlsStream<TcpStream>>,
+    answered: &mut bool,
+) -> End {
     loop {
         if let Err(error) = backend.readable().await {
             return End::Backend(error);
@@ -102,7 +150,8 @@ async fn raw_download(backend: &BackendRead<'_>, client: &mut WriteHalf<TlsStrea
             Ok(None) => continue,
             // close_notify, and the end of TCP's direction with it.
             Ok(Some(chunk)) if chunk.is_empty() => {
-                return client.shutdown().await.map_or(End::Client, |()| End::Whole);
+                *answered = client.shutdown().await.is_ok();
+                return if *answered { End::Whole } else { End::Client };
             }
             Ok(Some(chunk)) => client.write_all(&chunk).await,
             Err(error) => return End::Backend(error),
@@ -124,20 +173,35 @@ mod tests {
         End::Backend(io::ErrorKind::BrokenPipe.into())
     }
 
+    /// Both directions, with a client that goes on as `discard` says once the backend takes no more.
+    async fn run(
+        upload: impl Future<Output = End>,
+        discard: impl Future<Output = End>,
+        download: impl Future<Output = End>,
+    ) -> End {
+        both(async { (upload.await, ()) }, |()| discard, download).await
+    }
+
+    async fn late(end: End) -> End {
+        tokio::task::yield_now().await;
+        end
+    }
+
     #[tokio::test]
     async fn answer_of_a_backend_that_takes_no_more_is_waited_for() {
-        let late = async {
-            tokio::task::yield_now().await;
-            End::Whole
-        };
-        assert!(matches!(both(ready(broken()), late).await, End::Backend(_)));
-        assert!(matches!(both(ready(End::Whole), ready(End::Whole)).await, End::Whole));
+        let whole = || late(End::Whole);
+        assert!(matches!(run(ready(broken()), pending(), whole()).await, End::Backend(_)));
+        assert!(matches!(run(ready(broken()), ready(End::Whole), whole()).await, End::Backend(_)));
+        assert!(matches!(run(ready(End::Whole), pending(), whole()).await, End::Whole));
+        assert!(matches!(run(whole(), pending(), ready(End::Whole)).await, End::Whole));
+        assert!(matches!(run(late(broken()), pending(), ready(End::Whole)).await, End::Backend(_)));
     }
 
     #[tokio::test]
     async fn client_or_backend_that_is_gone_ends_both_directions() {
-        assert!(matches!(both(ready(End::Client), pending()).await, End::Client));
-        assert!(matches!(both(pending(), ready(End::Client)).await, End::Client));
-        assert!(matches!(both(pending(), ready(broken())).await, End::Backend(_)));
+        assert!(matches!(run(ready(End::Client), pending(), pending()).await, End::Client));
+        assert!(matches!(run(pending(), pending(), ready(End::Client)).await, End::Client));
+        assert!(matches!(run(pending(), pending(), ready(broken())).await, End::Backend(_)));
+        assert!(matches!(run(ready(broken()), ready(End::Client), pending()).await, End::Client));
     }
 }

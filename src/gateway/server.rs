@@ -12,15 +12,16 @@ use nix::sys::socket::sockopt::{Ipv6V6Only, KeepAlive, TcpKeepCount, TcpKeepIdle
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::limits::{Limits, Place, Places};
 use super::refusal::{Log, Refusal};
-use super::relay::{self, End};
+use super::relay::{self, End, closing_aborts};
 use super::route::Route;
 use super::status::{Counters, Open, Snapshot, count};
 use super::{http2, plaintext, tls};
@@ -29,30 +30,6 @@ use crate::error::{ErrorClass, Fault, chain};
 use crate::ratls::Format;
 use crate::ratls::identity::Fresh;
 use crate::task::{Ended, Tasks};
-
-/// Connections open at a time: room for 10,000 clients that keep an idle tunnel, at some 30 KB each.
-const CONNECTION_LIMIT: usize = 16_384;
-
-/// Connections at a time that are not tunnels yet. Each holds our certificate (a hundred KB and more with an event log)
-/// until the client has taken it, and a client up to TNG 2.2.4 asks its verifier meanwhile: at 2 s each, 500 a second.
-const PENDING_LIMIT: usize = 1_024;
-
-/// Tunnelled connections to the backend at a time, in all tunnels. Each may hold a send buffer and a chunk for a client that
-/// does not read: 1.6 GB if all do.
-pub(super) const STREAM_LIMIT: usize = 8_192;
-
-/// How long a new connection may say nothing. TNG from 2.2.3 on says 5 s.
-const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long the ClientHello may take.
-const HELLO_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long a connection may take from its first byte to a tunnel: the client asks its verifier meanwhile, which may have
-/// to fetch collateral first (tng.md 3.4).
-pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(60);
-
-/// How long a tunnel without streams is kept. A client whose tunnel is gone makes a new one.
-pub(super) const IDLE_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// First byte of TLS: a handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -124,14 +101,13 @@ pub(super) struct Shared {
     pub(super) plaintext_paths: Vec<String>,
     pub(super) counters: Counters,
     log: Log,
-    connections: Arc<Semaphore>,
-    pending: Arc<Semaphore>,
-    pub(super) streams: Arc<Semaphore>,
+    pub(super) limits: Limits,
+    connections: Arc<Places>,
+    /// Connections that are not tunnels yet.
+    pending: Arc<Places>,
+    pub(super) streams: Arc<Places>,
     closing: CancellationToken,
 }
-
-/// A place among those that are not tunnels yet.
-pub(super) type Pending = OwnedSemaphorePermit;
 
 /// The other end of a connection, and where it leads.
 #[derive(Clone)]
@@ -142,6 +118,14 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// Connect to the backend, for a tunnelled connection: closed before its whole end, it is aborted.
+    pub(super) async fn dial(&self) -> Result<TcpStream, Refusal> {
+        let to = self.backend;
+        let dialed = self.shared.route.dial(to).await;
+        let guarded = dialed.and_then(|backend| closing_aborts(&backend, true).map(|()| backend));
+        guarded.map_err(|source| Refusal::Backend { to, source })
+    }
+
     pub(super) async fn closing(&self) {
         self.shared.closing.cancelled().await;
     }
@@ -171,11 +155,24 @@ impl Gateway {
         tls::formats(rule)
     }
 
-    /// Listen at `entrance`, and serve in the background, with the certificates in `fresh`.
+    /// Listen at `entrance`, and serve in the background, with the certificates in `fresh` and the usual limits.
     ///
     /// # Errors
     /// [`GatewayError::Listen`], [`GatewayError::Tls`].
     pub fn start(
+        settings: &config::Gateway,
+        entrance: &Entrance,
+        fresh: watch::Receiver<Fresh>,
+    ) -> Result<Self, GatewayError> {
+        Self::start_within(Limits::default(), settings, entrance, fresh)
+    }
+
+    /// The same within other limits.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub fn start_within(
+        limits: Limits,
         settings: &config::Gateway,
         entrance: &Entrance,
         fresh: watch::Receiver<Fresh>,
@@ -188,9 +185,10 @@ impl Gateway {
             plaintext_paths: settings.plaintext_paths.clone(),
             counters: Counters::default(),
             log: Log::default(),
-            connections: Arc::new(Semaphore::new(CONNECTION_LIMIT)),
-            pending: Arc::new(Semaphore::new(PENDING_LIMIT)),
-            streams: Arc::new(Semaphore::new(STREAM_LIMIT)),
+            limits,
+            connections: Places::new("connection", limits.connections),
+            pending: Places::new("handshake", limits.pending),
+            streams: Places::new("stream", limits.streams),
             closing: CancellationToken::new(),
         });
         let (mut tasks, mut listening) = (Tasks::new(), Vec::new());
@@ -221,8 +219,7 @@ impl Gateway {
     /// Shut the port at once, let what is open end by itself for `drain`, and cut off the rest.
     pub async fn stop(self, drain: Duration) {
         self.shared.closing.cancel();
-        let all = u32::try_from(CONNECTION_LIMIT).unwrap_or(u32::MAX);
-        if timeout(drain, self.shared.connections.acquire_many(all)).await.is_err() {
+        if timeout(drain, self.shared.connections.all_free()).await.is_err() {
             let Snapshot { connections, streams, .. } = self.snapshot();
             if connections > 0 {
                 tracing::warn!(
@@ -297,14 +294,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) -> Infallible {
         tokio::select! {
             biased;
             () = shared.closing.cancelled() => break,
-            Some(ended) = open.join_next() => told(ended),
+            Some(ended) = open.join_next() => told("connection", ended),
             accepted = listener.accept() => match accepted {
-                Ok((stream, address)) => match Arc::clone(&shared.connections).try_acquire_owned() {
-                    Ok(permit) => drop(open.spawn(connection(shared.clone(), stream, address, permit))),
-                    Err(_) => {
-                        let too_many = Refusal::TooMany { what: "connection", limit: CONNECTION_LIMIT };
-                        shared.refused(address, &too_many);
-                    }
+                Ok((stream, address)) => match shared.connections.take(address.ip()) {
+                    Ok(place) => drop(open.spawn(connection(shared.clone(), stream, address, place))),
+                    Err(too_many) => shared.refused(address, &too_many),
                 },
                 Err(error) => {
                     tracing::warn!(event = "gateway.accept", error = ?error, "accepting a connection: {error}");
@@ -315,24 +309,20 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) -> Infallible {
     }
     drop(listener);
     while let Some(ended) = open.join_next().await {
-        told(ended);
+        told("connection", ended);
     }
     std::future::pending().await
 }
 
-fn told(ended: Result<(), tokio::task::JoinError>) {
+/// A panic in the task of a `what` is a defect.
+pub(super) fn told(what: &str, ended: Result<(), JoinError>) {
     if let Err(error) = ended {
-        tracing::error!(event = "gateway.defect", error = ?error, "a connection's task panicked");
+        tracing::error!(event = "gateway.defect", error = ?error, "a {what}'s task panicked");
     }
 }
 
 /// One connection, from its first byte to its last.
-async fn connection(
-    shared: Arc<Shared>,
-    stream: TcpStream,
-    address: SocketAddr,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn connection(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, _place: Place) {
     let _open = Open::new(&shared.counters.connections);
     let served = async {
         // An answer of a few bytes goes out at once.
@@ -346,22 +336,21 @@ async fn connection(
 }
 
 async fn serve(stream: TcpStream, peer: &Peer) -> Result<(), Refusal> {
-    let Ok(pending) = Arc::clone(&peer.shared.pending).try_acquire_owned() else {
-        return Err(Refusal::TooMany { what: "handshake", limit: PENDING_LIMIT });
-    };
+    let pending = peer.shared.pending.take(peer.address.ip())?;
+    let limits = peer.shared.limits;
     let mut first = [0];
     let looked = tokio::select! {
         () = peer.closing() => return Ok(()),
-        looked = timeout(FIRST_BYTE_LIMIT, stream.peek(&mut first)) => looked,
+        looked = timeout(limits.first_byte, stream.peek(&mut first)) => looked,
     };
     match looked {
-        Err(_) => Err(Refusal::Silent { secs: FIRST_BYTE_LIMIT.as_secs() }),
+        Err(_) => Err(Refusal::Silent { secs: limits.first_byte.as_secs() }),
         Ok(Err(error)) => Err(Refusal::Line(error)),
         // Opened and closed: how load balancers see whether a port is there.
         Ok(Ok(0)) => Ok(()),
         Ok(Ok(_)) if first != [TLS_HANDSHAKE] => plaintext::serve(stream, peer).await,
         Ok(Ok(_)) => {
-            let deadline = Instant::now() + HANDSHAKE_LIMIT;
+            let deadline = Instant::now() + limits.handshake;
             let tunnel = tokio::select! {
                 () = peer.closing() => return Ok(()),
                 tunnel = handshake(stream, peer, deadline) => tunnel?,
@@ -383,23 +372,24 @@ async fn handshake(
     peer: &Peer,
     deadline: Instant,
 ) -> Result<TlsStream<TcpStream>, Refusal> {
-    let hello = timeout(HELLO_LIMIT, LazyConfigAcceptor::new(Acceptor::default(), stream))
+    let limits = peer.shared.limits;
+    let hello = timeout(limits.hello, LazyConfigAcceptor::new(Acceptor::default(), stream))
         .await
-        .map_err(|_| Refusal::Slow { step: "send its ClientHello", secs: HELLO_LIMIT.as_secs() })?
+        .map_err(|_| Refusal::Slow { step: "send its ClientHello", secs: limits.hello.as_secs() })?
         .map_err(Refusal::handshake)?;
     timeout_at(deadline, hello.into_stream(peer.shared.tls.clone()))
         .await
-        .map_err(|_| Refusal::Slow { step: "finish its handshake", secs: HANDSHAKE_LIMIT.as_secs() })?
+        .map_err(|_| Refusal::Slow { step: "finish its handshake", secs: limits.handshake.as_secs() })?
         .map_err(Refusal::handshake)
 }
 
 /// A tunnel whose bytes are those of the one connection in it.
+///
+/// The backend is dialled at once, not with the first byte: whoever waits for a greeting must get it, and a byte costs a
+/// stranger nothing. What it can take is its share of the streams, as in HTTP/2.
 async fn raw(tunnel: TlsStream<TcpStream>, peer: &Peer) -> Result<(), Refusal> {
-    let Ok(_permit) = Arc::clone(&peer.shared.streams).try_acquire_owned() else {
-        return Err(Refusal::TooMany { what: "stream", limit: STREAM_LIMIT });
-    };
-    let to = peer.backend;
-    let backend = peer.shared.route.dial(to).await.map_err(|source| Refusal::Backend { to, source })?;
+    let _place = peer.shared.streams.take(peer.address.ip())?;
+    let backend = peer.dial().await?;
     let counters = &peer.shared.counters;
     let _open = Open::new(&counters.streams);
     count(&counters.streams_total);

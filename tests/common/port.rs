@@ -8,14 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use cai::attest::sample_attester;
 use cai::config::{self, CertificateRule, Entrance};
-use cai::gateway::Gateway;
+use cai::gateway::{Gateway, Limits};
 use cai::ratls::identity::{Identity, Recipe};
 use h2::Reason;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, NamedGroup, SignatureScheme};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -44,9 +44,18 @@ pub fn settings(rule: CertificateRule, paths: &[&str]) -> config::Gateway {
 
 /// A gateway on a free port of loopback in front of `backend`, and the port.
 pub async fn serve(rule: CertificateRule, backend: SocketAddr, paths: &[&str]) -> (Gateway, SocketAddr) {
+    serve_within(Limits::default(), rule, backend, paths).await
+}
+
+pub async fn serve_within(
+    limits: Limits,
+    rule: CertificateRule,
+    backend: SocketAddr,
+    paths: &[&str],
+) -> (Gateway, SocketAddr) {
     let identity = Identity::start(recipe(rule), Duration::from_secs(600)).await.unwrap();
     let entrance = Entrance::Mapping { listen: "127.0.0.1:0".parse().unwrap(), backend };
-    let gateway = Gateway::start(&settings(rule, paths), &entrance, identity.fresh()).unwrap();
+    let gateway = Gateway::start_within(limits, &settings(rule, paths), &entrance, identity.fresh()).unwrap();
     let at = gateway.listening()[0];
     (gateway, at)
 }
@@ -110,12 +119,26 @@ pub async fn tls(
     alpn: &[&str],
     new: bool,
 ) -> std::io::Result<(TlsStream<TcpStream>, Vec<u8>)> {
+    tls_over(TcpStream::connect(at).await?, alpn, new).await
+}
+
+pub async fn tls_over(
+    stream: TcpStream,
+    alpn: &[&str],
+    new: bool,
+) -> std::io::Result<(TlsStream<TcpStream>, Vec<u8>)> {
     let keeper = Arc::new(Keeper::default());
     let connector = TlsConnector::from(Arc::new(client_config(alpn, new, keeper.clone())));
-    let stream = TcpStream::connect(at).await?;
     let tls = connector.connect(ServerName::try_from("tng.internal").unwrap(), stream).await?;
     let certificate = keeper.0.lock().unwrap().take().unwrap();
     Ok((tls, certificate))
+}
+
+/// A connection from another address of loopback: another client.
+pub async fn from(client: &str, at: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(client.parse().unwrap(), 0))?;
+    socket.connect(at).await
 }
 
 /// A tunnel in HTTP/2.
@@ -125,7 +148,11 @@ pub struct Tunnel {
 }
 
 pub async fn tunnel(at: SocketAddr) -> Tunnel {
-    let (tls, _) = tls(at, &["h2"], true).await.unwrap();
+    tunnel_over(TcpStream::connect(at).await.unwrap()).await
+}
+
+pub async fn tunnel_over(stream: TcpStream) -> Tunnel {
+    let (tls, _) = tls_over(stream, &["h2"], true).await.unwrap();
     let (send, connection) = h2::client::handshake(tls).await.unwrap();
     Tunnel { send, connection: tokio::spawn(connection) }
 }
