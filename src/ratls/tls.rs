@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
-    self, Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslVerifyMode, SslVersion,
+    self, Ssl, SslContext, SslMethod, SslMode, SslOptions, SslSessionCacheMode, SslVerifyMode, SslVersion,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_openssl::SslStream;
@@ -140,6 +140,8 @@ fn context(offered: &[&str]) -> Result<SslContext, ErrorStack> {
     // Resumption would skip the certificate.
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
     builder.set_options(SslOptions::NO_TICKET);
+    // As AsyncWrite promises: who was told to wait may come back with the bytes elsewhere, and more of them.
+    builder.set_mode(SslMode::ENABLE_PARTIAL_WRITE | SslMode::ACCEPT_MOVING_WRITE_BUFFER);
     let mut names = Vec::new();
     for name in offered {
         names.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
