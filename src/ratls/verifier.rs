@@ -15,6 +15,7 @@ use super::certificate;
 use super::error::VerifyError;
 use super::evidence::TaggedEvidence;
 use super::service::Service;
+use super::term::Term;
 use super::verdict::{Bound, Demands, Verdict, judge};
 use crate::jwt::Signers;
 
@@ -39,8 +40,8 @@ pub struct Peer {
     pub tee: String,
     /// Format of its certificate.
     pub format: Format,
-    /// Until when that holds.
-    pub expires: SystemTime,
+    /// How long that holds.
+    pub term: Term,
     /// Whether the token is known to be the service's.
     pub authenticated: bool,
 }
@@ -98,7 +99,7 @@ impl Verifier {
     /// [`VerifyError`]; nothing may then be sent to the peer.
     pub async fn verify(&self, der: &[u8]) -> Result<Peer, VerifyError> {
         let digest: [u8; 32] = Sha256::digest(der).into();
-        if let Some(peer) = self.known(&digest, SystemTime::now()) {
+        if let Some(peer) = self.known(&digest) {
             return Ok(peer);
         }
         let read = certificate::parse(der).map_err(VerifyError::Certificate)?;
@@ -113,21 +114,21 @@ impl Verifier {
         let Verdict { expires } =
             judge(&token, &bound, &self.demands, signers, SystemTime::now()).map_err(VerifyError::Verdict)?;
         let authenticated = self.is_authenticated();
-        let peer = Peer { tee: evidence.tee, format: bound.format, expires, authenticated };
+        let term = Term::until(expires);
+        let peer = Peer { tee: evidence.tee, format: bound.format, term, authenticated };
         self.keep(digest, peer.clone());
         Ok(peer)
     }
 
-    fn known(&self, digest: &[u8; 32], now: SystemTime) -> Option<Peer> {
+    fn known(&self, digest: &[u8; 32]) -> Option<Peer> {
         let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-        verdicts.get(digest).filter(|peer| peer.expires > now).cloned()
+        verdicts.get(digest).filter(|peer| peer.term.holds()).cloned()
     }
 
     fn keep(&self, digest: [u8; 32], peer: Peer) {
-        let now = SystemTime::now();
         let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         if verdicts.len() >= CACHE_LIMIT {
-            verdicts.retain(|_, peer| peer.expires > now);
+            verdicts.retain(|_, peer| peer.term.holds());
         }
         // Still full: the next connections ask again, which is right if slow.
         if verdicts.len() < CACHE_LIMIT {

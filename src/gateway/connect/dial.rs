@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::destination::Destination;
 use super::error::ConnectError;
 use super::stream::Stream;
-use crate::ratls::{Client, TlsStream, Verifier};
+use crate::ratls::{Client, Term, TlsStream, Verifier};
 use crate::task::Tasks;
 
 /// ALPN of HTTP/2 with a stream for each connection of an application: every TNG up to 2.6, and later with `multiplex`.
@@ -91,8 +91,8 @@ enum Known {
 #[derive(Clone)]
 struct Live {
     requests: SendRequest<Bytes>,
-    /// End of the verdict.
-    expires: SystemTime,
+    /// Of the verdict.
+    term: Term,
     /// Which connection it is, by the address of this.
     id: Arc<()>,
 }
@@ -158,7 +158,7 @@ impl Dialer {
         let mut known = slot.lock().await;
         match &*known {
             Known::Raw => return Ok(Shared::Raw(None)),
-            Known::Multiplexed(live) if live.expires <= SystemTime::now() => {
+            Known::Multiplexed(live) if !live.term.holds() => {
                 tracing::info!(event = "connect.reattest", %to, "the verdict has ended: new streams need a new one");
             }
             Known::Multiplexed(live) if dead.is_none_or(|dead| !Arc::ptr_eq(dead, &live.id)) => {
@@ -181,11 +181,10 @@ impl Dialer {
     fn slot(&self, to: &Destination) -> Arc<Slot> {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.len() >= POOL_LIMIT {
-            let now = SystemTime::now();
             pool.retain(|_, slot| {
                 let known = slot.try_lock();
                 known.is_err()
-                    || known.is_ok_and(|known| matches!(&*known, Known::Multiplexed(l) if l.expires > now))
+                    || known.is_ok_and(|known| matches!(&*known, Known::Multiplexed(live) if live.term.holds()))
             });
         }
         pool.entry(to.clone()).or_default().clone()
@@ -204,7 +203,7 @@ impl Dialer {
         let attested = attested
             .map_err(|source| ConnectError::Attestation { to: to.clone(), source: Box::new(source) })?;
         let peer = &attested.peer;
-        let (tee, format, until) = (&peer.tee, peer.format.name(), utc(peer.expires));
+        let (tee, format, until) = (&peer.tee, peer.format.name(), utc(peer.term.expires()));
         if peer.authenticated {
             tracing::info!(event = "connect.attested", %to, tee, format, until, "attested {to} ({tee}) until {until}");
         } else {
@@ -221,10 +220,10 @@ impl Dialer {
         if attested.protocol == RAW {
             return Ok(Dialed::Raw(attested.stream));
         }
-        let expires = peer.expires;
+        let term = peer.term;
         let requests = self.multiplex(attested.stream).await;
         let requests = requests.map_err(|source| ConnectError::Stream { to: to.clone(), source })?;
-        Ok(Dialed::Multiplexed(Live { requests, expires, id: Arc::default() }))
+        Ok(Dialed::Multiplexed(Live { requests, term, id: Arc::default() }))
     }
 
     async fn multiplex(&self, stream: TlsStream<TcpStream>) -> Result<SendRequest<Bytes>, h2::Error> {
