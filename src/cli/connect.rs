@@ -41,7 +41,8 @@ pub struct Args {
     /// Attestation service, such as https://TRUSTEE/as
     #[arg(long, value_name = "URL")]
     as_url: Url,
-    /// Policy that the evidence must satisfy; may be given more than once
+    /// Policy that the evidence must satisfy; more than once only for a service that issues simple tokens (EAR: the first
+    /// alone is appraised, so a second refuses every server)
     #[arg(long, value_name = "ID", default_value = "default")]
     policy: Vec<String>,
     /// CA certificates (PEM) of the attestation service's https address, in place of the web's

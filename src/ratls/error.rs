@@ -169,9 +169,7 @@ impl Fault for VerifyError {
                 "what answers there is no attestation service: is the address right?".into()
             }
             VerifyError::Verdict(Refused::Token(source)) => token_hint(source),
-            VerifyError::Verdict(Refused::Claim { .. }) => {
-                "do not use this peer, unless the policy asked for is the wrong one".into()
-            }
+            VerifyError::Verdict(Refused::Claim { hint, .. }) => (*hint).into(),
         }
     }
 }

@@ -23,9 +23,13 @@ use super::error::VerifyError;
 use super::limit::set_max_cert_list;
 use super::verifier::{Peer, Verifier};
 use crate::error::{ErrorClass, Fault};
+use crate::text::printable;
 
 /// How long a handshake may take. A peer whose evidence is made for each connection needs seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How much of the name of a protocol that a peer wrote is shown, in characters.
+const SHOWN: usize = 32;
 
 /// TLS with a peer failed.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +130,8 @@ impl Client {
     fn protocol(&self, chosen: Option<&[u8]>) -> Result<&'static str, TlsError> {
         let known = self.offered.iter().find(|offer| Some(offer.as_bytes()) == chosen);
         known.copied().ok_or_else(|| TlsError::Protocol {
-            chosen: chosen.map_or_else(|| "(none)".into(), |name| String::from_utf8_lossy(name).into_owned()),
+            chosen: chosen
+                .map_or_else(|| "(none)".into(), |name| printable(&String::from_utf8_lossy(name), SHOWN)),
             offered: self.offered.join(", "),
         })
     }

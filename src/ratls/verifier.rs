@@ -14,13 +14,17 @@ use super::Format;
 use super::certificate;
 use super::error::VerifyError;
 use super::evidence::TaggedEvidence;
-use super::service::Service;
+use super::service::{self, Service};
 use super::term::Term;
 use super::verdict::{Bound, Demands, Verdict, judge};
 use crate::jwt::Signers;
+use crate::text::printable;
 
 /// Most verdicts kept. A peer has a new certificate every ten minutes or so, and a token lives five.
 const CACHE_LIMIT: usize = 1024;
+
+/// How much of a name that a peer wrote is shown, in characters.
+const SHOWN: usize = 32;
 
 /// Who says that a token is the attestation service's.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ pub enum Trust {
 /// A peer that was attested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Name of its TEE: `tdx`.
+    /// Name of its TEE, `tdx`, as it may be shown: the peer wrote it, and a service that anybody answers for affirms all.
     pub tee: String,
     /// Format of its certificate.
     pub format: Format,
@@ -105,8 +109,9 @@ impl Verifier {
         let read = certificate::parse(der).map_err(VerifyError::Certificate)?;
         let evidence = TaggedEvidence::decode(&read.blob).map_err(VerifyError::Evidence)?;
         let runtime_data = evidence.bound(read.key.spki()).map_err(VerifyError::Evidence)?;
-        let token = self.service.evaluate(&evidence, &runtime_data, &self.demands.policies).await?;
-        let bound = Bound { format: evidence.format(), runtime_data };
+        let devices = service::devices(&evidence)?;
+        let token = self.service.evaluate(&evidence, &devices, &runtime_data, &self.demands.policies).await?;
+        let bound = Bound { format: evidence.format(), runtime_data, devices: devices.len() };
         let signers = match &self.trust {
             Trust::Signers(signers) => Some(signers),
             Trust::Tls | Trust::Nobody => None,
@@ -115,7 +120,7 @@ impl Verifier {
             judge(&token, &bound, &self.demands, signers, SystemTime::now()).map_err(VerifyError::Verdict)?;
         let authenticated = self.is_authenticated();
         let term = Term::until(expires);
-        let peer = Peer { tee: evidence.tee, format: bound.format, term, authenticated };
+        let peer = Peer { tee: printable(&evidence.tee, SHOWN), format: bound.format, term, authenticated };
         self.keep(digest, peer.clone());
         Ok(peer)
     }

@@ -184,7 +184,8 @@ impl Dialer {
             pool.retain(|_, slot| {
                 let known = slot.try_lock();
                 known.is_err()
-                    || known.is_ok_and(|known| matches!(&*known, Known::Multiplexed(live) if live.term.holds()))
+                    || known
+                        .is_ok_and(|known| matches!(&*known, Known::Multiplexed(live) if live.term.holds()))
             });
         }
         pool.entry(to.clone()).or_default().clone()
