@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// there is no attested tunnel, the application gets an error (HTTP 502) that names the claim that failed.
 ///
 /// Servers are cai, or TNG (Trusted Network Gateway) 2.0 to 2.12. A verdict holds as long as the service's token; then new
-/// connections are attested afresh, while those that are open may finish.
+/// connections are attested afresh, and those that are open stay only while the service affirms their server again.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Address for applications: an HTTP proxy, or the door to the server that --to names

@@ -113,6 +113,7 @@ impl Fault for VerifyError {
             }
             // Untrusted too: whoever can answer on the network must not be able to end anything for good.
             VerifyError::Unreachable { .. } | VerifyError::Untrusted { .. } => ErrorClass::Transient,
+            VerifyError::Denied { status: 429 | 502..=504, .. } => ErrorClass::Transient,
             VerifyError::Denied { .. } | VerifyError::Verdict(Refused::Claim { .. }) => ErrorClass::Denied,
             VerifyError::Verdict(Refused::Token(source)) => match source {
                 JwtError::Expired { .. } | JwtError::NotYetValid { .. } => ErrorClass::Transient,
@@ -159,6 +160,9 @@ impl Fault for VerifyError {
             VerifyError::Unreachable { .. } => "is the address right, and does the service run?".into(),
             VerifyError::Untrusted { .. } => {
                 "give the CA of the service's certificate; if it is the right one, somebody else answers there".into()
+            }
+            VerifyError::Denied { status: 429 | 502..=504, .. } => {
+                "the attestation service is not serving at the moment: try again, then look at its log".into()
             }
             VerifyError::Denied { .. } => {
                 "compare the service's reference values and policy with the peer (there: cai attest --reference-values); a \

@@ -210,6 +210,8 @@ pub struct Attested<S> {
     pub protocol: &'static str,
     /// The other end.
     pub peer: Peer,
+    /// Its certificate in DER, to attest it again: see [`Verifier::verify`].
+    pub certificate: Vec<u8>,
 }
 
 impl<S> Unattested<S> {
@@ -218,7 +220,8 @@ impl<S> Unattested<S> {
     /// # Errors
     /// [`VerifyError`].
     pub async fn attest(self, verifier: &Verifier) -> Result<Attested<S>, VerifyError> {
-        let peer = verifier.verify(&self.certificate).await?;
-        Ok(Attested { stream: self.stream, protocol: self.protocol, peer })
+        let Unattested { stream, certificate, protocol } = self;
+        let peer = verifier.verify(&certificate).await?;
+        Ok(Attested { stream, protocol, peer, certificate })
     }
 }

@@ -9,14 +9,15 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode, Uri};
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::destination::Destination;
 use super::error::ConnectError;
+use super::lease::{Lease, Leases, Place};
 use super::stream::Stream;
-use crate::ratls::{Client, Term, TlsStream, Verifier};
+use super::tunnel::Tunnel;
+use crate::ratls::{Attested, Client, Peer, TlsStream, Verifier};
 use crate::task::Tasks;
 
 /// ALPN of HTTP/2 with a stream for each connection of an application: every TNG up to 2.6, and later with `multiplex`.
@@ -58,18 +59,10 @@ pub enum Mode {
     Raw,
 }
 
-/// Bytes to and from an attested server.
-pub type Tunnel = Box<dyn Duplex>;
-
-/// Both directions.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
 /// Opens tunnels.
 pub struct Dialer {
     client: Client,
-    verifier: Verifier,
+    leases: Leases,
     mode: Mode,
     pool: Mutex<HashMap<Destination, Arc<Slot>>>,
     tasks: Mutex<Tasks>,
@@ -91,14 +84,13 @@ enum Known {
 #[derive(Clone)]
 struct Live {
     requests: SendRequest<Bytes>,
-    /// Of the verdict.
-    term: Term,
+    lease: Arc<Lease>,
     /// Which connection it is, by the address of this.
     id: Arc<()>,
 }
 
 enum Dialed {
-    Raw(TlsStream<TcpStream>),
+    Raw(Tunnel),
     Multiplexed(Live),
 }
 
@@ -114,7 +106,8 @@ impl Dialer {
             Mode::Raw => &[RAW],
         };
         let client = Client::new(offered).map_err(ConnectError::Setup)?;
-        Ok(Dialer { client, verifier, mode, pool: Mutex::default(), tasks: Mutex::default() })
+        let leases = Leases::new(verifier);
+        Ok(Dialer { client, leases, mode, pool: Mutex::default(), tasks: Mutex::default() })
     }
 
     /// A tunnel to a server that was attested: over a connection that is there, if its verdict holds, else over a new one.
@@ -125,19 +118,20 @@ impl Dialer {
         let slot = self.slot(to);
         let mut dead: Option<Arc<()>> = None;
         loop {
-            let (live, pooled) = match self.shared(&slot, to, dead.as_ref()).await? {
-                Shared::Raw(Some(stream)) => return Ok(Box::new(stream)),
+            let (live, place, pooled) = match self.shared(&slot, to, dead.as_ref()).await? {
+                Shared::Raw(Some(tunnel)) => return Ok(tunnel),
                 Shared::Raw(None) => match self.dial(to).await? {
-                    Dialed::Raw(stream) => return Ok(Box::new(stream)),
+                    Dialed::Raw(tunnel) => return Ok(tunnel),
                     Dialed::Multiplexed(live) => {
                         *slot.lock().await = Known::Multiplexed(live.clone());
-                        (live, false)
+                        let place = live.lease.enter();
+                        (live, place, false)
                     }
                 },
-                Shared::Multiplexed(live, pooled) => (live, pooled),
+                Shared::Multiplexed(live, place, pooled) => (live, place, pooled),
             };
             match live.stream(to).await {
-                Ok(stream) => return Ok(Box::new(stream)),
+                Ok(stream) => return Ok(Tunnel::new(stream, place)),
                 // It had died unnoticed, or is full; no byte of the application was in it.
                 Err(ConnectError::Stream { .. } | ConnectError::Silent { .. }) if pooled => {
                     dead = Some(live.id);
@@ -158,22 +152,24 @@ impl Dialer {
         let mut known = slot.lock().await;
         match &*known {
             Known::Raw => return Ok(Shared::Raw(None)),
-            Known::Multiplexed(live) if !live.term.holds() => {
-                tracing::info!(event = "connect.reattest", %to, "the verdict has ended: new streams need a new one");
-            }
             Known::Multiplexed(live) if dead.is_none_or(|dead| !Arc::ptr_eq(dead, &live.id)) => {
-                return Ok(Shared::Multiplexed(live.clone(), true));
+                let place = live.lease.enter();
+                if live.lease.holds() {
+                    return Ok(Shared::Multiplexed(live.clone(), place, true));
+                }
+                tracing::info!(event = "connect.reattest", %to, "the verdict has ended: new streams need a new one");
             }
             Known::Multiplexed(_) | Known::Nothing => {}
         }
         match self.dial(to).await? {
-            Dialed::Raw(stream) => {
+            Dialed::Raw(tunnel) => {
                 *known = Known::Raw;
-                Ok(Shared::Raw(Some(stream)))
+                Ok(Shared::Raw(Some(tunnel)))
             }
             Dialed::Multiplexed(live) => {
                 *known = Known::Multiplexed(live.clone());
-                Ok(Shared::Multiplexed(live, false))
+                let place = live.lease.enter();
+                Ok(Shared::Multiplexed(live, place, false))
             }
         }
     }
@@ -185,7 +181,7 @@ impl Dialer {
                 let known = slot.try_lock();
                 known.is_err()
                     || known
-                        .is_ok_and(|known| matches!(&*known, Known::Multiplexed(live) if live.term.holds()))
+                        .is_ok_and(|known| matches!(&*known, Known::Multiplexed(live) if live.lease.holds()))
             });
         }
         pool.entry(to.clone()).or_default().clone()
@@ -200,44 +196,37 @@ impl Dialer {
         let name = if self.mode == Mode::Raw { to.name() } else { Some(TNG_NAME) };
         let connected = self.client.connect(stream, name).await;
         let connected = connected.map_err(|source| ConnectError::Tls { to: to.clone(), source })?;
-        let attested = connected.attest(&self.verifier).await;
-        let attested = attested
+        let attested = connected.attest(self.leases.verifier()).await;
+        let Attested { stream, protocol, peer, certificate } = attested
             .map_err(|source| ConnectError::Attestation { to: to.clone(), source: Box::new(source) })?;
-        let peer = &attested.peer;
-        let (tee, format, until) = (&peer.tee, peer.format.name(), utc(peer.term.expires()));
-        if peer.authenticated {
-            tracing::info!(event = "connect.attested", %to, tee, format, until, "attested {to} ({tee}) until {until}");
-        } else {
-            tracing::warn!(
-                event = "connect.attested-by-anybody",
-                %to,
-                tee,
-                format,
-                until,
-                "attested {to} ({tee}) until {until}, by an attestation service that anybody can answer for \
-                 (--as-unauthenticated)"
-            );
+        tell(to, &peer);
+        let lease = self.leases.grant(to, certificate, peer.term);
+        if protocol == RAW {
+            return Ok(Dialed::Raw(Tunnel::new(stream, lease.enter())));
         }
-        if attested.protocol == RAW {
-            return Ok(Dialed::Raw(attested.stream));
-        }
-        let term = peer.term;
-        let requests = self.multiplex(attested.stream).await;
+        let requests = self.multiplex(stream, lease.clone()).await;
         let requests = requests.map_err(|source| ConnectError::Stream { to: to.clone(), source })?;
-        Ok(Dialed::Multiplexed(Live { requests, term, id: Arc::default() }))
+        Ok(Dialed::Multiplexed(Live { requests, lease, id: Arc::default() }))
     }
 
-    async fn multiplex(&self, stream: TlsStream<TcpStream>) -> Result<SendRequest<Bytes>, h2::Error> {
+    async fn multiplex(
+        &self,
+        stream: TlsStream<TcpStream>,
+        lease: Arc<Lease>,
+    ) -> Result<SendRequest<Bytes>, h2::Error> {
         let mut builder = h2::client::Builder::new();
         builder.enable_push(false).initial_window_size(STREAM_WINDOW);
         builder.initial_connection_window_size(CONNECTION_WINDOW);
         let (requests, connection) = builder.handshake(stream).await?;
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.reap();
-        // Ends by itself once nobody holds a stream of it, or a place to open one.
+        // Ends by itself once nobody holds a stream of it, or a place to open one; cut, whoever does.
         tasks.supervise("connect-h2", async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(event = "connect.lost", ?error, "a connection to a server ended");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(event = "connect.lost", ?error, "a connection to a server ended");
+                },
+                () = lease.cut() => {}
             }
         });
         Ok(requests)
@@ -247,9 +236,27 @@ impl Dialer {
 /// What [`Dialer::shared`] finds.
 enum Shared {
     /// The server takes a connection each; the first comes with the discovery.
-    Raw(Option<TlsStream<TcpStream>>),
-    /// A connection for streams, and whether it was there before.
-    Multiplexed(Live, bool),
+    Raw(Option<Tunnel>),
+    /// A connection for streams, a place for one, and whether it was there before.
+    Multiplexed(Live, Place, bool),
+}
+
+/// A line in the log about a server that was attested.
+fn tell(to: &Destination, peer: &Peer) {
+    let (tee, format, until) = (&peer.tee, peer.format.name(), utc(peer.term.expires()));
+    if peer.authenticated {
+        tracing::info!(event = "connect.attested", %to, tee, format, until, "attested {to} ({tee}) until {until}");
+    } else {
+        tracing::warn!(
+            event = "connect.attested-by-anybody",
+            %to,
+            tee,
+            format,
+            until,
+            "attested {to} ({tee}) until {until}, by an attestation service that anybody can answer for \
+             (--as-unauthenticated)"
+        );
+    }
 }
 
 impl Live {

@@ -11,20 +11,23 @@
 //! ```
 //!
 //! A server cannot be reached but through `dial.rs`, and what that gives out was attested: there is no other way a byte
-//! goes. A connection whose verdict has ended takes no new stream; those it has may finish.
+//! goes. A connection whose verdict has ended takes no new stream; those it has stay as long as its server passes again
+//! (lease.rs), and are cut when it does not.
 //!
-//! Asynchronous: a task for each connection of an application, one for each HTTP/2 connection. Locks: the pool, and one
-//! for each destination in it, held while that is dialled so that it is dialled once; the pool's is never held across an
-//! await, nor while another is waited for. Tested in `tests/connect_*.rs`.
+//! Asynchronous: a task for each connection of an application, one for each HTTP/2 connection, one for each lease. Locks: the
+//! pool, and one for each destination in it, held while that is dialled so that it is dialled once; the leases'. None but a
+//! destination's is held across an await. Tested in `tests/connect_*.rs`.
 //!
 //! Source: tng.md sections 3, 6 and 7.
 
 mod destination;
 mod dial;
 mod error;
+mod lease;
 mod proxy;
 mod socks;
 mod stream;
+mod tunnel;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,9 +37,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 pub use destination::Destination;
-pub use dial::{Dialer, Mode, Tunnel};
+pub use dial::{Dialer, Mode};
 pub use error::ConnectError;
 pub use socks::{Request as SocksRequest, read_request as read_socks_request};
+pub use tunnel::Tunnel;
 
 use crate::error::{Fault as _, chain};
 use crate::task::Tasks;

@@ -22,8 +22,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::destination::Destination;
-use super::dial::{Dialer, Tunnel};
+use super::dial::Dialer;
 use super::error::ConnectError;
+use super::tunnel::Tunnel;
 use super::{open, relay};
 use crate::error::{Fault as _, chain};
 
