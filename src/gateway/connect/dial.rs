@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -68,9 +69,16 @@ pub struct Dialer {
     tasks: Mutex<Tasks>,
 }
 
-/// What is known of one destination.
-type Slot = tokio::sync::Mutex<Known>;
+/// One destination.
+#[derive(Default)]
+struct Slot {
+    /// Held while it is dialled.
+    known: tokio::sync::Mutex<Known>,
+    /// How often dialling has failed.
+    failures: AtomicUsize,
+}
 
+/// What is known of a destination.
 #[derive(Default)]
 enum Known {
     #[default]
@@ -78,6 +86,8 @@ enum Known {
     /// It takes a connection each.
     Raw,
     Multiplexed(Live),
+    /// It could not be dialled the last time.
+    Failed(Arc<ConnectError>),
 }
 
 /// A connection that takes streams.
@@ -113,8 +123,8 @@ impl Dialer {
     /// A tunnel to a server that was attested: over a connection that is there, if its verdict holds, else over a new one.
     ///
     /// # Errors
-    /// [`ConnectError`]; not a byte of the application has gone anywhere then.
-    pub async fn open(&self, to: &Destination) -> Result<Tunnel, ConnectError> {
+    /// [`ConnectError`], shared by all who waited for one connection; not a byte of an application has gone anywhere then.
+    pub async fn open(&self, to: &Destination) -> Result<Tunnel, Arc<ConnectError>> {
         let slot = self.slot(to);
         let mut dead: Option<Arc<()>> = None;
         loop {
@@ -123,7 +133,7 @@ impl Dialer {
                 Shared::Raw(None) => match self.dial(to).await? {
                     Dialed::Raw(tunnel) => return Ok(tunnel),
                     Dialed::Multiplexed(live) => {
-                        *slot.lock().await = Known::Multiplexed(live.clone());
+                        *slot.known.lock().await = Known::Multiplexed(live.clone());
                         let place = live.lease.enter();
                         (live, place, false)
                     }
@@ -136,21 +146,24 @@ impl Dialer {
                 Err(ConnectError::Stream { .. } | ConnectError::Silent { .. }) if pooled => {
                     dead = Some(live.id);
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// The connection to share, dialled if there is none; whoever comes meanwhile waits for it. Servers that share none are
+    /// The connection to share, dialled if there is none; whoever comes meanwhile waits for it, or for the reason why
+    /// there is none: a server that does not answer holds nobody up for longer than one dial. Servers that share none are
     /// dialled outside, by each for himself.
     async fn shared(
         &self,
         slot: &Slot,
         to: &Destination,
         dead: Option<&Arc<()>>,
-    ) -> Result<Shared, ConnectError> {
-        let mut known = slot.lock().await;
+    ) -> Result<Shared, Arc<ConnectError>> {
+        let failures = slot.failures.load(Ordering::SeqCst);
+        let mut known = slot.known.lock().await;
         match &*known {
+            Known::Failed(error) if slot.failures.load(Ordering::SeqCst) != failures => return Err(error.clone()),
             Known::Raw => return Ok(Shared::Raw(None)),
             Known::Multiplexed(live) if dead.is_none_or(|dead| !Arc::ptr_eq(dead, &live.id)) => {
                 let place = live.lease.enter();
@@ -159,14 +172,20 @@ impl Dialer {
                 }
                 tracing::info!(event = "connect.reattest", %to, "the verdict has ended: new streams need a new one");
             }
-            Known::Multiplexed(_) | Known::Nothing => {}
+            Known::Multiplexed(_) | Known::Failed(_) | Known::Nothing => {}
         }
-        match self.dial(to).await? {
-            Dialed::Raw(tunnel) => {
+        match self.dial(to).await {
+            Err(error) => {
+                let error = Arc::new(error);
+                *known = Known::Failed(error.clone());
+                slot.failures.fetch_add(1, Ordering::SeqCst);
+                Err(error)
+            }
+            Ok(Dialed::Raw(tunnel)) => {
                 *known = Known::Raw;
                 Ok(Shared::Raw(Some(tunnel)))
             }
-            Dialed::Multiplexed(live) => {
+            Ok(Dialed::Multiplexed(live)) => {
                 *known = Known::Multiplexed(live.clone());
                 let place = live.lease.enter();
                 Ok(Shared::Multiplexed(live, place, false))
@@ -178,7 +197,7 @@ impl Dialer {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.len() >= POOL_LIMIT {
             pool.retain(|_, slot| {
-                let known = slot.try_lock();
+                let known = slot.known.try_lock();
                 known.is_err()
                     || known
                         .is_ok_and(|known| matches!(&*known, Known::Multiplexed(live) if live.lease.holds()))
@@ -291,4 +310,42 @@ fn keep_alive(stream: &TcpStream) {
 
 fn utc(at: SystemTime) -> String {
     crate::error::utc(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::ratls::{Demands, VerifierOptions};
+
+    /// One whose attestation service is nowhere.
+    pub(in super::super) fn dialer() -> Dialer {
+        let url = "http://127.0.0.1:9/as".parse().unwrap();
+        let demands = Demands::default();
+        let options = VerifierOptions { url: &url, ca: None, signers: None, unauthenticated: true, demands };
+        Dialer::new(Verifier::new(options).unwrap(), Mode::Auto).unwrap()
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_connection_shares_its_failure() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = Destination::parse(&listener.local_addr().unwrap().to_string(), None).unwrap();
+        let dialer = dialer();
+        // A server that hears the beginning of a handshake, and goes.
+        let serve = async || {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+        };
+        let failure = |opened: Result<Tunnel, Arc<ConnectError>>| opened.err().unwrap();
+        let (first, second, third, ()) =
+            tokio::join!(dialer.open(&to), dialer.open(&to), dialer.open(&to), serve());
+        let first = failure(first);
+        assert!(matches!(*first, ConnectError::Tls { .. }), "{first:?}");
+        assert!([second, third].into_iter().all(|opened| Arc::ptr_eq(&failure(opened), &first)));
+        // Whoever comes later finds out for himself.
+        let (fourth, ()) = tokio::join!(dialer.open(&to), serve());
+        assert!(!Arc::ptr_eq(&failure(fourth), &first));
+    }
 }

@@ -111,7 +111,7 @@ async fn enter(stream: TcpStream, door: Door, dialer: &Arc<Dialer>) {
 }
 
 /// A tunnel, or a line in the log that says why there is none.
-async fn open(dialer: &Dialer, to: &Destination) -> Result<Tunnel, ConnectError> {
+async fn open(dialer: &Dialer, to: &Destination) -> Result<Tunnel, Arc<ConnectError>> {
     let opened = dialer.open(to).await;
     if let Err(error) = &opened {
         tracing::warn!(
@@ -120,7 +120,7 @@ async fn open(dialer: &Dialer, to: &Destination) -> Result<Tunnel, ConnectError>
             code = error.code(),
             hint = error.hint(),
             "{}",
-            chain(error)
+            chain(&**error)
         );
     }
     opened
