@@ -163,7 +163,9 @@ impl Dialer {
         let failures = slot.failures.load(Ordering::SeqCst);
         let mut known = slot.known.lock().await;
         match &*known {
-            Known::Failed(error) if slot.failures.load(Ordering::SeqCst) != failures => return Err(error.clone()),
+            Known::Failed(error) if slot.failures.load(Ordering::SeqCst) != failures => {
+                return Err(error.clone());
+            }
             Known::Raw => return Ok(Shared::Raw(None)),
             Known::Multiplexed(live) if dead.is_none_or(|dead| !Arc::ptr_eq(dead, &live.id)) => {
                 let place = live.lease.enter();

@@ -138,3 +138,30 @@ async fn relay(mut application: TcpStream, early: &[u8], mut tunnel: Tunnel) {
         let _ = application.set_zero_linger();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn application_that_does_not_finish_its_request_is_let_go() {
+        let dialer = Arc::new(dial::tests::dialer());
+        for (door, begun, limit) in [
+            (Door::Http, &b"GET http://model/ HTTP/1.1\r\nHost:"[..], proxy::HEAD_LIMIT),
+            (Door::Socks, &[5, 1], socks::REQUEST_LIMIT),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            application.write_all(begun).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let begin = Instant::now();
+            enter(stream, door, &dialer).await;
+            assert_eq!(begin.elapsed().as_secs(), limit.as_secs());
+            // Closed: what comes before that is the proxy's affair.
+            let _ = application.read_to_end(&mut Vec::new()).await;
+        }
+    }
+}
