@@ -2,7 +2,7 @@
 //!
 //! Owns: the rule that trust comes from the configuration alone: the public roots are compiled in, a CA bundle replaces
 //! them, and nothing of the environment is read. Must not know: which service, what is asked. No threads, no locks. Tested
-//! through its users: `tests/kbs_protocol.rs`, `tests/connect_service.rs`.
+//! through its users: `tests/kbs_protocol.rs`, `tests/ratls_verifier.rs`.
 
 use std::error::Error;
 use std::sync::Arc;

@@ -2,6 +2,8 @@
 //! with the requests of a proxy rewritten as they should be, whether streams share a connection or not.
 #![cfg(feature = "sandbox")]
 
+#[path = "common/attested.rs"]
+mod attested;
 #[path = "common/connecting.rs"]
 mod connecting;
 #[path = "common/egress.rs"]
@@ -11,79 +13,13 @@ mod raw_http;
 #[path = "common/sandbox.rs"]
 mod sandbox;
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use connecting::Connect;
+use attested::{World, echo, head, tunnel};
 use egress::{Character, Egress, Evidence};
 use raw_http::{Script, answer};
-use sandbox::{Builder, Sandbox};
-use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-
-/// An attestation service, the certificate of its signer, and a server's end in front of `backend`.
-struct World {
-    sandbox: Sandbox,
-    egress: Egress,
-    signer: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-impl World {
-    async fn new(character: Character, backend: SocketAddr) -> World {
-        let dir = tempfile::tempdir().unwrap();
-        let signer = dir.path().join("signer.pem");
-        let sandbox =
-            Sandbox::start(Builder::default().with(&["--token-cert-out", signer.to_str().unwrap()]));
-        let egress = Egress::start(Evidence::default().identity(), character, backend).await;
-        World { sandbox, egress, signer, _dir: dir }
-    }
-
-    fn connect(&self, more: &[&str]) -> Connect {
-        let url = format!("{}/as", self.sandbox.kbs);
-        let arguments = ["--as-url", &url, "--as-cert", self.signer.to_str().unwrap()];
-        Connect::start(&[&arguments[..], more].concat())
-    }
-}
-
-/// A backend that sends back what it gets, and ends when the other side does.
-async fn echo() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
-    tokio::spawn(async move {
-        let mut connections = tokio::task::JoinSet::new();
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            connections.spawn(async move {
-                let (mut read, mut write) = stream.split();
-                let _ = tokio::io::copy(&mut read, &mut write).await;
-                let _ = write.shutdown().await;
-            });
-        }
-    });
-    address
-}
-
-/// Ask the proxy for a tunnel.
-async fn tunnel(door: SocketAddr, to: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect(door).await.unwrap();
-    stream.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").as_bytes()).await.unwrap();
-    let head = head(&mut stream).await;
-    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-    stream
-}
-
-/// All of an answer's head, and no byte more.
-async fn head(stream: &mut TcpStream) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    String::from_utf8(head).unwrap()
-}
 
 /// Megabytes both ways at once, and the end of one direction before the other.
 async fn exchange(stream: TcpStream) {
@@ -276,28 +212,6 @@ async fn connection_that_died_is_dialled_again_without_the_application_noticing(
         Egress::restart(Evidence::default().identity(), Character::default(), backend, address).await;
     exchange(tunnel(connect.doors[0], address).await).await;
     assert_eq!(world.egress.seen.connections(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn ended_verdict_takes_no_new_stream_and_lets_old_ones_finish() {
-    let backend = echo().await;
-    let world = World::new(Character::default(), backend).await;
-    let connect = world.connect(&[]);
-    let to = world.egress.address;
-    world.sandbox.faults(json!([{"do": {"as_token_life": {"secs": 2}}, "times": 1}])).await;
-    let mut old = tunnel(connect.doors[0], to).await;
-    let deadline = std::time::SystemTime::now() + std::time::Duration::from_secs(10);
-    // A new stream every moment: the first that needs a second verdict is after the end of the first.
-    while world.sandbox.count("kbs.evaluate").await < 2 {
-        assert!(std::time::SystemTime::now() < deadline);
-        drop(tunnel(connect.doors[0], to).await);
-    }
-    assert_eq!(world.egress.seen.connections(), 2);
-    assert!(connect.log().contains("the verdict has ended: new streams need a new one"), "{}", connect.log());
-    old.write_all(b"still here").await.unwrap();
-    let mut back = [0; 10];
-    old.read_exact(&mut back).await.unwrap();
-    assert_eq!(&back, b"still here");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -220,7 +220,7 @@ fn opened_object_is_filled_first() {
     bench.store.will_need(id(&bench.store, "b"));
     assert_eq!(bench.fill().unwrap(), Filled::Complete);
     let expected =
-        [("b", 0), ("a", 0), ("b", 1), ("a", 1), ("b", 2), ("a", 2)].map(|(path, at)| chunk(path, at));
+        [("b", 0), ("a", 0), ("b", 1), ("b", 2), ("a", 1), ("a", 2)].map(|(path, at)| chunk(path, at));
     assert_eq!(bench.source.fetched(), expected);
 }
 

@@ -10,10 +10,10 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use cai::error::chain;
+use cai::error::{Fault as _, chain};
 use cai::jwt::Signers;
 use cai::ratls::verdict::{Bound, Verdict, judge};
-use cai::ratls::{Demands, Format};
+use cai::ratls::{Demands, Format, VerifyError};
 use proptest::prelude::*;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
@@ -27,12 +27,12 @@ fn at(secs: u64) -> SystemTime {
 
 fn current() -> Bound {
     let runtime_data = json!({"pubkey-hash": HASH, "model-identity": "aa"}).as_object().unwrap().clone();
-    Bound { format: Format::Current, runtime_data }
+    Bound { format: Format::Current, runtime_data, devices: 1 }
 }
 
 fn legacy() -> Bound {
     let runtime_data = json!({"rats-rs.raw_runtime_data": "G31E"}).as_object().unwrap().clone();
-    Bound { format: Format::Legacy, runtime_data }
+    Bound { format: Format::Legacy, runtime_data, devices: 0 }
 }
 
 fn demands(policies: &[&str], members: &[(&str, &str)]) -> Demands {
@@ -127,6 +127,11 @@ fn each_claim_that_is_not_as_it_must_be_is_named() {
         (
             changed(ear(), "/submods", json!({"gpu0": {"ear.status": "affirming"}})),
             "claim submods.cpu0: expected an appraisal of the CPU, the token says nothing",
+        ),
+        (
+            changed(ear(), "/submods", json!({"cpu0": ear()["submods"]["cpu0"]})),
+            "claim submods: expected as many appraisals beside the CPU's as the peer showed devices (1), the token says \
+             [\"cpu0\"]",
         ),
         (changed(ear(), "/submods", json!([])), "claim submods: expected an object, the token says []"),
         (
@@ -244,4 +249,29 @@ proptest! {
         let token = format!("{}.{}.", segment(r#"{"alg":"ES256"}"#), segment(&claims));
         prop_assert!(judge(&token, &current(), &none, None, at(NOW)).is_err());
     }
+}
+
+#[test]
+fn refusal_says_what_to_do_about_it() {
+    let hint = |claims: &Value, bound: &Bound, demands: &Demands| {
+        VerifyError::Verdict(judge(&token(claims), bound, demands, None, at(NOW)).unwrap_err()).hint()
+    };
+    let other = changed(ear(), "/submods/cpu0/ear.appraisal-policy-id", json!("another"));
+    assert_eq!(
+        hint(&other, &current(), &demands(&["default"], &[])),
+        "do not use this peer, unless the policy asked for is the wrong one"
+    );
+    assert_eq!(
+        hint(&ear(), &current(), &demands(&["default", "strict"], &[])),
+        "a service that issues EAR tokens appraises under the first policy alone: ask for one (cai connect: --policy once)"
+    );
+    assert_eq!(
+        hint(&ear(), &Bound { devices: 2, ..current() }, &demands(&[], &[])),
+        "the service did not judge all that the peer showed: does it know these devices, and has it a policy for them?"
+    );
+    assert_eq!(
+        hint(&simple(), &legacy(), &demands(&[], &[("model-identity", "aa")])),
+        "servers show newer certificates to newer clients: offer what those do (cai connect --mode auto), or have the server \
+         show them to all (its cai.toml: gateway.certificate = \"current\")"
+    );
 }

@@ -58,7 +58,7 @@ async fn peers_are_attested_by_services_of_both_generations_in_both_formats() {
         for format in formats {
             let peer = verifier.verify(&of_format(format)).await.unwrap();
             assert_eq!((peer.tee.as_str(), peer.format, peer.authenticated), ("sample", format, true));
-            let left = peer.expires.duration_since(SystemTime::now()).unwrap().as_secs();
+            let left = peer.term.expires().duration_since(SystemTime::now()).unwrap().as_secs();
             assert!((290..=300).contains(&left), "{left}");
         }
     }

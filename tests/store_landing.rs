@@ -32,7 +32,9 @@ enum Act {
     CutAndLose(u64),
     /// Flip a byte, and break the connection after so many.
     FlipAndCut(u64),
-    /// Deliver everything, slowly enough for others to be asked for meanwhile.
+    /// Break the connection after everything.
+    BreakAtTheEnd,
+    /// Deliver everything.
     Whole,
 }
 
@@ -71,9 +73,9 @@ impl ChunkSource for Source {
             let (len, lose) = match act {
                 Act::Cut(len) | Act::FlipAndCut(len) => (len, false),
                 Act::CutAndLose(len) => (len, true),
-                Act::Whole => (range.end - range.start, false),
+                Act::Whole | Act::BreakAtTheEnd => (range.end - range.start, false),
             };
-            let cut = (len < range.end - range.start).then(|| {
+            let cut = (len < range.end - range.start || matches!(act, Act::BreakAtTheEnd)).then(|| {
                 let (path, detail) = ("weights".into(), "cut on cue".into());
                 Err(SourceError::Unavailable { path, detail, retry_after: None })
             });
@@ -160,6 +162,14 @@ fn broken_connections_cost_only_what_they_did_not_bring() {
         });
         bench.close();
     }
+}
+
+#[test]
+fn nothing_is_asked_for_where_nothing_is_missing() {
+    let bench = bench(CacheMode::Full, [Act::Cut(9), Act::BreakAtTheEnd]);
+    bench.assert_reads(0..CHUNK_LEN);
+    assert_eq!(bench.source.asked(), [0..CHUNK_LEN, 9..CHUNK_LEN]);
+    bench.close();
 }
 
 #[test]

@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
         (Format::Legacy, json!({"rats-rs.raw_runtime_data": "G31E"})),
     ] {
         let Value::Object(runtime_data) = data else { return };
-        let bound = Bound { format, runtime_data };
+        let bound = Bound { format, runtime_data, devices: 0 };
         assert!(judge(token, &bound, &demands, Some(&*SIGNERS), now).is_err());
         match judge(token, &bound, &demands, None, now) {
             Ok(verdict) => {

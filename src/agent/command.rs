@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ciphertext::Ciphertext;
 use crate::gocryptfs::{self, Tree};
 use crate::store::{Keeping, Store};
 
@@ -19,7 +18,7 @@ const WAITING: usize = 16;
 pub struct Prefetched {
     /// Files at or below the path.
     pub files: u64,
-    /// Ciphertext bytes of them that are still to be fetched.
+    /// Ciphertext bytes of them that are not local. A bounded cache may have no room for all until others were read.
     pub missing: u64,
 }
 
@@ -98,8 +97,7 @@ fn prefetch(store: &Store, tree: &Tree, point: &Path, path: &Path) -> Result<Pre
     if store.keeping() == Keeping::Nothing || !progress {
         return Err(Refusal::NothingKept);
     }
-    // The last one that is preferred is the first to come.
-    files.iter().rev().for_each(|file| store.will_need(*file));
+    store.prefetch(&files);
     let files_count = u64::try_from(files.len()).unwrap_or(u64::MAX);
     Ok(Prefetched { files: files_count, missing: store.missing(&files) })
 }

@@ -29,6 +29,9 @@ const DRAIN_NEWS: Duration = Duration::from_secs(30);
 /// How often it is seen to that the gate is shut: rules can be flushed by whoever manages the firewall.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// Times in a row that it may fail to be told: a machine short of memory for a moment has not opened anything.
+const UNSURE_LIMIT: u32 = 3;
+
 /// Members that name the policy of the key's release: hash where the token has it (simple tokens), name.
 const POLICY_HASH: &str = "policy-hash";
 const POLICY_ID: &str = "policy-id";
@@ -57,6 +60,8 @@ pub(super) struct ServicePort {
     shown: Shown,
     /// Whom to ask for the gate, where there is one.
     gatekeeper: Option<Arc<Helper>>,
+    /// Times in a row that nobody could say whether it is shut.
+    unsure: u32,
 }
 
 impl ServicePort {
@@ -84,7 +89,7 @@ impl ServicePort {
             Gateway::start(&settings.gateway, &entrance, fresh.clone()).map_err(|error| fail(&error))?;
         background.supervise("identity", async move { match identity.keep_fresh().await {} });
         let shown = describe(settings, &entrance, &gateway);
-        let port = ServicePort { gateway, fresh, shown, gatekeeper };
+        let port = ServicePort { gateway, fresh, shown, gatekeeper, unsure: 0 };
         port.show(voice);
         Ok(Some(port))
     }
@@ -106,15 +111,21 @@ impl ServicePort {
     }
 
     /// See to it that the gate is shut. A gate that cannot be shut ends the agent: nobody knows any more who reaches the service.
-    async fn keep_shut(&self, voice: &Voice) -> Option<Failure> {
+    async fn keep_shut(&mut self, voice: &Voice) -> Option<Failure> {
         let helper = self.gatekeeper.as_ref()?;
-        match ask(helper, Request::Gate).await {
+        let answer = ask(helper, Request::Gate).await;
+        self.unsure = if answer.is_ok() { 0 } else { self.unsure.saturating_add(1) };
+        match answer {
             Ok((text, _)) if text == GATE_WAS_SHUT => None,
             Ok(_) => {
                 let text = "the rules of the service port were gone and have been loaded again: somebody flushed the firewall, \
                             and the port took plaintext until now";
                 tracing::error!(event = "gate.was-open", "{text}");
                 voice.notice(text);
+                None
+            }
+            Err(error) if self.unsure < UNSURE_LIMIT => {
+                tracing::warn!(event = "gate.unsure", error = ?error, "whether the gate is shut: {error}");
                 None
             }
             Err(error) => Some(Failure::new(voice.state(), &error)),

@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// there is no attested tunnel, the application gets an error (HTTP 502) that names the claim that failed.
 ///
 /// Servers are cai, or TNG (Trusted Network Gateway) 2.0 to 2.12. A verdict holds as long as the service's token; then new
-/// connections are attested afresh, while those that are open may finish.
+/// connections are attested afresh, and those that are open stay only while the service affirms their server again.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Address for applications: an HTTP proxy, or the door to the server that --to names
@@ -41,7 +41,8 @@ pub struct Args {
     /// Attestation service, such as https://TRUSTEE/as
     #[arg(long, value_name = "URL")]
     as_url: Url,
-    /// Policy that the evidence must satisfy; may be given more than once
+    /// Policy that the evidence must satisfy; more than once only for a service that issues simple tokens (EAR: the first
+    /// alone is appraised, so a second refuses every server)
     #[arg(long, value_name = "ID", default_value = "default")]
     policy: Vec<String>,
     /// CA certificates (PEM) of the attestation service's https address, in place of the web's

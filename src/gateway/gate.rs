@@ -5,7 +5,8 @@
 //! loopback device is this machine's own and passes: the gateway's connections to the service, and health checks.
 //!
 //! There are no loops to prevent: the redirect is for what comes in from outside, and the gateway's own connections leave
-//! through the output hook, which has no rule. Ahead of Docker: its redirects of published ports have priority -100.
+//! through the output hook, which has no rule. Ahead of Docker: its redirects of published ports have priority -100; a connection
+//! that one of them took before the gate was shut is cut off on its way to the container.
 //! Runs nft(8) and needs root; called by `cai gate` and by the helper. Tested in `tests/gateway_gate.rs`.
 
 use std::io::{self, Write};
@@ -42,8 +43,9 @@ pub enum GateError {
 impl Fault for GateError {
     fn class(&self) -> ErrorClass {
         match self {
-            GateError::NoNft | GateError::Refused { .. } => ErrorClass::Config,
-            GateError::Run(_) => ErrorClass::Transient,
+            GateError::NoNft => ErrorClass::Config,
+            // A kernel that cannot do it says so each time; one that is short of memory does not.
+            GateError::Run(_) | GateError::Refused { .. } => ErrorClass::Transient,
         }
     }
 
@@ -85,18 +87,12 @@ impl Gate {
         }
     }
 
-    /// The chain whose name says what is led where.
-    fn chain(self) -> String {
-        format!("from_{}_to_{}", self.service_port, self.capture_port)
-    }
-
     /// The table, as nft reads it.
     pub fn rules(self) -> String {
         let Gate { service_port, capture_port } = self;
-        let chain = self.chain();
         format!(
             "table inet {TABLE} {{
-	chain {chain} {{
+	chain to_the_gateway {{
 		type nat hook prerouting priority -110; policy accept;
 		iifname != \"lo\" fib daddr type local tcp dport {service_port} counter redirect to :{capture_port}
 	}}
@@ -107,6 +103,11 @@ impl Gate {
 		udp dport {service_port} counter drop
 		tcp dport {capture_port} ct status dnat accept
 		tcp dport {capture_port} counter reject with tcp reset
+	}}
+	chain not_through_it {{
+		type filter hook forward priority -10; policy accept;
+		meta l4proto tcp ct original proto-dst {service_port} ct status dnat counter reject with tcp reset
+		meta l4proto udp ct original proto-dst {service_port} ct status dnat counter drop
 	}}
 }}
 "
@@ -123,17 +124,13 @@ impl Gate {
         done("loading the rules of the service port", nft(&["-f", "-"], &rules)?)
     }
 
-    /// Whether these rules are loaded.
+    /// The rules that are loaded, as nft lists them, without counters; `None` without a table of ours.
     ///
     /// # Errors
     /// [`GateError::NoNft`], [`GateError::Run`].
-    pub fn is_shut(self) -> Result<bool, GateError> {
-        let listed = nft(&["list", "table", "inet", TABLE], "")?;
-        let text = String::from_utf8_lossy(&listed.stdout);
-        let chain = format!("chain {} {{", self.chain());
-        let redirect = format!("redirect to :{}", self.capture_port);
-        let all = [chain.as_str(), &redirect, "reject with tcp reset", "type nat hook prerouting"];
-        Ok(listed.status.success() && all.iter().all(|part| text.contains(part)))
+    pub fn loaded() -> Result<Option<String>, GateError> {
+        let listed = nft(&["-s", "list", "table", "inet", TABLE], "")?;
+        Ok(listed.status.success().then(|| String::from_utf8_lossy(&listed.stdout).into_owned()))
     }
 
     /// Take away whatever gate there is; `false` when there is none.
@@ -141,7 +138,7 @@ impl Gate {
     /// # Errors
     /// [`GateError`].
     pub fn open() -> Result<bool, GateError> {
-        if !nft(&["list", "table", "inet", TABLE], "")?.status.success() {
+        if Gate::loaded()?.is_none() {
             return Ok(false);
         }
         done("removing the rules of the service port", nft(&["delete", "table", "inet", TABLE], "")?)?;

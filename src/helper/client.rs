@@ -96,7 +96,7 @@ impl Fault for HelperError {
 }
 
 /// Codes the helper may answer with, and what they mean for a retry. Anything else is reported as `helper.refused`.
-const CODES: [(&str, ErrorClass); 38] = [
+const CODES: [(&str, ErrorClass); 42] = [
     ("config.invalid", ErrorClass::Config),
     ("mount-point.symlink", ErrorClass::Config),
     ("mount-point.not-a-directory", ErrorClass::Config),
@@ -113,6 +113,10 @@ const CODES: [(&str, ErrorClass); 38] = [
     ("memory.failed", ErrorClass::Config),
     ("memory.register", ErrorClass::Config),
     ("memory.publish", ErrorClass::Config),
+    ("gate.none", ErrorClass::Config),
+    ("gate.no-nft", ErrorClass::Config),
+    ("gate.run", ErrorClass::Transient),
+    ("gate.refused", ErrorClass::Transient),
     ("vendor.child", ErrorClass::Transient),
     ("tdx.event-log", ErrorClass::Config),
     ("tdx.no-tsm", ErrorClass::Config),

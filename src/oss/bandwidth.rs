@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::store::Urgency;
+
 /// How much may come at once after a quiet time, as a time at full rate: enough for the scheduler's jitter.
 const BURST: Duration = Duration::from_millis(100);
 
@@ -34,24 +36,29 @@ impl Bandwidth {
     }
 
     /// `len` bytes have arrived; wait until they were due.
-    pub async fn take(&self, len: usize, urgent: bool) {
+    pub async fn take(&self, len: usize, urgency: &Urgency) {
         let nanos = u128::try_from(len).unwrap_or(u128::MAX).saturating_mul(1_000_000_000)
             / u128::from(self.bytes_per_sec);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        let due = {
-            let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let later = |at: Instant| {
-                let start = at.max(now.checked_sub(BURST).unwrap_or(now));
-                start.checked_add(cost).unwrap_or(start)
-            };
-            due.all = later(due.all);
-            if urgent {
-                due.urgent = later(due.urgent);
+        let all = self.charge(cost, |due| &mut due.all);
+        tokio::select! {
+            biased;
+            () = urgency.raised() => {
+                let urgent = self.charge(cost, |due| &mut due.urgent);
+                tokio::time::sleep_until(urgent.min(all)).await;
             }
-            if urgent { due.urgent } else { due.all }
-        };
-        tokio::time::sleep_until(due).await;
+            () = tokio::time::sleep_until(all) => {}
+        }
+    }
+
+    /// When that will have been due.
+    fn charge(&self, cost: Duration, whose: impl FnOnce(&mut Due) -> &mut Instant) -> Instant {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let at = whose(&mut due);
+        let start = (*at).max(now.checked_sub(BURST).unwrap_or(now));
+        *at = start.checked_add(cost).unwrap_or(start);
+        *at
     }
 }
 
@@ -60,6 +67,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::store::AT_ONCE;
 
     #[tokio::test(start_paused = true)]
     async fn many_readers_together_get_the_rate_and_no_more() {
@@ -69,7 +77,7 @@ mod tests {
             let bandwidth = bandwidth.clone();
             async move {
                 for _ in 0..100 {
-                    bandwidth.take(128 << 10, false).await;
+                    bandwidth.take(128 << 10, &Urgency::default()).await;
                 }
             }
         });
@@ -84,29 +92,43 @@ mod tests {
         let bandwidth = Bandwidth::new(1_000).unwrap();
         tokio::time::advance(Duration::from_secs(3600)).await;
         let began = Instant::now();
-        bandwidth.take(2_000, false).await;
+        bandwidth.take(2_000, &Urgency::default()).await;
         assert_eq!(began.elapsed().as_millis() / 10, 190);
     }
 
     #[tokio::test(start_paused = true)]
     async fn reader_is_held_back_by_readers_only_and_the_rate_stays() {
         let bandwidth = Bandwidth::new(1_000).unwrap();
-        let began = Instant::now();
+        let (began, idle) = (Instant::now(), Urgency::default());
         let seconds = || (began.elapsed().as_millis() + 50) / 1000;
         let fill = async {
-            bandwidth.take(10_100, false).await;
+            bandwidth.take(10_100, &idle).await;
             assert_eq!(seconds(), 10);
             // After what the reader took.
-            bandwidth.take(1_000, false).await;
+            bandwidth.take(1_000, &idle).await;
             assert_eq!(seconds(), 14);
         };
         let reader = async {
-            bandwidth.take(2_100, true).await;
+            bandwidth.take(2_100, &AT_ONCE).await;
             assert_eq!(seconds(), 2);
-            bandwidth.take(1_000, true).await;
+            bandwidth.take(1_000, &AT_ONCE).await;
             assert_eq!(seconds(), 3);
         };
         tokio::join!(fill, reader);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_somebody_begins_to_wait_for_are_let_go_at_once() {
+        let bandwidth = Bandwidth::new(1_000).unwrap();
+        let (began, idle, turning) = (Instant::now(), Urgency::default(), Urgency::default());
+        let late = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            turning.raise();
+        };
+        tokio::join!(bandwidth.take(60_000, &idle), late, async {
+            bandwidth.take(1_000, &turning).await;
+            assert_eq!(began.elapsed().as_millis() / 100, 39);
+        });
     }
 
     #[test]

@@ -34,6 +34,8 @@ struct State {
     /// In parts of a slot, at least one whole.
     limit: u64,
     running: u64,
+    /// Of these, what somebody waited for when it began.
+    running_urgent: u64,
     /// Those that wait for a slot and have somebody waiting for them.
     urgent: u64,
     lowered: Option<Instant>,
@@ -43,7 +45,10 @@ struct State {
 }
 
 /// The right to have one request in flight.
-pub struct Permit<'a>(&'a Throttle);
+pub struct Permit<'a> {
+    throttle: &'a Throttle,
+    urgent: bool,
+}
 
 /// A place among the urgent that wait.
 struct Place<'a>(&'a Throttle);
@@ -67,10 +72,11 @@ impl Drop for Place<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.throttle.state();
         state.running = state.running.saturating_sub(1);
+        state.running_urgent = state.running_urgent.saturating_sub(u64::from(self.urgent));
         drop(state);
-        self.0.freed.notify_waiters();
+        self.throttle.freed.notify_waiters();
     }
 }
 
@@ -78,7 +84,15 @@ impl Throttle {
     /// At most `most` requests at once.
     pub fn new(most: usize) -> Self {
         let most = u64::try_from(most).unwrap_or(u64::MAX).max(1).saturating_mul(SLOT);
-        let state = State { limit: most, running: 0, urgent: 0, lowered: None, rounds: 0, throttled: 0 };
+        let state = State {
+            limit: most,
+            running: 0,
+            running_urgent: 0,
+            urgent: 0,
+            lowered: None,
+            rounds: 0,
+            throttled: 0,
+        };
         Throttle { most, state: Mutex::new(state), freed: Notify::new() }
     }
 
@@ -108,10 +122,17 @@ impl Throttle {
 
     fn try_acquire(&self, urgent: bool) -> Option<Permit<'_>> {
         let mut state = self.state();
-        let free = state.running < state.limit / SLOT && (urgent || state.urgent == 0);
+        let slots = state.limit / SLOT;
+        let free = if urgent {
+            // Not behind what the fill began before the limit was lowered: on a slow line that is most of a minute.
+            state.running_urgent < slots && state.running < self.most / SLOT
+        } else {
+            state.running < slots && state.urgent == 0
+        };
         free.then(|| {
             state.running += 1;
-            Permit(self)
+            state.running_urgent += u64::from(urgent);
+            Permit { throttle: self, urgent }
         })
     }
 

@@ -88,13 +88,19 @@ impl Transport {
 
     /// The body of an answer, `limit` bytes of it at most.
     pub fn frames<'a>(&'a self, body: Incoming, limit: u64, url: String, urgency: &'a Urgency) -> Frames<'a> {
-        Frames { transport: self, body, limit, left: limit, url, urgency }
+        Frames { transport: self, body, limit, left: limit, url, urgency, slow: false }
     }
 
     fn stalled(&self, url: &str) -> OssError {
         OssError::Stalled { url: url.to_owned(), secs: self.stall.as_secs() }
     }
 }
+
+/// Frames below this length mean that the line is slower than we are: then every packet would wake us.
+const SHORT_FRAME: usize = 64 << 10;
+/// How long more is left to gather, where nobody waits: a connection's share of a slow line is some 10 KB in that time, and the
+/// kernel takes in megabytes.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// The body of an answer in the frames it arrives in.
 pub struct Frames<'a> {
@@ -104,6 +110,8 @@ pub struct Frames<'a> {
     left: u64,
     url: String,
     urgency: &'a Urgency,
+    /// The last frame was short.
+    slow: bool,
 }
 
 impl Frames<'_> {
@@ -112,6 +120,12 @@ impl Frames<'_> {
     /// # Errors
     /// `Body`, `Stalled`, `TooLarge`.
     pub async fn next(&mut self) -> Result<Option<Bytes>, OssError> {
+        if self.slow && self.left > 0 {
+            tokio::select! {
+                () = tokio::time::sleep(GATHER) => {}
+                () = self.urgency.raised() => {}
+            }
+        }
         loop {
             let frame = tokio::time::timeout(self.transport.stall, self.body.frame()).await;
             let Some(frame) = frame.map_err(|_| self.transport.stalled(&self.url))? else { return Ok(None) };
@@ -120,8 +134,9 @@ impl Frames<'_> {
             let too_large = || OssError::TooLarge { url: self.url.clone(), limit: self.limit };
             self.left = self.left.checked_sub(data.len() as u64).ok_or_else(too_large)?;
             if let Some(bandwidth) = &self.transport.bandwidth {
-                bandwidth.take(data.len(), self.urgency.is_raised()).await;
+                bandwidth.take(data.len(), self.urgency).await;
             }
+            self.slow = data.len() < SHORT_FRAME;
             return Ok(Some(data));
         }
     }

@@ -44,6 +44,8 @@ const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.84
 const KEY_USAGE_VALUE: [u8; 4] = [3, 2, 3, 0b1110_1000];
 /// BasicConstraints of a certificate that issues none: an empty SEQUENCE.
 const NO_AUTHORITY: [u8; 2] = [0x30, 0];
+/// Most extensions of a certificate that is read. Peers write six; each is compared with all the others.
+const EXTENSIONS_LIMIT: usize = 32;
 /// Length of a key identifier in bytes (RFC 7093 section 2, method 1).
 const KEY_ID_LEN: usize = 20;
 
@@ -275,6 +277,9 @@ pub fn parse(der: &[u8]) -> Result<EvidenceCertificate, CertificateError> {
 
 /// The value of the one evidence extension; what is wrong with the extensions otherwise.
 fn evidence_of(extensions: &[Extension]) -> Result<&[u8], &'static str> {
+    if extensions.len() > EXTENSIONS_LIMIT {
+        return Err("has more than 32 extensions");
+    }
     let mut found = None;
     for (index, extension) in extensions.iter().enumerate() {
         let id = extension.extn_id;

@@ -113,6 +113,7 @@ impl Fault for VerifyError {
             }
             // Untrusted too: whoever can answer on the network must not be able to end anything for good.
             VerifyError::Unreachable { .. } | VerifyError::Untrusted { .. } => ErrorClass::Transient,
+            VerifyError::Denied { status: 429 | 502..=504, .. } => ErrorClass::Transient,
             VerifyError::Denied { .. } | VerifyError::Verdict(Refused::Claim { .. }) => ErrorClass::Denied,
             VerifyError::Verdict(Refused::Token(source)) => match source {
                 JwtError::Expired { .. } | JwtError::NotYetValid { .. } => ErrorClass::Transient,
@@ -160,6 +161,9 @@ impl Fault for VerifyError {
             VerifyError::Untrusted { .. } => {
                 "give the CA of the service's certificate; if it is the right one, somebody else answers there".into()
             }
+            VerifyError::Denied { status: 429 | 502..=504, .. } => {
+                "the attestation service is not serving at the moment: try again, then look at its log".into()
+            }
             VerifyError::Denied { .. } => {
                 "compare the service's reference values and policy with the peer (there: cai attest --reference-values); a \
                  service older than Trustee 1.6 cannot judge devices beside the CPU"
@@ -169,9 +173,7 @@ impl Fault for VerifyError {
                 "what answers there is no attestation service: is the address right?".into()
             }
             VerifyError::Verdict(Refused::Token(source)) => token_hint(source),
-            VerifyError::Verdict(Refused::Claim { .. }) => {
-                "do not use this peer, unless the policy asked for is the wrong one".into()
-            }
+            VerifyError::Verdict(Refused::Claim { hint, .. }) => (*hint).into(),
         }
     }
 }

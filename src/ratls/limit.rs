@@ -1,6 +1,6 @@
 //! The one setting of OpenSSL that its crate has no function for.
 //!
-//! Source: SSL_CTX_set_max_cert_list(3): a macro over SSL_CTX_ctrl. Tested in `tests/connect_evidence.rs`.
+//! Source: SSL_CTX_set_max_cert_list(3): a macro over SSL_CTX_ctrl. Tested in `tests/connect_hostile.rs`.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_long};

@@ -16,11 +16,13 @@ pub mod evidence;
 pub mod identity;
 mod limit;
 mod service;
+mod term;
 mod tls;
 pub mod verdict;
 mod verifier;
 
 pub use error::VerifyError;
+pub use term::Term;
 pub use tls::{Attested, Client, TlsError, TlsStream, Unattested};
 pub use verdict::Demands;
 pub use verifier::{Options as VerifierOptions, Peer, Verifier};

@@ -3,6 +3,7 @@
 //! Owns: the two bodies of its question, bounds of its answer, and who it is (TLS). Must not know: what the token must say
 //! (`verdict.rs`). Source: tng.md section 5, kbs.md section 10.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -69,22 +70,22 @@ impl Service {
         self.endpoint.to_string()
     }
 
-    /// What the service says of `evidence`, bound to `runtime_data`, under `policies`: a token.
+    /// What the service says of `evidence`, bound to `runtime_data`, and of its `devices`, under `policies`: a token.
     ///
     /// # Errors
     /// [`VerifyError::Unreachable`], [`VerifyError::Untrusted`], [`VerifyError::Denied`], [`VerifyError::AnswerTooLong`],
-    /// [`VerifyError::NotText`], [`VerifyError::Additional`].
+    /// [`VerifyError::NotText`].
     pub async fn evaluate(
         &self,
         evidence: &TaggedEvidence,
+        devices: &Devices<'_>,
         runtime_data: &Map<String, Value>,
         policies: &[String],
     ) -> Result<Zeroizing<String>, VerifyError> {
-        let body = new_body(evidence, runtime_data, policies)?;
-        // An old service would not look at the devices, and they would pass unseen.
-        let only_cpu = devices_of(evidence).is_none();
+        let body = new_body(evidence, devices, runtime_data, policies)?;
         match self.post(body).await {
-            Err(VerifyError::Denied { detail, .. }) if only_cpu && detail.contains(OLD_SERVICE) => {
+            // An old service would not look at devices, and they would pass unseen.
+            Err(VerifyError::Denied { detail, .. }) if devices.is_empty() && detail.contains(OLD_SERVICE) => {
                 self.post(old_body(evidence, runtime_data, policies)?).await
             }
             answer => answer,
@@ -171,14 +172,24 @@ impl<'a> Item<'a> {
     }
 }
 
-/// Evidence of the devices beside the CPU, if there is any.
-fn devices_of(evidence: &TaggedEvidence) -> Option<&[u8]> {
-    evidence.additional.as_deref().filter(|bytes| !bytes.is_empty())
+/// Evidence of the devices beside the CPU, by their kind; it goes on as it is.
+pub type Devices<'a> = BTreeMap<String, &'a RawValue>;
+
+/// The devices in `evidence`.
+///
+/// # Errors
+/// [`VerifyError::Additional`].
+pub fn devices(evidence: &TaggedEvidence) -> Result<Devices<'_>, VerifyError> {
+    match evidence.additional.as_deref().filter(|bytes| !bytes.is_empty()) {
+        Some(bytes) => serde_json::from_slice(bytes).map_err(VerifyError::Additional),
+        None => Ok(Devices::new()),
+    }
 }
 
 /// Of Trustee 1.6 and newer.
 fn new_body(
     evidence: &TaggedEvidence,
+    devices: &Devices<'_>,
     runtime_data: &Map<String, Value>,
     policies: &[String],
 ) -> Result<Vec<u8>, VerifyError> {
@@ -187,14 +198,8 @@ fn new_body(
         verification_requests: Vec<Item<'a>>,
         policy_ids: &'a [String],
     }
-    // A map, of which the values go on as they are.
-    type Devices<'a> = std::collections::BTreeMap<String, &'a RawValue>;
-    let devices: Devices<'_> = match devices_of(evidence) {
-        Some(bytes) => serde_json::from_slice(bytes).map_err(VerifyError::Additional)?,
-        None => Devices::new(),
-    };
     let mut verification_requests = vec![Item::of(evidence, runtime_data)];
-    for (tee, evidence) in &devices {
+    for (tee, evidence) in devices {
         verification_requests.push(Item {
             tee,
             evidence: URL_SAFE_NO_PAD.encode(evidence.get()),

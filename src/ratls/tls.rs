@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
-    self, Ssl, SslContext, SslMethod, SslOptions, SslSessionCacheMode, SslVerifyMode, SslVersion,
+    self, Ssl, SslContext, SslMethod, SslMode, SslOptions, SslSessionCacheMode, SslVerifyMode, SslVersion,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_openssl::SslStream;
@@ -23,9 +23,13 @@ use super::error::VerifyError;
 use super::limit::set_max_cert_list;
 use super::verifier::{Peer, Verifier};
 use crate::error::{ErrorClass, Fault};
+use crate::text::printable;
 
 /// How long a handshake may take. A peer whose evidence is made for each connection needs seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How much of the name of a protocol that a peer wrote is shown, in characters.
+const SHOWN: usize = 32;
 
 /// TLS with a peer failed.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +130,8 @@ impl Client {
     fn protocol(&self, chosen: Option<&[u8]>) -> Result<&'static str, TlsError> {
         let known = self.offered.iter().find(|offer| Some(offer.as_bytes()) == chosen);
         known.copied().ok_or_else(|| TlsError::Protocol {
-            chosen: chosen.map_or_else(|| "(none)".into(), |name| String::from_utf8_lossy(name).into_owned()),
+            chosen: chosen
+                .map_or_else(|| "(none)".into(), |name| printable(&String::from_utf8_lossy(name), SHOWN)),
             offered: self.offered.join(", "),
         })
     }
@@ -140,6 +145,8 @@ fn context(offered: &[&str]) -> Result<SslContext, ErrorStack> {
     // Resumption would skip the certificate.
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
     builder.set_options(SslOptions::NO_TICKET);
+    // As AsyncWrite promises: who was told to wait may come back with the bytes elsewhere, and more of them.
+    builder.set_mode(SslMode::ENABLE_PARTIAL_WRITE | SslMode::ACCEPT_MOVING_WRITE_BUFFER);
     let mut names = Vec::new();
     for name in offered {
         names.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
@@ -203,6 +210,8 @@ pub struct Attested<S> {
     pub protocol: &'static str,
     /// The other end.
     pub peer: Peer,
+    /// Its certificate in DER, to attest it again: see [`Verifier::verify`].
+    pub certificate: Vec<u8>,
 }
 
 impl<S> Unattested<S> {
@@ -211,7 +220,8 @@ impl<S> Unattested<S> {
     /// # Errors
     /// [`VerifyError`].
     pub async fn attest(self, verifier: &Verifier) -> Result<Attested<S>, VerifyError> {
-        let peer = verifier.verify(&self.certificate).await?;
-        Ok(Attested { stream: self.stream, protocol: self.protocol, peer })
+        let Unattested { stream, certificate, protocol } = self;
+        let peer = verifier.verify(&certificate).await?;
+        Ok(Attested { stream, protocol, peer, certificate })
     }
 }

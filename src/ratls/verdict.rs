@@ -20,6 +20,14 @@ const SHOWN: usize = 200;
 /// The CPU's part of an EAR token; `cpu` in Alibaba's Trustee v1.1.3 to v1.5.x.
 const CPU: [&str; 2] = ["cpu0", "cpu"];
 
+/// What to do about a claim that is not as it must be.
+const DISTRUST: &str = "do not use this peer, unless the policy asked for is the wrong one";
+const ONE_POLICY: &str = "a service that issues EAR tokens appraises under the first policy alone: ask for one (cai connect: \
+     --policy once)";
+const DEVICES: &str = "the service did not judge all that the peer showed: does it know these devices, and has it a policy for them?";
+const LEGACY: &str = "servers show newer certificates to newer clients: offer what those do (cai connect --mode auto), or have \
+     the server show them to all (its cai.toml: gateway.certificate = \"current\")";
+
 /// Suffix that upstream's Trustee gives the name of a policy for CPUs.
 const CPU_POLICY: &str = "_cpu";
 
@@ -39,6 +47,9 @@ pub struct Bound {
     pub format: Format,
     /// Its runtime data, which binds its key; see [`TaggedEvidence::bound`](super::evidence::TaggedEvidence::bound).
     pub runtime_data: Map<String, Value>,
+    /// How many kinds of devices beside the CPU it has evidence of. A token of every kind must affirm what it appraises; an
+    /// EAR must have appraised at least so many.
+    pub devices: usize,
 }
 
 /// A token that is accepted.
@@ -63,6 +74,8 @@ pub enum Refused {
         expected: String,
         /// What it is.
         found: String,
+        /// What to do about it.
+        hint: &'static str,
     },
 }
 
@@ -87,7 +100,7 @@ pub fn judge(
     }
     token.check_time(now, CLOCK_SKEW).map_err(Refused::Token)?;
     let runtime_data = match token.claims().get("submods") {
-        Some(submods) => ear(submods, demands)?,
+        Some(submods) => ear(submods, bound, demands)?,
         None => simple(token.claims(), demands)?,
     };
     check_binding(runtime_data, bound)?;
@@ -97,11 +110,22 @@ pub fn judge(
 
 fn claim(name: &str, expected: impl Into<String>, found: Option<&Value>) -> Refused {
     let found = found.map_or_else(|| "nothing".into(), |value| printable(&value.to_string(), SHOWN));
-    Refused::Claim { claim: name.into(), expected: expected.into(), found }
+    Refused::Claim { claim: name.into(), expected: expected.into(), found, hint: DISTRUST }
 }
 
-/// The runtime data of an EAR token, if everything in it is affirmed under the demanded policies.
-fn ear<'a>(submods: &'a Value, demands: &Demands) -> Result<&'a Value, Refused> {
+/// The same refusal with another advice.
+fn advised(refused: Refused, advice: &'static str) -> Refused {
+    match refused {
+        Refused::Claim { claim, expected, found, .. } => {
+            Refused::Claim { claim, expected, found, hint: advice }
+        }
+        other @ Refused::Token(_) => other,
+    }
+}
+
+/// The runtime data of an EAR token, if it is of the CPU and of as many devices as were shown, and everything in it is affirmed
+/// under the demanded policies.
+fn ear<'a>(submods: &'a Value, bound: &Bound, demands: &Demands) -> Result<&'a Value, Refused> {
     let parts = submods.as_object().ok_or_else(|| claim("submods", "an object", Some(submods)))?;
     for (name, part) in parts {
         let status = part.get("ear.status");
@@ -112,12 +136,20 @@ fn ear<'a>(submods: &'a Value, demands: &Demands) -> Result<&'a Value, Refused> 
     }
     let found = CPU.iter().find_map(|name| parts.get(*name).map(|part| (*name, part)));
     let (name, cpu) = found.ok_or_else(|| claim("submods.cpu0", "an appraisal of the CPU", None))?;
+    let devices = parts.keys().filter(|part| !CPU.contains(&part.as_str())).count();
+    if devices < bound.devices {
+        let expected =
+            format!("as many appraisals beside the CPU's as the peer showed devices ({})", bound.devices);
+        let found = parts.keys().map(String::as_str).collect::<Vec<_>>().into();
+        return Err(advised(claim("submods", expected, Some(&found)), DEVICES));
+    }
     let appraised = cpu.get("ear.appraisal-policy-id");
     for policy in &demands.policies {
         let id = appraised.and_then(Value::as_str);
         if id.is_none_or(|id| id.strip_suffix(CPU_POLICY).unwrap_or(id) != policy && id != policy) {
             let name = format!("submods.{name}.ear.appraisal-policy-id");
-            return Err(claim(&name, format!("\"{policy}\""), appraised));
+            let refused = claim(&name, format!("\"{policy}\""), appraised);
+            return Err(if demands.policies.len() > 1 { advised(refused, ONE_POLICY) } else { refused });
         }
     }
     let pointer = "/ear.veraison.annotated-evidence/runtime_data_claims";
@@ -172,6 +204,7 @@ fn check_members(found: &Value, format: Format, demands: &Demands) -> Result<(),
                 claim: name.clone(),
                 expected: format!("\"{expected}\""),
                 found: "nothing: a certificate in the legacy format (TNG up to 2.2.6) cannot carry it".into(),
+                hint: LEGACY,
             });
         }
         return Err(claim(name, format!("\"{expected}\""), value));

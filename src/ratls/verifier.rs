@@ -14,12 +14,17 @@ use super::Format;
 use super::certificate;
 use super::error::VerifyError;
 use super::evidence::TaggedEvidence;
-use super::service::Service;
+use super::service::{self, Service};
+use super::term::Term;
 use super::verdict::{Bound, Demands, Verdict, judge};
 use crate::jwt::Signers;
+use crate::text::printable;
 
 /// Most verdicts kept. A peer has a new certificate every ten minutes or so, and a token lives five.
 const CACHE_LIMIT: usize = 1024;
+
+/// How much of a name that a peer wrote is shown, in characters.
+const SHOWN: usize = 32;
 
 /// Who says that a token is the attestation service's.
 #[derive(Debug)]
@@ -35,12 +40,12 @@ pub enum Trust {
 /// A peer that was attested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Name of its TEE: `tdx`.
+    /// Name of its TEE, `tdx`, as it may be shown: the peer wrote it, and a service that anybody answers for affirms all.
     pub tee: String,
     /// Format of its certificate.
     pub format: Format,
-    /// Until when that holds.
-    pub expires: SystemTime,
+    /// How long that holds.
+    pub term: Term,
     /// Whether the token is known to be the service's.
     pub authenticated: bool,
 }
@@ -98,14 +103,15 @@ impl Verifier {
     /// [`VerifyError`]; nothing may then be sent to the peer.
     pub async fn verify(&self, der: &[u8]) -> Result<Peer, VerifyError> {
         let digest: [u8; 32] = Sha256::digest(der).into();
-        if let Some(peer) = self.known(&digest, SystemTime::now()) {
+        if let Some(peer) = self.known(&digest) {
             return Ok(peer);
         }
         let read = certificate::parse(der).map_err(VerifyError::Certificate)?;
         let evidence = TaggedEvidence::decode(&read.blob).map_err(VerifyError::Evidence)?;
         let runtime_data = evidence.bound(read.key.spki()).map_err(VerifyError::Evidence)?;
-        let token = self.service.evaluate(&evidence, &runtime_data, &self.demands.policies).await?;
-        let bound = Bound { format: evidence.format(), runtime_data };
+        let devices = service::devices(&evidence)?;
+        let token = self.service.evaluate(&evidence, &devices, &runtime_data, &self.demands.policies).await?;
+        let bound = Bound { format: evidence.format(), runtime_data, devices: devices.len() };
         let signers = match &self.trust {
             Trust::Signers(signers) => Some(signers),
             Trust::Tls | Trust::Nobody => None,
@@ -113,21 +119,21 @@ impl Verifier {
         let Verdict { expires } =
             judge(&token, &bound, &self.demands, signers, SystemTime::now()).map_err(VerifyError::Verdict)?;
         let authenticated = self.is_authenticated();
-        let peer = Peer { tee: evidence.tee, format: bound.format, expires, authenticated };
+        let term = Term::until(expires);
+        let peer = Peer { tee: printable(&evidence.tee, SHOWN), format: bound.format, term, authenticated };
         self.keep(digest, peer.clone());
         Ok(peer)
     }
 
-    fn known(&self, digest: &[u8; 32], now: SystemTime) -> Option<Peer> {
+    fn known(&self, digest: &[u8; 32]) -> Option<Peer> {
         let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-        verdicts.get(digest).filter(|peer| peer.expires > now).cloned()
+        verdicts.get(digest).filter(|peer| peer.term.holds()).cloned()
     }
 
     fn keep(&self, digest: [u8; 32], peer: Peer) {
-        let now = SystemTime::now();
         let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         if verdicts.len() >= CACHE_LIMIT {
-            verdicts.retain(|_, peer| peer.expires > now);
+            verdicts.retain(|_, peer| peer.term.holds());
         }
         // Still full: the next connections ask again, which is right if slow.
         if verdicts.len() < CACHE_LIMIT {

@@ -19,8 +19,8 @@ use sha2::{Digest, Sha256};
 
 use super::chunkmap::ChunkMap;
 use super::error::StoreError;
-use super::landed::{self, Landed, Records};
-use super::layout::{ChunkIndex, Layout};
+use super::landed::{self, Landed, Record, Records};
+use super::layout::Layout;
 use super::source::Object;
 
 /// Held locked for the life of the store.
@@ -227,12 +227,7 @@ impl ObjectFile {
     ///
     /// # Errors
     /// `Io` when that cannot be found out or the old files cannot be deleted.
-    pub fn load(
-        &self,
-        object: &Object,
-        landed: &[(ChunkIndex, u64)],
-        clean: bool,
-    ) -> Result<ChunkMap, StoreError> {
+    pub fn load(&self, object: &Object, landed: &[Record], clean: bool) -> Result<ChunkMap, StoreError> {
         let limit = ChunkMap::max_encoded_len(object, self.layout);
         let bytes = read_bounded(&self.map, limit).map_err(failed("reading", &self.map))?;
         let right_size = std::fs::metadata(&self.data).is_ok_and(|data| data.len() == self.layout.len);

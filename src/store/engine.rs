@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
@@ -221,7 +222,7 @@ impl Engine {
         let mut landing = None;
         let outcome = self.persist(key, flight, &mut landing).await;
         if let Some(landing) = landing {
-            self.give_up(&landing);
+            self.abandon(landing).await;
         }
         outcome
     }
@@ -239,23 +240,30 @@ impl Engine {
                 Err(Failure::Source(error @ SourceError::Unavailable { .. })) => error,
                 other => return other,
             };
-            let SourceError::Unavailable { retry_after, .. } = &error else {
+            let SourceError::Unavailable { retry_after, .. } = error else {
                 return Err(Failure::Source(error));
             };
             let before = std::mem::replace(&mut got, landing.as_ref().map_or(0, Landing::got));
             if got > before {
                 (attempt, started) = (0, Instant::now());
             }
-            let pause = retry.pause(attempt, *retry_after);
+            let pause = retry.pause(attempt, retry_after);
             if !flight.has_readers() && started.elapsed() + pause > retry.limit {
                 return Err(Failure::Source(error));
             }
             failures = failures.saturating_add(1);
             self.note_retry(key, &error, failures, pause);
             attempt += 1;
+            if let Some(idle) = landing.take_if(|landing| landing.is_in_memory() && !flight.has_readers()) {
+                self.abandon(idle).await;
+                got = 0;
+            }
+            // A reader that has been here for a while is not one who joins.
+            let _ = flight.first_reader.notified().now_or_never();
+            let asked = retry_after.is_some();
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = flight.first_reader.notified() => attempt = 0,
+                () = flight.first_reader.notified(), if !asked => attempt = 0,
             }
         }
     }

@@ -22,8 +22,8 @@ use super::source::Object;
 const FILE: &str = "landed";
 /// Records of chunks that the maps being saved have.
 const OLD: &str = "landed.old";
-/// Bytes of a record: object, chunk, CRC-64 of the chunk, CRC-64 of the three.
-const RECORD: usize = 32;
+/// Bytes of a record: object, chunk, CRC-64 of the chunk, that of the object where the origin told it (else 0), CRC-64 of the four.
+const RECORD: usize = 40;
 /// Bytes that are read at most. Maps are saved every few seconds: a file has some thousand records.
 const MOST_READ: u64 = 4 << 20;
 
@@ -35,8 +35,17 @@ pub struct Landed {
     file: Mutex<Option<File>>,
 }
 
-/// Records by object: chunk and CRC-64, in the order they were written.
-pub type Records = HashMap<u64, Vec<(ChunkIndex, u64)>>;
+/// Records by object, in the order they were written.
+pub type Records = HashMap<u64, Vec<Record>>;
+
+/// A chunk that landed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    chunk: ChunkIndex,
+    crc: u64,
+    /// CRC-64 of the whole object; 0 where the origin told none.
+    object_crc64: u64,
+}
 
 /// What stands for this version of `object` in this layout.
 pub fn identity(object: &Object, layout: Layout) -> u64 {
@@ -57,8 +66,9 @@ impl Landed {
     }
 
     /// Note a chunk, after it was marked. Without the note it is only fetched again after a kill.
-    pub fn note(&self, object: u64, chunk: ChunkIndex, crc: u64) {
-        let mut record = [object, chunk.0, crc].map(u64::to_le_bytes).concat();
+    pub fn note(&self, object: u64, chunk: ChunkIndex, crc: u64, object_crc64: Option<u64>) {
+        let fields = [object, chunk.0, crc, object_crc64.unwrap_or(0)];
+        let mut record = fields.map(u64::to_le_bytes).concat();
         record.extend(crc64::of(&record).to_le_bytes());
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let noted = match &mut *file {
@@ -115,10 +125,11 @@ impl Landed {
             let mut bytes = Vec::new();
             file.take(MOST_READ).read_to_end(&mut bytes)?;
             for record in bytes.as_chunks::<RECORD>().0 {
-                let [object, chunk, crc, check] = words(record);
+                let [object, chunk, crc, object_crc64, check] = words(record);
                 let (body, _) = record.split_at(RECORD - 8);
                 if crc64::of(body) == check {
-                    records.entry(object).or_default().push((ChunkIndex(chunk), crc));
+                    let record = Record { chunk: ChunkIndex(chunk), crc, object_crc64 };
+                    records.entry(object).or_default().push(record);
                 }
             }
         }
@@ -152,11 +163,12 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Put `records` of its object into `map`: to be checked before they are used.
-pub fn apply(records: &[(ChunkIndex, u64)], map: &mut ChunkMap) {
-    for (chunk, crc) in records {
-        let chunk = usize::try_from(chunk.0).ok().and_then(|index| map.chunks.get_mut(index));
+pub fn apply(records: &[Record], map: &mut ChunkMap) {
+    for record in records {
+        let chunk = usize::try_from(record.chunk.0).ok().and_then(|index| map.chunks.get_mut(index));
         if let Some(chunk) = chunk {
-            *chunk = Chunk::Unverified(*crc);
+            *chunk = Chunk::Unverified(record.crc);
+            map.object_crc64 = map.object_crc64.or(Some(record.object_crc64).filter(|crc| *crc != 0));
         }
     }
 }
@@ -165,23 +177,28 @@ pub fn apply(records: &[(ChunkIndex, u64)], map: &mut ChunkMap) {
 mod tests {
     use super::*;
 
+    fn record(chunk: u64, crc: u64, object_crc64: u64) -> Record {
+        Record { chunk: ChunkIndex(chunk), crc, object_crc64 }
+    }
+
     #[test]
     fn records_survive_any_moment_of_a_save_and_damage_costs_only_what_it_hit() {
         let dir = tempfile::TempDir::new().unwrap();
         let landed = Landed::new(dir.path());
         let chunks = |records: &Records| -> Vec<u64> {
-            records.get(&7).map(|of| of.iter().map(|(chunk, _)| chunk.0).collect()).unwrap_or_default()
+            records.get(&7).map(|of| of.iter().map(|record| record.chunk.0).collect()).unwrap_or_default()
         };
         assert!(landed.read().unwrap().is_empty());
-        landed.note(7, ChunkIndex(1), 11);
-        landed.note(8, ChunkIndex(2), 22);
-        assert_eq!(landed.read().unwrap()[&8], [(ChunkIndex(2), 22)]);
+        landed.note(7, ChunkIndex(1), 11, Some(5));
+        landed.note(8, ChunkIndex(2), 22, None);
+        assert_eq!(landed.read().unwrap()[&8], [record(2, 22, 0)]);
+        assert_eq!(landed.read().unwrap()[&7], [record(1, 11, 5)]);
         landed.turn_over().unwrap();
-        landed.note(7, ChunkIndex(3), 33);
+        landed.note(7, ChunkIndex(3), 33, None);
         assert_eq!(chunks(&landed.read().unwrap()), [1, 3], "in the middle of a save");
         // The save failed: the next one must not throw away what no map has.
         landed.turn_over().unwrap();
-        landed.note(7, ChunkIndex(4), 44);
+        landed.note(7, ChunkIndex(4), 44, None);
         assert_eq!(chunks(&landed.read().unwrap()), [1, 3, 4]);
         landed.drop_old().unwrap();
         assert_eq!(chunks(&landed.read().unwrap()), [3, 4]);
@@ -220,7 +237,10 @@ mod tests {
     #[test]
     fn record_of_a_chunk_that_the_object_has_not_is_passed_over() {
         let mut map = ChunkMap::empty(Layout::new(20, 8));
-        apply(&[(ChunkIndex(2), 5), (ChunkIndex(3), 6), (ChunkIndex(u64::MAX), 7)], &mut map);
+        apply(&[record(2, 5, 0), record(3, 6, 9), record(u64::MAX, 7, 9)], &mut map);
+        assert_eq!(map.object_crc64, None);
+        apply(&[record(2, 5, 9), record(2, 5, 8)], &mut map);
+        assert_eq!(map.object_crc64, Some(9));
         assert_eq!(map.chunks, [Chunk::Missing, Chunk::Missing, Chunk::Unverified(5)]);
     }
 }

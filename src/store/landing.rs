@@ -56,6 +56,11 @@ impl Landing {
         self.got
     }
 
+    /// Whether it keeps memory that others wait for.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.kept, Kept::Memory(_))
+    }
+
     fn push(&mut self, frame: Bytes) {
         let len = frame.len() as u64;
         self.got = self.got.saturating_add(len);
@@ -79,6 +84,7 @@ impl Engine {
             None => self.begin(key, flight).await?,
         };
         let (range, expected) = (slot.layout.range(key.chunk), slot.layout.len_of(key.chunk));
+        // Never empty: what has arrived whole has landed.
         let rest = range.start.saturating_add(coming.got)..range.end;
         let mut fetched = match self.source.fetch(&slot.object, rest, &flight.urgency).await {
             Ok(fetched) => fetched,
@@ -88,12 +94,13 @@ impl Engine {
             match fetched.frames.try_next().await {
                 Ok(Some(frame)) => coming.push(frame),
                 Ok(None) => break,
+                // Nothing is missing that the connection could still bring.
+                Err(_) if coming.got == expected => break,
                 Err(error) => return Err(self.interrupted(coming, landing, error)),
             }
             if coming.got > expected {
-                let error = self.unavailable(slot, format!("delivered more than {expected} bytes"));
-                self.give_up(&coming);
-                return Err(error);
+                self.abandon(coming).await;
+                return Err(self.unavailable(slot, format!("delivered more than {expected} bytes")));
             }
             if coming.batched >= BATCH {
                 coming = self.absorbed(coming).await?;
@@ -104,7 +111,7 @@ impl Engine {
             *landing = Some(coming);
             return Err(error);
         }
-        let (engine, demand, crc) = (self.clone(), flight.has_readers(), fetched.object_crc64);
+        let (engine, demand, crc) = (self.clone(), flight.urgency.is_raised(), fetched.object_crc64);
         blocking(move || engine.land_whole(coming, demand, crc)).await
     }
 
@@ -113,7 +120,7 @@ impl Engine {
         if coming.got > 0 {
             *landing = Some(coming);
         } else {
-            // Its place is for others while it waits for better times.
+            // Its place is for others while it waits for better times. Nothing of it is on the disk.
             self.give_up(&coming);
         }
         Failure::Source(error)
@@ -121,7 +128,7 @@ impl Engine {
 
     /// Find a place for `key`.
     async fn begin(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Result<Landing, Failure> {
-        let (engine, demand) = (self.clone(), flight.has_readers());
+        let (engine, demand) = (self.clone(), flight.urgency.is_raised());
         let promised = blocking(move || {
             let Some(slot) = engine.slot(key.object) else { return Err(Failure::Closed) };
             let promised = engine.make_room(slot, key, demand);
@@ -223,16 +230,32 @@ impl Engine {
         // Under the lock: a chunk that is let go later makes this place stale.
         let ready = Ready::Disk(slot.file.place());
         drop(state);
-        self.cache.landed.note(slot.identity, key.chunk, crc);
+        self.cache.landed.note(slot.identity, key.chunk, crc, object_crc64);
         self.check_object(key.object).map(|()| ready)
     }
 
-    /// What was promised to `landing` is free again.
-    pub fn give_up(&self, landing: &Landing) {
-        if let Some(slot) = self.slot(landing.key.object)
-            && landing.promised
-            && slot.layout.chunks() > 1
-        {
+    /// `landing` comes to nothing.
+    pub async fn abandon(self: &Arc<Self>, landing: Landing) {
+        let engine = self.clone();
+        // Refused only while the runtime shuts down.
+        let _ = blocking(move || {
+            engine.give_up(&landing);
+            Ok(())
+        })
+        .await;
+    }
+
+    /// What was promised to `landing` is free again, and what it took of a disk that is counted.
+    fn give_up(&self, landing: &Landing) {
+        let Some(slot) = self.slot(landing.key.object) else { return };
+        let bounded = self.lock().room.limit().is_some();
+        if bounded && matches!(landing.kept, Kept::Disk(Some(_))) {
+            // Its flight is not over: nobody else writes there.
+            if let Err(error) = slot.file.punch(&slot.layout.range(landing.key.chunk)) {
+                tracing::debug!(event = "store.punch", ?error, "giving back the place of half a chunk");
+            }
+        }
+        if landing.promised && slot.layout.chunks() > 1 {
             self.lock().room.settle(slot.layout.len_of(landing.key.chunk));
         }
     }

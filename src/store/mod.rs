@@ -182,8 +182,8 @@ fn load(
     landed: &Records,
     clean: bool,
 ) -> Result<(Vec<ChunkMap>, Keeping), StoreError> {
-    let (total, free) = cache.space()?;
-    let refuse = |missing| StoreError::NoSpace {
+    let (total, mut free) = cache.space()?;
+    let refuse = |missing, free| StoreError::NoSpace {
         dir: options.dir.clone(),
         free,
         missing,
@@ -193,7 +193,7 @@ fn load(
     let limit = options.cache_bytes.unwrap_or(u64::MAX);
     let must_fit = options.cache == CacheMode::Full;
     if whole > MOST_BYTES || (must_fit && whole > total) {
-        return Err(refuse(whole));
+        return Err(refuse(whole, free));
     }
     let load = |slot: &Slot| {
         let landed = landed.get(&slot.identity).map(Vec::as_slice).unwrap_or_default();
@@ -202,8 +202,14 @@ fn load(
     let maps = slots.iter().map(load).collect::<Result<Vec<_>, _>>()?;
     let missing =
         slots.iter().zip(&maps).map(|(slot, map)| slot.missing_bytes(map)).fold(0u64, u64::saturating_add);
-    let room = free.saturating_sub(options.reserve_bytes);
+    let mut room = free.saturating_sub(options.reserve_bytes);
     let fits = (missing == 0 || missing <= room) && whole <= limit;
+    if !fits && !clean {
+        // Halves of chunks that a kill left are not counted, and take room.
+        slots.iter().zip(&maps).for_each(|(slot, map)| slot.give_back_missing(map));
+        free = cache.space()?.1;
+        room = free.saturating_sub(options.reserve_bytes);
+    }
     let bounded = limit.min((whole - missing).saturating_add(room));
     let keeping = match options.cache {
         CacheMode::Auto | CacheMode::Full if fits => Keeping::Full,
@@ -211,12 +217,23 @@ fn load(
             Keeping::Bounded(bounded)
         }
         CacheMode::Auto | CacheMode::Nothing => Keeping::Nothing,
-        CacheMode::Full | CacheMode::Bounded => return Err(refuse(missing)),
+        CacheMode::Full | CacheMode::Bounded => return Err(refuse(missing, free)),
     };
     Ok((maps, keeping))
 }
 
 impl Slot {
+    /// Punch out whatever the data file has of chunks that are not here.
+    fn give_back_missing(&self, map: &ChunkMap) {
+        let missing = (0..).zip(&map.chunks).filter(|(_, chunk)| chunk.crc().is_none());
+        for (index, _) in missing.filter(|_| map.chunks.len() > 1) {
+            if let Err(error) = self.file.punch(&self.layout.range(layout::ChunkIndex(index))) {
+                tracing::debug!(event = "store.punch", ?error, "giving back the place of missing chunks");
+                return;
+            }
+        }
+    }
+
     /// Bytes of the object that the cache has not got.
     pub(super) fn missing_bytes(&self, map: &ChunkMap) -> u64 {
         let missing = (0..).zip(&map.chunks).filter(|(_, chunk)| chunk.crc().is_none());

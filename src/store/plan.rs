@@ -1,9 +1,9 @@
 //! What is fetched next. Pure; the order is tested here.
 //!
 //! Readers come first, always. Behind them the background fill: objects of one chunk, then the first chunk of each large
-//! object (it answers every `safe_open`, and proves each object readable), then the rest. The rest runs over several
-//! objects at once, because one object is served at 10 Gbit/s at most (oss.md 1.10), with half of the turns for the
-//! first, which is the one a loader reads now.
+//! object (it answers every `safe_open`, and proves each object readable), then the rest, one object after the other: the first
+//! is the one a loader reads now. Once that is faster than one object may be served (10 Gbit/s, oss.md 1.10), the rest runs over
+//! several objects at once, with half of the turns for the first.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,6 +12,9 @@ use super::layout::{ChunkIndex, ChunkKey, Layout, ObjectIndex};
 /// Objects that are filled at once: enough of them to fill a 100 Gbit/s port at 10 Gbit/s each (oss.md 1.10).
 const WINDOW: usize = 8;
 
+/// Rate from which on one object may be what is slow: half of what is served of one (oss.md 1.10), bytes per second.
+const SPREAD_FROM: u64 = 600_000_000;
+
 /// Queue of readers' chunks, and the background order.
 #[derive(Debug, Default)]
 pub struct Plan {
@@ -19,6 +22,8 @@ pub struct Plan {
     first: VecDeque<ChunkKey>,
     rest: VecDeque<Run>,
     turn: usize,
+    /// One object at a time is not enough for the line.
+    spread: bool,
     /// Objects somebody opened, the latest first.
     opened: Vec<ObjectIndex>,
     /// The order in which objects are read, as far as it is known.
@@ -50,6 +55,11 @@ impl Plan {
     /// The next chunk somebody waits for.
     pub fn next_for_reader(&mut self) -> Option<ChunkKey> {
         self.readers.pop_front()
+    }
+
+    /// Bytes of the model arrive at this rate, in bytes per second.
+    pub fn note_rate(&mut self, rate: u64) {
+        self.spread = rate >= SPREAD_FROM;
     }
 
     /// Objects will be read in this order; those that are not named, behind them. For the next [`Plan::fill`].
@@ -88,7 +98,8 @@ impl Plan {
             }
         }
         loop {
-            let others = self.rest.len().min(WINDOW).saturating_sub(1);
+            let window = if self.spread { WINDOW } else { 1 };
+            let others = self.rest.len().min(window).saturating_sub(1);
             let slot = match (self.turn.is_multiple_of(2), others) {
                 (true, _) | (_, 0) => 0,
                 (false, others) => 1 + (self.turn / 2) % others,
@@ -167,21 +178,29 @@ mod tests {
     fn fill_takes_small_objects_then_heads_then_the_rest() {
         assert_eq!(
             planned(&[30, 5, 0, 10, 20], &[]),
-            [(1, 0), (3, 0), (0, 0), (4, 0), (0, 1), (4, 1), (0, 2)]
+            [(1, 0), (3, 0), (0, 0), (4, 0), (0, 1), (0, 2), (4, 1)]
         );
     }
 
     #[test]
-    fn fill_gives_half_of_the_turns_to_the_first_object() {
-        let order = planned(&[100, 100, 100], &[]);
+    fn fast_fill_gives_half_of_the_turns_to_the_first_object() {
+        let mut plan = Plan::default();
+        plan.fill(layouts(&[100, 100, 100]));
+        plan.note_rate(SPREAD_FROM);
+        let order = drain(&mut plan);
         let rest: Vec<usize> = order[3..11].iter().map(|(object, _)| *object).collect();
         assert_eq!(rest, [0, 1, 0, 2, 0, 1, 0, 2]);
+        assert_eq!(
+            planned(&[30, 30], &[])[2..],
+            [(0, 1), (0, 2), (1, 1), (1, 2)],
+            "a slow one reads as a loader does"
+        );
     }
 
     #[test]
     fn opened_object_moves_to_the_front() {
         let order = planned(&[30, 30, 30], &[2]);
-        assert_eq!(order[..5], [(2, 0), (0, 0), (1, 0), (2, 1), (0, 1)]);
+        assert_eq!(order[..5], [(2, 0), (0, 0), (1, 0), (2, 1), (2, 2)]);
     }
 
     #[test]
@@ -221,9 +240,10 @@ mod tests {
         #[test]
         fn fill_visits_every_wanted_chunk_once(
             lens in proptest::collection::vec(0u64..80, 0..20), opened in proptest::collection::vec(0usize..20, 0..6),
-            skip in 1u64..5,
+            skip in 1u64..5, rate in prop_oneof![Just(0), Just(SPREAD_FROM)],
         ) {
             let mut plan = Plan::default();
+            plan.note_rate(rate);
             plan.fill(layouts(&lens));
             opened.iter().for_each(|object| plan.prefer(ObjectIndex(*object)));
             let wanted = |key: ChunkKey| !(key.chunk.0 + key.object.0 as u64).is_multiple_of(skip) || skip == 1;

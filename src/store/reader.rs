@@ -76,6 +76,19 @@ impl Store {
         Some((object, self.engine.slot(object)?))
     }
 
+    /// Fetch the files `ids` before everything else that nobody waits for, in this order.
+    pub fn prefetch(&self, ids: &[EntryId]) {
+        // The last one that is preferred is the first to come.
+        for id in ids.iter().rev() {
+            if let Some((object, _)) = self.object_of(*id) {
+                self.engine.lock().room.forgive(object);
+            }
+            self.will_need(*id);
+        }
+        self.engine.work.notify_waiters();
+        self.engine.landed.notify_waiters();
+    }
+
     /// Bytes of the files `ids` that are still to be fetched. What was left by an earlier run and not looked at yet counts as here.
     pub fn missing(&self, ids: &[EntryId]) -> u64 {
         let objects = ids.iter().filter_map(|id| self.object_of(*id));

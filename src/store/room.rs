@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::layout::ChunkKey;
+use super::layout::{ChunkKey, ObjectIndex};
 
 /// Chunks read last that the fill does not take: a reader takes a chunk in many small reads, and many readers do so side by
 /// side.
@@ -117,6 +117,11 @@ impl Room {
     /// Whether the fill has let `key` go, or had it taken away.
     pub fn was_evicted(&self, key: ChunkKey) -> bool {
         self.evicted.contains(&key)
+    }
+
+    /// What was let go of `object` may be fetched ahead again.
+    pub fn forgive(&mut self, object: ObjectIndex) {
+        self.evicted.retain(|key| key.object != object);
     }
 
     /// Whether it had been read.

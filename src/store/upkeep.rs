@@ -63,6 +63,7 @@ async fn publish(engine: Arc<Engine>, sender: watch::Sender<Progress>) {
             () = landed, if !complete => if !engine.is_complete() { continue },
         }
         let now = engine.snapshot(&mut rate);
+        engine.lock().plan.note_rate(now.bytes_per_sec);
         sender.send_if_modified(|before| {
             let changed = *before != now;
             *before = now;

@@ -109,11 +109,14 @@ pub struct Character {
     pub status: u16,
     /// Streams of a connection at a time.
     pub streams: u32,
+    /// It answers so once the first bytes of an upload have come, and takes no more; no backend is asked.
+    pub early: Option<&'static str>,
 }
 
 impl Default for Character {
     fn default() -> Self {
-        Character { alpn: &["h2", "rats-tls"], newest: SslVersion::TLS1_3, status: 200, streams: 200 }
+        let alpn = &["h2", "rats-tls"];
+        Character { alpn, newest: SslVersion::TLS1_3, status: 200, streams: 200, early: None }
     }
 }
 
@@ -122,6 +125,8 @@ impl Default for Character {
 pub struct Seen {
     /// TLS connections whose handshake was completed.
     pub connections: AtomicUsize,
+    /// Those of them that are over.
+    pub ended: AtomicUsize,
     /// CONNECT streams.
     pub streams: AtomicUsize,
     /// Server names of the handshakes.
@@ -134,6 +139,10 @@ pub struct Seen {
 impl Seen {
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
+    }
+
+    pub fn ended(&self) -> usize {
+        self.ended.load(Ordering::SeqCst)
     }
 
     pub fn streams(&self) -> usize {
@@ -231,15 +240,22 @@ async fn serve(
     let name = stream.ssl().servername(openssl::ssl::NameType::HOST_NAME).map(str::to_owned);
     seen.names.lock().unwrap().push(name);
     match stream.ssl().selected_alpn_protocol() {
-        Some(b"h2") => multiplexed(stream, character, backend, seen).await,
-        _ => raw(stream, backend, seen).await,
+        Some(b"h2") => multiplexed(stream, character, backend, seen.clone()).await,
+        _ => raw(stream, character, backend, seen.clone()).await,
     }
+    seen.ended.fetch_add(1, Ordering::SeqCst);
 }
 
-async fn raw(mut stream: SslStream<TcpStream>, backend: SocketAddr, seen: Arc<Seen>) {
+async fn raw(mut stream: SslStream<TcpStream>, character: Character, backend: SocketAddr, seen: Arc<Seen>) {
     let mut first = [0; 1];
     let Ok(n) = stream.read(&mut first).await else { return };
     seen.bytes.fetch_add(n, Ordering::SeqCst);
+    if let Some(answer) = character.early {
+        // The end of it too; what has not been read makes the kernel reset the connection.
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.shutdown().await;
+        return;
+    }
     let Ok(mut backend) = TcpStream::connect(backend).await else { return };
     if backend.write_all(&first[..n]).await.is_err() {
         return;
@@ -270,9 +286,18 @@ async fn multiplexed(
         }
         let answer = http::Response::builder().status(status).body(()).unwrap();
         let Ok(send) = respond.send_response(answer, status != 200) else { continue };
-        if status == 200 {
+        if let Some(answer) = character.early {
+            streams.spawn(early(request.into_body(), send, answer));
+        } else if status == 200 {
             streams.spawn(relay(request.into_body(), send, backend, seen.clone()));
         }
+    }
+}
+
+/// The whole answer to the beginning of an upload; then h2 resets the stream with NO_ERROR (RFC 9113 section 8.1).
+async fn early(mut from: h2::RecvStream, mut to: h2::SendStream<Bytes>, answer: &'static str) {
+    if let Some(Ok(_)) = from.data().await {
+        let _ = to.send_data(answer.into(), true);
     }
 }
 

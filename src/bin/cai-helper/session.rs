@@ -8,7 +8,7 @@ use anyhow::Context;
 use cai::attest::gpu::on_pci;
 use cai::config::Problems;
 use cai::error::{Fault, chain};
-use cai::gateway::GateError;
+use cai::gateway::{Gate, GateError};
 use cai::helper::channel;
 use cai::helper::protocol::{GATE_WAS_SHUT, Reply, Request};
 
@@ -57,6 +57,8 @@ pub(crate) struct Session {
     memory: Private,
     /// The GPUs may accept work since this connection asked for it.
     gpus_ready: bool,
+    /// The rules of the service port as they were loaded.
+    gate: Option<String>,
 }
 
 /// The memory file system: one per connection.
@@ -72,7 +74,7 @@ enum Private {
 impl Session {
     pub(crate) fn new(root: Option<PathBuf>, terms: Result<Terms, Problems>) -> Self {
         let (mount_point, memory) = (MountPoint::default(), Private::default());
-        Session { root, terms, mount_point, memory, gpus_ready: false }
+        Session { root, terms, mount_point, memory, gpus_ready: false, gate: None }
     }
 
     /// Answer requests until the line closes.
@@ -195,16 +197,19 @@ impl Session {
     }
 
     /// Nothing that this connection's end undoes: a port that was shut stays shut.
-    fn gate(&self) -> Result<String, Refusal> {
+    fn gate(&mut self) -> Result<String, Refusal> {
         let Some(gate) = valid(&self.terms)?.gate else {
             let text = "no service port is configured that needs a gate";
             return Err(Refusal::new("gate.none", text, "cai and cai-helper must read one configuration"));
         };
         let refused = |error: GateError| Refusal::new(error.code(), chain(&error), error.hint());
-        if gate.is_shut().map_err(refused)? {
+        // What is loaded is compared with what nft made of our own rules, so the first time they are loaded whatever is there.
+        let found = Gate::loaded().map_err(refused)?;
+        if found.is_some() && found == self.gate {
             return Ok(GATE_WAS_SHUT.into());
         }
         gate.shut().map_err(refused)?;
+        self.gate = Gate::loaded().map_err(refused)?;
         Ok("the gate is shut now".into())
     }
 

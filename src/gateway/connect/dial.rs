@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -9,14 +10,15 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode, Uri};
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::destination::Destination;
 use super::error::ConnectError;
+use super::lease::{Lease, Leases, Place};
 use super::stream::Stream;
-use crate::ratls::{Client, TlsStream, Verifier};
+use super::tunnel::Tunnel;
+use crate::ratls::{Attested, Client, Peer, TlsStream, Verifier};
 use crate::task::Tasks;
 
 /// ALPN of HTTP/2 with a stream for each connection of an application: every TNG up to 2.6, and later with `multiplex`.
@@ -58,26 +60,25 @@ pub enum Mode {
     Raw,
 }
 
-/// Bytes to and from an attested server.
-pub type Tunnel = Box<dyn Duplex>;
-
-/// Both directions.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
 /// Opens tunnels.
 pub struct Dialer {
     client: Client,
-    verifier: Verifier,
+    leases: Leases,
     mode: Mode,
     pool: Mutex<HashMap<Destination, Arc<Slot>>>,
     tasks: Mutex<Tasks>,
 }
 
-/// What is known of one destination.
-type Slot = tokio::sync::Mutex<Known>;
+/// One destination.
+#[derive(Default)]
+struct Slot {
+    /// Held while it is dialled.
+    known: tokio::sync::Mutex<Known>,
+    /// How often dialling has failed.
+    failures: AtomicUsize,
+}
 
+/// What is known of a destination.
 #[derive(Default)]
 enum Known {
     #[default]
@@ -85,20 +86,21 @@ enum Known {
     /// It takes a connection each.
     Raw,
     Multiplexed(Live),
+    /// It could not be dialled the last time.
+    Failed(Arc<ConnectError>),
 }
 
 /// A connection that takes streams.
 #[derive(Clone)]
 struct Live {
     requests: SendRequest<Bytes>,
-    /// End of the verdict.
-    expires: SystemTime,
+    lease: Arc<Lease>,
     /// Which connection it is, by the address of this.
     id: Arc<()>,
 }
 
 enum Dialed {
-    Raw(TlsStream<TcpStream>),
+    Raw(Tunnel),
     Multiplexed(Live),
 }
 
@@ -114,66 +116,81 @@ impl Dialer {
             Mode::Raw => &[RAW],
         };
         let client = Client::new(offered).map_err(ConnectError::Setup)?;
-        Ok(Dialer { client, verifier, mode, pool: Mutex::default(), tasks: Mutex::default() })
+        let leases = Leases::new(verifier);
+        Ok(Dialer { client, leases, mode, pool: Mutex::default(), tasks: Mutex::default() })
     }
 
     /// A tunnel to a server that was attested: over a connection that is there, if its verdict holds, else over a new one.
     ///
     /// # Errors
-    /// [`ConnectError`]; not a byte of the application has gone anywhere then.
-    pub async fn open(&self, to: &Destination) -> Result<Tunnel, ConnectError> {
+    /// [`ConnectError`], shared by all who waited for one connection; not a byte of an application has gone anywhere then.
+    pub async fn open(&self, to: &Destination) -> Result<Tunnel, Arc<ConnectError>> {
         let slot = self.slot(to);
         let mut dead: Option<Arc<()>> = None;
         loop {
-            let (live, pooled) = match self.shared(&slot, to, dead.as_ref()).await? {
-                Shared::Raw(Some(stream)) => return Ok(Box::new(stream)),
+            let (live, place, pooled) = match self.shared(&slot, to, dead.as_ref()).await? {
+                Shared::Raw(Some(tunnel)) => return Ok(tunnel),
                 Shared::Raw(None) => match self.dial(to).await? {
-                    Dialed::Raw(stream) => return Ok(Box::new(stream)),
+                    Dialed::Raw(tunnel) => return Ok(tunnel),
                     Dialed::Multiplexed(live) => {
-                        *slot.lock().await = Known::Multiplexed(live.clone());
-                        (live, false)
+                        *slot.known.lock().await = Known::Multiplexed(live.clone());
+                        let place = live.lease.enter();
+                        (live, place, false)
                     }
                 },
-                Shared::Multiplexed(live, pooled) => (live, pooled),
+                Shared::Multiplexed(live, place, pooled) => (live, place, pooled),
             };
             match live.stream(to).await {
-                Ok(stream) => return Ok(Box::new(stream)),
+                Ok(stream) => return Ok(Tunnel::new(stream, place)),
                 // It had died unnoticed, or is full; no byte of the application was in it.
                 Err(ConnectError::Stream { .. } | ConnectError::Silent { .. }) if pooled => {
                     dead = Some(live.id);
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// The connection to share, dialled if there is none; whoever comes meanwhile waits for it. Servers that share none are
+    /// The connection to share, dialled if there is none; whoever comes meanwhile waits for it, or for the reason why
+    /// there is none: a server that does not answer holds nobody up for longer than one dial. Servers that share none are
     /// dialled outside, by each for himself.
     async fn shared(
         &self,
         slot: &Slot,
         to: &Destination,
         dead: Option<&Arc<()>>,
-    ) -> Result<Shared, ConnectError> {
-        let mut known = slot.lock().await;
+    ) -> Result<Shared, Arc<ConnectError>> {
+        let failures = slot.failures.load(Ordering::SeqCst);
+        let mut known = slot.known.lock().await;
         match &*known {
+            Known::Failed(error) if slot.failures.load(Ordering::SeqCst) != failures => {
+                return Err(error.clone());
+            }
             Known::Raw => return Ok(Shared::Raw(None)),
-            Known::Multiplexed(live) if live.expires <= SystemTime::now() => {
+            Known::Multiplexed(live) if dead.is_none_or(|dead| !Arc::ptr_eq(dead, &live.id)) => {
+                let place = live.lease.enter();
+                if live.lease.holds() {
+                    return Ok(Shared::Multiplexed(live.clone(), place, true));
+                }
                 tracing::info!(event = "connect.reattest", %to, "the verdict has ended: new streams need a new one");
             }
-            Known::Multiplexed(live) if dead.is_none_or(|dead| !Arc::ptr_eq(dead, &live.id)) => {
-                return Ok(Shared::Multiplexed(live.clone(), true));
-            }
-            Known::Multiplexed(_) | Known::Nothing => {}
+            Known::Multiplexed(_) | Known::Failed(_) | Known::Nothing => {}
         }
-        match self.dial(to).await? {
-            Dialed::Raw(stream) => {
-                *known = Known::Raw;
-                Ok(Shared::Raw(Some(stream)))
+        match self.dial(to).await {
+            Err(error) => {
+                let error = Arc::new(error);
+                *known = Known::Failed(error.clone());
+                slot.failures.fetch_add(1, Ordering::SeqCst);
+                Err(error)
             }
-            Dialed::Multiplexed(live) => {
+            Ok(Dialed::Raw(tunnel)) => {
+                *known = Known::Raw;
+                Ok(Shared::Raw(Some(tunnel)))
+            }
+            Ok(Dialed::Multiplexed(live)) => {
                 *known = Known::Multiplexed(live.clone());
-                Ok(Shared::Multiplexed(live, false))
+                let place = live.lease.enter();
+                Ok(Shared::Multiplexed(live, place, false))
             }
         }
     }
@@ -181,11 +198,11 @@ impl Dialer {
     fn slot(&self, to: &Destination) -> Arc<Slot> {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.len() >= POOL_LIMIT {
-            let now = SystemTime::now();
             pool.retain(|_, slot| {
-                let known = slot.try_lock();
+                let known = slot.known.try_lock();
                 known.is_err()
-                    || known.is_ok_and(|known| matches!(&*known, Known::Multiplexed(l) if l.expires > now))
+                    || known
+                        .is_ok_and(|known| matches!(&*known, Known::Multiplexed(live) if live.lease.holds()))
             });
         }
         pool.entry(to.clone()).or_default().clone()
@@ -200,44 +217,37 @@ impl Dialer {
         let name = if self.mode == Mode::Raw { to.name() } else { Some(TNG_NAME) };
         let connected = self.client.connect(stream, name).await;
         let connected = connected.map_err(|source| ConnectError::Tls { to: to.clone(), source })?;
-        let attested = connected.attest(&self.verifier).await;
-        let attested = attested
+        let attested = connected.attest(self.leases.verifier()).await;
+        let Attested { stream, protocol, peer, certificate } = attested
             .map_err(|source| ConnectError::Attestation { to: to.clone(), source: Box::new(source) })?;
-        let peer = &attested.peer;
-        let (tee, format, until) = (&peer.tee, peer.format.name(), utc(peer.expires));
-        if peer.authenticated {
-            tracing::info!(event = "connect.attested", %to, tee, format, until, "attested {to} ({tee}) until {until}");
-        } else {
-            tracing::warn!(
-                event = "connect.attested-by-anybody",
-                %to,
-                tee,
-                format,
-                until,
-                "attested {to} ({tee}) until {until}, by an attestation service that anybody can answer for \
-                 (--as-unauthenticated)"
-            );
+        tell(to, &peer);
+        let lease = self.leases.grant(to, certificate, peer.term);
+        if protocol == RAW {
+            return Ok(Dialed::Raw(Tunnel::new(stream, lease.enter())));
         }
-        if attested.protocol == RAW {
-            return Ok(Dialed::Raw(attested.stream));
-        }
-        let expires = peer.expires;
-        let requests = self.multiplex(attested.stream).await;
+        let requests = self.multiplex(stream, lease.clone()).await;
         let requests = requests.map_err(|source| ConnectError::Stream { to: to.clone(), source })?;
-        Ok(Dialed::Multiplexed(Live { requests, expires, id: Arc::default() }))
+        Ok(Dialed::Multiplexed(Live { requests, lease, id: Arc::default() }))
     }
 
-    async fn multiplex(&self, stream: TlsStream<TcpStream>) -> Result<SendRequest<Bytes>, h2::Error> {
+    async fn multiplex(
+        &self,
+        stream: TlsStream<TcpStream>,
+        lease: Arc<Lease>,
+    ) -> Result<SendRequest<Bytes>, h2::Error> {
         let mut builder = h2::client::Builder::new();
         builder.enable_push(false).initial_window_size(STREAM_WINDOW);
         builder.initial_connection_window_size(CONNECTION_WINDOW);
         let (requests, connection) = builder.handshake(stream).await?;
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.reap();
-        // Ends by itself once nobody holds a stream of it, or a place to open one.
+        // Ends by itself once nobody holds a stream of it, or a place to open one; cut, whoever does.
         tasks.supervise("connect-h2", async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(event = "connect.lost", ?error, "a connection to a server ended");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(event = "connect.lost", ?error, "a connection to a server ended");
+                },
+                () = lease.cut() => {}
             }
         });
         Ok(requests)
@@ -247,9 +257,27 @@ impl Dialer {
 /// What [`Dialer::shared`] finds.
 enum Shared {
     /// The server takes a connection each; the first comes with the discovery.
-    Raw(Option<TlsStream<TcpStream>>),
-    /// A connection for streams, and whether it was there before.
-    Multiplexed(Live, bool),
+    Raw(Option<Tunnel>),
+    /// A connection for streams, a place for one, and whether it was there before.
+    Multiplexed(Live, Place, bool),
+}
+
+/// A line in the log about a server that was attested.
+fn tell(to: &Destination, peer: &Peer) {
+    let (tee, format, until) = (&peer.tee, peer.format.name(), utc(peer.term.expires()));
+    if peer.authenticated {
+        tracing::info!(event = "connect.attested", %to, tee, format, until, "attested {to} ({tee}) until {until}");
+    } else {
+        tracing::warn!(
+            event = "connect.attested-by-anybody",
+            %to,
+            tee,
+            format,
+            until,
+            "attested {to} ({tee}) until {until}, by an attestation service that anybody can answer for \
+             (--as-unauthenticated)"
+        );
+    }
 }
 
 impl Live {
@@ -284,4 +312,42 @@ fn keep_alive(stream: &TcpStream) {
 
 fn utc(at: SystemTime) -> String {
     crate::error::utc(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::ratls::{Demands, VerifierOptions};
+
+    /// One whose attestation service is nowhere.
+    pub(in super::super) fn dialer() -> Dialer {
+        let url = "http://127.0.0.1:9/as".parse().unwrap();
+        let demands = Demands::default();
+        let options = VerifierOptions { url: &url, ca: None, signers: None, unauthenticated: true, demands };
+        Dialer::new(Verifier::new(options).unwrap(), Mode::Auto).unwrap()
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_connection_shares_its_failure() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = Destination::parse(&listener.local_addr().unwrap().to_string(), None).unwrap();
+        let dialer = dialer();
+        // A server that hears the beginning of a handshake, and goes.
+        let serve = async || {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+        };
+        let failure = |opened: Result<Tunnel, Arc<ConnectError>>| opened.err().unwrap();
+        let (first, second, third, ()) =
+            tokio::join!(dialer.open(&to), dialer.open(&to), dialer.open(&to), serve());
+        let first = failure(first);
+        assert!(matches!(*first, ConnectError::Tls { .. }), "{first:?}");
+        assert!([second, third].into_iter().all(|opened| Arc::ptr_eq(&failure(opened), &first)));
+        // Whoever comes later finds out for himself.
+        let (fourth, ()) = tokio::join!(dialer.open(&to), serve());
+        assert!(!Arc::ptr_eq(&failure(fourth), &first));
+    }
 }

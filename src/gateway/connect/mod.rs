@@ -11,20 +11,23 @@
 //! ```
 //!
 //! A server cannot be reached but through `dial.rs`, and what that gives out was attested: there is no other way a byte
-//! goes. A connection whose verdict has ended takes no new stream; those it has may finish.
+//! goes. A connection whose verdict has ended takes no new stream; those it has stay as long as its server passes again
+//! (lease.rs), and are cut when it does not.
 //!
-//! Asynchronous: a task for each connection of an application, one for each HTTP/2 connection. Locks: the pool, and one
-//! for each destination in it, held while that is dialled so that it is dialled once; the pool's is never held across an
-//! await, nor while another is waited for. Tested in `tests/connect_*.rs`.
+//! Asynchronous: a task for each connection of an application, one for each HTTP/2 connection, one for each lease. Locks: the
+//! pool, and one for each destination in it, held while that is dialled so that it is dialled once; the leases'. None but a
+//! destination's is held across an await. Tested in `tests/connect_*.rs`.
 //!
 //! Source: tng.md sections 3, 6 and 7.
 
 mod destination;
 mod dial;
 mod error;
+mod lease;
 mod proxy;
 mod socks;
 mod stream;
+mod tunnel;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,9 +37,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 pub use destination::Destination;
-pub use dial::{Dialer, Mode, Tunnel};
+pub use dial::{Dialer, Mode};
 pub use error::ConnectError;
 pub use socks::{Request as SocksRequest, read_request as read_socks_request};
+pub use tunnel::Tunnel;
 
 use crate::error::{Fault as _, chain};
 use crate::task::Tasks;
@@ -107,7 +111,7 @@ async fn enter(stream: TcpStream, door: Door, dialer: &Arc<Dialer>) {
 }
 
 /// A tunnel, or a line in the log that says why there is none.
-async fn open(dialer: &Dialer, to: &Destination) -> Result<Tunnel, ConnectError> {
+async fn open(dialer: &Dialer, to: &Destination) -> Result<Tunnel, Arc<ConnectError>> {
     let opened = dialer.open(to).await;
     if let Err(error) = &opened {
         tracing::warn!(
@@ -116,7 +120,7 @@ async fn open(dialer: &Dialer, to: &Destination) -> Result<Tunnel, ConnectError>
             code = error.code(),
             hint = error.hint(),
             "{}",
-            chain(error)
+            chain(&**error)
         );
     }
     opened
@@ -132,5 +136,32 @@ async fn relay(mut application: TcpStream, early: &[u8], mut tunnel: Tunnel) {
         tracing::debug!(event = "connect.broken", ?error, "a connection broke off");
         // An answer that was cut off must not look like one that is complete.
         let _ = application.set_zero_linger();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn application_that_does_not_finish_its_request_is_let_go() {
+        let dialer = Arc::new(dial::tests::dialer());
+        for (door, begun, limit) in [
+            (Door::Http, &b"GET http://model/ HTTP/1.1\r\nHost:"[..], proxy::HEAD_LIMIT),
+            (Door::Socks, &[5, 1], socks::REQUEST_LIMIT),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            application.write_all(begun).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let begin = Instant::now();
+            enter(stream, door, &dialer).await;
+            assert_eq!(begin.elapsed().as_secs(), limit.as_secs());
+            // Closed: what comes before that is the proxy's affair.
+            let _ = application.read_to_end(&mut Vec::new()).await;
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, HeaderValue};
@@ -18,14 +19,18 @@ use hyper::client::conn::http1 as client;
 use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::destination::Destination;
-use super::dial::{Dialer, Tunnel};
+use super::dial::Dialer;
 use super::error::ConnectError;
+use super::tunnel::Tunnel;
 use super::{open, relay};
 use crate::error::{Fault as _, chain};
+
+/// How long an application may take for the head of a request, and keep a connection without one.
+pub(super) const HEAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// Marks a request that went through a tunnel; coming in, it goes in circles.
 const LOOP_MARKER: HeaderName = HeaderName::from_static("x-tng-http-forward");
@@ -59,6 +64,8 @@ pub(super) async fn serve(stream: TcpStream, dialer: &Dialer) {
     });
     let connection = server::Builder::new()
         .preserve_header_case(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     if let Err(error) = connection.await {

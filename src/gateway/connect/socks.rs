@@ -2,14 +2,19 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::destination::Destination;
 use super::dial::Dialer;
 use super::error::ConnectError;
 use super::{open, relay};
+
+/// How long an application may take for its request.
+pub(super) const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
 const VERSION: u8 = 5;
 /// Method: no authentication; and what says that none is acceptable.
@@ -38,14 +43,15 @@ pub enum Request {
 
 /// Serve one connection of an application.
 pub(super) async fn serve(mut application: TcpStream, dialer: &Dialer) {
-    let asked = read_request(&mut application).await;
+    let asked = timeout(REQUEST_LIMIT, read_request(&mut application)).await;
+    let asked = asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let (code, tunnel) = match &asked {
         Ok(Request::Connect(to)) => match open(dialer, to).await {
             Ok(tunnel) => (SUCCEEDED, Some(tunnel)),
             Err(error) => (code(&error), None),
         },
         Ok(Request::Refused(code)) => (*code, None),
-        // Not SOCKS5, or gone.
+        // Not SOCKS5, too slow, or gone.
         Err(_) => return,
     };
     // The address we are bound to on the way to the server is nobody's business: zeros.

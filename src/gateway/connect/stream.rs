@@ -44,6 +44,10 @@ impl AsyncRead for Stream {
         while self.chunk.is_empty() {
             match ready!(self.receive.poll_data(cx)) {
                 Some(Ok(chunk)) => self.chunk = chunk,
+                // What a server says behind the end of its answer, to an upload that it does not read (RFC 9113 section 8.1).
+                Some(Err(error)) if error.is_reset() && error.reason() == Some(Reason::NO_ERROR) => {
+                    return Poll::Ready(Ok(()));
+                }
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),
                 None => return Poll::Ready(Ok(())),
             }

@@ -176,6 +176,24 @@ fn certificates_of_another_shape_are_refused_by_their_flaw() {
 }
 
 #[test]
+fn certificate_full_of_extensions_is_refused_before_they_are_compared() {
+    let most = with_extensions(|list| {
+        let more = |n| ObjectIdentifier::new_unwrap(&format!("1.2.{n}"));
+        list.extend((0..26).map(|n| Extension { extn_id: more(n), ..list[5].clone() }).collect::<Vec<_>>());
+    });
+    assert!(parse(&most).is_ok());
+    // Each with a name of its own: SEQUENCE { OBJECT IDENTIFIER of four bytes, OCTET STRING of none }.
+    let each = |n: u32| {
+        let [a, b, c] = [n >> 14, n >> 7, n].map(|digit| u8::try_from(digit & 0x7f).unwrap());
+        [0x30, 8, 6, 4, 0x2a, 0x80 | a | 1, 0x80 | b, c, 4, 0]
+    };
+    let list: Vec<u8> = (0..420_000).map(|n| ((n & !0x3fff) << 1) | (n & 0x3fff)).flat_map(each).collect();
+    let full = reshaped(|parts| parts[7] = tagged(3, &sequence(&[&list]).unwrap()).unwrap());
+    assert!((4_200_000..=CERTIFICATE_LIMIT).contains(&full.len()), "{}", full.len());
+    assert_eq!(flaw(&full), "the certificate has more than 32 extensions");
+}
+
+#[test]
 fn certificate_of_somebody_elses_making_is_read() {
     use rcgen::{
         CertificateParams, CustomExtension, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
