@@ -212,7 +212,10 @@ async fn newest_client_refuses_the_legacy_certificate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_client_gets_through_by_the_verdict_of_an_attestation_service() {
-    let sandbox = Sandbox::start(Builder::default());
+    // Which TNG fetches from the service, and then holds its verdicts against.
+    let directory = tempfile::tempdir().unwrap();
+    let signer = directory.path().join("signer.pem");
+    let sandbox = Sandbox::start(Builder::default().with(&["--token-cert-out", signer.to_str().unwrap()]));
     let verify = json!({"verify": {"as_addr": format!("{}/as/", sandbox.kbs), "policy_ids": ["default"]}});
     for version in VERSIONS {
         // Neither says by its TLS which of the two certificates it takes in a multiplexed tunnel.
