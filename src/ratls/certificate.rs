@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::encoding::{AsDer as _, EcPrivateKeyRfc5915Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 use sha2::{Digest as _, Sha256};
@@ -110,7 +110,8 @@ impl Fault for CertificateError {
     }
 }
 
-/// A P-256 key that lives in the memory of the cryptographic library, which wipes it, and nowhere else.
+/// A P-256 key that lives in the memory of the cryptographic library, which wipes it, and nowhere else but in OpenSSL's where
+/// that speaks TLS.
 #[derive(Debug, Clone)]
 pub struct Key(Arc<EcdsaKeyPair>);
 
@@ -132,6 +133,15 @@ impl Key {
     pub fn spki(&self) -> Result<Vec<u8>, CertificateError> {
         let der: Result<PublicKeyX509Der<'_>, _> = self.0.public_key().as_der();
         der.map(|der| der.as_ref().to_vec()).map_err(|_| CertificateError::Library { act: "write a key" })
+    }
+
+    /// The private key (RFC 5915) for OpenSSL, in memory that is wiped.
+    ///
+    /// # Errors
+    /// [`CertificateError::Library`].
+    pub(super) fn private(&self) -> Result<EcPrivateKeyRfc5915Der<'static>, CertificateError> {
+        let der = self.0.private_key().as_der();
+        der.map_err(|_| CertificateError::Library { act: "hand a key over" })
     }
 
     /// ECDSA with SHA-256 over `message`, in ASN.1.

@@ -81,14 +81,20 @@ impl Fault for IdentityError {
 #[derive(Debug)]
 pub struct Shown {
     certified: Arc<CertifiedKey>,
+    key: Key,
     made_at: SystemTime,
     made: Instant,
 }
 
 impl Shown {
-    /// For a TLS server or client.
+    /// For rustls.
     pub fn certified(&self) -> &Arc<CertifiedKey> {
         &self.certified
+    }
+
+    /// For OpenSSL: the certificate in DER, and its key.
+    pub(super) fn parts(&self) -> (&[u8], &Key) {
+        (self.certified.cert.first().map_or(&[], |der| der.as_ref()), &self.key)
     }
 
     /// When its evidence was asked for.
@@ -171,8 +177,8 @@ impl Recipe {
         let der = certificate::issue(&key, &tagged.encode(), made_at).map_err(no_certificate)?;
         // Not `from_der`: it holds the certificate against the key with webpki, which reads no certificate over 64 KiB
         // (tng.md 12.5).
-        let certified = Arc::new(CertifiedKey::new(vec![CertificateDer::from(der)], Arc::new(key)));
-        Ok(Shown { certified, made_at, made })
+        let certified = Arc::new(CertifiedKey::new(vec![CertificateDer::from(der)], Arc::new(key.clone())));
+        Ok(Shown { certified, key, made_at, made })
     }
 
     async fn make_apart(self: &Arc<Self>, format: Format) -> Result<Shown, IdentityError> {

@@ -1,7 +1,8 @@
 //! The evidence certificate: a self-signed X.509 certificate that carries what the attester says about its key.
 //!
-//! Owns: the certificate and the evidence in it, what a relying party asks an attestation service about it, and the TLS role
-//! that receives it, as TNG (Trusted Network Gateway) has them on the wire. Must not know: who
+//! Owns: the certificate and the evidence in it, what a relying party asks an attestation service about it, and the TLS roles
+//! that receive it, as TNG (Trusted Network Gateway) has them on the wire: the client's, and both of peers that attest each
+//! other. Must not know: who
 //! connects to whom and why, sockets, the gateway. No locks, no threads but the blocking ones in which evidence is
 //! collected. The parsers of bytes from outside (blob, certificate) are pure and public, to be fuzzed. Tested beside the code
 //! on `tests/vectors/tng-vectors.json`.
@@ -23,7 +24,7 @@ mod verifier;
 
 pub use error::VerifyError;
 pub use term::Term;
-pub use tls::{Attested, Client, TlsError, TlsStream, Unattested};
+pub use tls::{Attested, Client, Server, TlsError, TlsStream, Unattested};
 pub use verdict::Demands;
 pub use verifier::{Options as VerifierOptions, Peer, Verifier};
 

@@ -354,6 +354,11 @@ async fn relay(
 
 /// A context that signs with another key than that of the certificate it shows.
 pub fn mismatched(identity: &Identity) -> SslContext {
+    context(&Identity { key: mismatched_key(identity), ..identity.clone() }, &Character::default())
+}
+
+/// The identity's key, which is not that of its certificate, so that OpenSSL does not notice.
+pub fn mismatched_key(identity: &Identity) -> PKey<Private> {
     // OpenSSL compares the two, except for a key whose public half it is told: the certificate's, with the other's private.
     let group = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1).unwrap();
     let certificate = X509::from_der(&identity.certificate).unwrap();
@@ -361,7 +366,7 @@ pub fn mismatched(identity: &Identity) -> SslContext {
     let private = identity.key.ec_key().unwrap();
     let key = openssl::ec::EcKey::from_private_components(&group, private.private_key(), public.public_key())
         .unwrap();
-    context(&Identity { key: PKey::from_ec_key(key).unwrap(), ..identity.clone() }, &Character::default())
+    PKey::from_ec_key(key).unwrap()
 }
 
 /// Whether a handshake as the server is completed.
