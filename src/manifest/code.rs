@@ -62,7 +62,7 @@ pub struct Object {
     pub path: PathBuf,
     /// Length in bytes.
     pub len: u64,
-    /// One for each started [`CHUNK_LEN`], one if it is empty.
+    /// One for each started [`super::CHUNK_LEN`], one if it is empty.
     pub hashes: Vec<Hash>,
 }
 

@@ -196,7 +196,7 @@ impl Client {
     /// The same, once all of it is in memory.
     ///
     /// # Errors
-    /// As [`Client::open_range`] and [`Ranged::next`].
+    /// As [`Client::open_range`], or of the bytes on their way.
     pub async fn get_range(
         &self,
         key: &str,

@@ -29,7 +29,7 @@ impl Default for Retry {
 
 impl Retry {
     /// Pause after the failed attempt number `attempt` (from 0): between half of and the whole exponential step, so that
-    /// clients that failed together do not come back together; at least what the server `asked` for, up to [`LONGEST_ASKED`].
+    /// clients that failed together do not come back together; at least what the server `asked` for, up to a minute.
     pub fn pause(&self, attempt: u32, asked: Option<Duration>) -> Duration {
         let step = self.first.saturating_mul(2u32.saturating_pow(attempt)).min(self.longest);
         let jitter = getrandom::u32().unwrap_or(u32::MAX);
