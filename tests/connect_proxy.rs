@@ -233,16 +233,22 @@ async fn curl_with_all_proxy_reaches_the_model() {
     }
 }
 
+/// An application and the server at the other end of its tunnel, which has had a byte from it.
+async fn joined(mode: &str) -> (World, connecting::Connect, TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let world = World::new(Character::default(), listener.local_addr().unwrap()).await;
+    let connect = world.connect(&["--mode", mode]);
+    let mut application = tunnel(connect.doors[0], world.egress.address).await;
+    application.write_all(b"?").await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    server.read_u8().await.unwrap();
+    (world, connect, application, server)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn answer_that_is_cut_off_does_not_look_complete() {
     for mode in ["multiplex", "raw"] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let world = World::new(Character::default(), listener.local_addr().unwrap()).await;
-        let connect = world.connect(&["--mode", mode]);
-        let mut application = tunnel(connect.doors[0], world.egress.address).await;
-        application.write_all(b"?").await.unwrap();
-        let (mut server, _) = listener.accept().await.unwrap();
-        server.read_u8().await.unwrap();
+        let (_world, _connect, mut application, mut server) = joined(mode).await;
         server.write_all(b"part").await.unwrap();
         let mut part = [0; 4];
         application.read_exact(&mut part).await.unwrap();
@@ -258,13 +264,7 @@ async fn answer_that_is_cut_off_does_not_look_complete() {
 #[tokio::test(flavor = "multi_thread")]
 async fn application_that_gives_up_is_seen_to_by_the_server() {
     for mode in ["multiplex", "raw"] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let world = World::new(Character::default(), listener.local_addr().unwrap()).await;
-        let connect = world.connect(&["--mode", mode]);
-        let mut application = tunnel(connect.doors[0], world.egress.address).await;
-        application.write_all(b"?").await.unwrap();
-        let (mut server, _) = listener.accept().await.unwrap();
-        server.read_u8().await.unwrap();
+        let (_world, _connect, application, mut server) = joined(mode).await;
         let mut part = [0; 4];
         application.set_zero_linger().unwrap();
         drop(application);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::gocryptfs::{self, Tree};
-use crate::store::{Keeping, Store};
+use crate::store::Store;
 
 /// Questions that wait while one is answered: more are an attack or a loop.
 const WAITING: usize = 16;
@@ -93,11 +93,11 @@ impl Commands {
 fn prefetch(store: &Store, tree: &Tree, point: &Path, path: &Path) -> Result<Prefetched, Refusal> {
     let below = path.strip_prefix(point).unwrap_or(path);
     let files = gocryptfs::files_at(tree, below).ok_or_else(|| Refusal::NoSuchPath { path: path.into() })?;
-    let progress = store.progress().borrow().caching;
-    if store.keeping() == Keeping::Nothing || !progress {
+    // Also where the store was opened to keep nothing.
+    if !store.progress().borrow().caching {
         return Err(Refusal::NothingKept);
     }
     store.prefetch(&files);
-    let files_count = u64::try_from(files.len()).unwrap_or(u64::MAX);
-    Ok(Prefetched { files: files_count, missing: store.missing(&files) })
+    let missing = store.missing(&files);
+    Ok(Prefetched { files: u64::try_from(files.len()).unwrap_or(u64::MAX), missing })
 }

@@ -183,7 +183,7 @@ impl Engine {
             (None, None) => Kept::Memory(batch),
             (None, Some(now)) => Kept::Disk(Some(now)),
             (Some(before), Some(now)) if before == now => return Ok(()),
-            (Some(_), _) => return Err(self.unavailable(slot, "came in while its file was lost".into())),
+            (Some(_), _) => return Err(self.lost(slot)),
         };
         Ok(())
     }
@@ -211,10 +211,9 @@ impl Engine {
         match landing.kept {
             Kept::Memory(frames) => return Ok(state.recent.serve(key, frames)),
             Kept::Disk(Some(generation)) if generation == slot.file.generation() && state.caching => {}
-            // Where the file was begun anew meanwhile, the bytes went into the old one.
             Kept::Disk(_) => {
                 drop(state);
-                return Err(self.unavailable(slot, "came in while its file was lost".into()));
+                return Err(self.lost(slot));
             }
         }
         if let Some(object) = state.objects.get_mut(key.object.0) {
@@ -258,6 +257,11 @@ impl Engine {
         if landing.promised && slot.layout.chunks() > 1 {
             self.lock().room.settle(slot.layout.len_of(landing.key.chunk));
         }
+    }
+
+    /// Where the file was begun anew meanwhile, the bytes went into the old one.
+    fn lost(&self, slot: &Slot) -> Failure {
+        self.unavailable(slot, "came in while its file was lost".into())
     }
 
     fn unavailable(&self, slot: &Slot, detail: String) -> Failure {
