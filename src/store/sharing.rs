@@ -318,6 +318,14 @@ impl Store {
         self.engine.slots.len()
     }
 
+    /// How many chunks object number `object` has, its length, and that of a chunk, in bytes.
+    pub fn chunks_of(&self, object: usize) -> (u64, u64, u64) {
+        self.engine
+            .slots
+            .get(object)
+            .map_or((0, 0, 1), |slot| (slot.layout.chunks(), slot.layout.len, slot.layout.chunk_len()))
+    }
+
     /// Wait until chunks may have come or gone.
     pub async fn changed(&self) {
         self.engine.landed.notified().await;
