@@ -55,7 +55,10 @@ impl Settings {
             ("MODEL_WAIT", wait(model.wait).to_owned()),
             ("MODEL_SERVICE_PORT", service_port.map(|port| port.to_string()).unwrap_or_default()),
             ("TRUSTEE_POLICY", trustee.policy.clone()),
-            ("MODEL_SHARING_PEER", peer.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+            (
+                "MODEL_SHARING_PEER",
+                peer.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            ),
             ("trustee.require_https", trustee.require_https.to_string()),
             ("trustee.ca_file", file(&trustee.ca_file)),
             ("trustee.protocol", protocol(trustee.protocol).to_owned()),

@@ -15,8 +15,8 @@ use super::gateway::CertificateRule;
 use super::keys::{self, Default, Key};
 use super::report::{Findings, Place, Problem, Reported};
 use super::settings::{
-    Addressing, CacheMode, CredentialChoice, EventLog, GpuForm, KeyAlgorithm, Metadata, MountMode, PeerAttestation, Protocol,
-    QuoteChoice, Signature, TeeChoice,
+    Addressing, CacheMode, CredentialChoice, EventLog, GpuForm, KeyAlgorithm, Metadata, MountMode,
+    PeerAttestation, Protocol, QuoteChoice, Signature, TeeChoice,
 };
 use super::{FileKind, SourceFile};
 

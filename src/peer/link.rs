@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, mpsc};
 use super::blobs;
 use super::board::{Board, Job, Queues};
 use super::error::PeerError;
-use super::transport::{Security, Wire};
+use super::transport::{Dialler, Wire};
 use super::wire::{ANSWER, Answer, HAVE, HELLO, Have, Hello, Purpose};
 use crate::error::chain;
 use crate::store::{ChunkIndex, ChunkKey, ObjectIndex, PeerFailed, Store};
@@ -32,12 +32,12 @@ pub const HELLO_LIMIT: Duration = Duration::from_secs(10);
 pub fn supervise(
     tasks: &mut Tasks,
     board: &Arc<Board>,
-    security: &Arc<Security>,
+    dialler: &Arc<Dialler>,
     store: &Arc<Store>,
     index: usize,
     queues: Queues,
 ) {
-    let link = |board: &Arc<Board>| Link { board: board.clone(), security: security.clone(), index };
+    let link = |board: &Arc<Board>| Link { board: board.clone(), dialler: dialler.clone(), index };
     tasks.supervise("peer-news", link(board).hear(store.clone()));
     let jobs = Arc::new(Mutex::new(queues.jobs));
     for _ in 0..LANES {
@@ -48,7 +48,7 @@ pub fn supervise(
 
 struct Link {
     board: Arc<Board>,
-    security: Arc<Security>,
+    dialler: Arc<Dialler>,
     index: usize,
 }
 
@@ -56,7 +56,7 @@ impl Link {
     /// Dial, and say hello.
     async fn dial(&self, purpose: Purpose) -> Result<(Box<dyn Wire>, Hello), PeerError> {
         let address = self.board.address(self.index).ok_or(PeerError::Itself)?;
-        let mut stream = self.security.dial(address).await?;
+        let mut stream = self.dialler.dial(address).await?;
         let ours = Hello { node: self.board.node, model: self.board.model, purpose };
         let said = async {
             stream.write_all(&ours.encode()).await?;

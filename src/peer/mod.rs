@@ -33,9 +33,9 @@ pub mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::bandwidth::Bandwidth;
 use crate::store::{Peers, Store};
@@ -43,6 +43,7 @@ use crate::task::Tasks;
 use board::Board;
 pub use board::{Counts, Shown, Standing};
 pub use error::PeerError;
+use transport::Dialler;
 pub use transport::Security;
 
 /// How a node takes part.
@@ -67,6 +68,9 @@ pub struct Swarm {
 }
 
 impl Swarm {
+    /// Names of its protocol in TLS (ALPN).
+    pub const PROTOCOLS: &'static [&'static str] = &["cai-peer/1"];
+
     /// Listen, and dial the others. Chunks are served and fetched once the store shares with [`Swarm::peers`].
     ///
     /// # Errors
@@ -78,13 +82,15 @@ impl Swarm {
         let listening = listener.local_addr().map_err(listen)?;
         let chunks = (0..store.objects()).map(|object| store.chunks_of(object)).collect();
         let (board, queues) = Board::new(options.model, chunks, &options.peers)?;
-        let (board, security) = (Arc::new(board), Arc::new(options.security));
+        // Peers know this node by the address that it listens at, where that is one.
+        let from = Some(at.ip()).filter(|ip| !ip.is_unspecified());
+        let (board, dialler) = (Arc::new(board), Arc::new(Dialler { security: options.security, from }));
         let upload = Bandwidth::new(options.upload_limit).map(Arc::new);
         let mut tasks = Tasks::new();
         for (index, queue) in queues.into_iter().enumerate() {
-            link::supervise(&mut tasks, &board, &security, &store, index, queue);
+            link::supervise(&mut tasks, &board, &dialler, &store, index, queue);
         }
-        let server = server::Server { board: board.clone(), security, store, upload };
+        let server = server::Server { board: board.clone(), dialler, store, upload };
         tasks.supervise("peer-server", server.serve(listener));
         Ok(Swarm { board, tasks, listening })
     }
@@ -104,13 +110,8 @@ impl Swarm {
         self.board.shown()
     }
 
-    /// Cancelled when it stops.
-    pub fn token(&self) -> CancellationToken {
-        self.tasks.token()
-    }
-
     /// Serve and ask nobody any more.
-    pub async fn stop(self, limit: std::time::Duration) {
+    pub async fn stop(self, limit: Duration) {
         self.tasks.stop(limit).await;
     }
 }

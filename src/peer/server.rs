@@ -11,7 +11,7 @@ use super::blobs::{Blob, Gate};
 use super::board::Board;
 use super::error::PeerError;
 use super::link::{HELLO_LIMIT, SILENCE};
-use super::transport::{Security, Wire};
+use super::transport::{Dialler, Wire};
 use super::wire::{ASK, Answer, Ask, HELLO, Have, Hello, Purpose};
 use crate::bandwidth::Bandwidth;
 use crate::error::{Fault, chain};
@@ -36,7 +36,7 @@ const NEWS_EVERY: Duration = Duration::from_millis(50);
 /// What a server needs.
 pub struct Server {
     pub board: Arc<Board>,
-    pub security: Arc<Security>,
+    pub dialler: Arc<Dialler>,
     pub store: Arc<Store>,
     pub upload: Option<Arc<Bandwidth>>,
 }
@@ -80,7 +80,7 @@ impl Server {
 
     async fn connection(&self, tcp: TcpStream, index: usize, gate: &Arc<Gate>) -> Result<(), PeerError> {
         let from = tcp.peer_addr().map_err(PeerError::Broken)?;
-        let accepted = tokio::time::timeout(HANDSHAKE, self.security.accept(tcp)).await;
+        let accepted = tokio::time::timeout(HANDSHAKE, self.dialler.accept(tcp)).await;
         let accepted = accepted.map_err(|_| PeerError::Silent { secs: HANDSHAKE.as_secs() })?;
         let mut stream = accepted.inspect_err(|error| {
             if let PeerError::Refused(_) = error {

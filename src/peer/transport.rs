@@ -1,11 +1,12 @@
 //! Connections between nodes: TLS in which both ends are attested, or, where the operator wrote so, plain TCP.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, BufStream};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::error::PeerError;
 use crate::ratls::{Client, Server, Verifier};
@@ -15,9 +16,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// What is read at a time: OpenSSL would ask for each record by itself.
 const BUFFER: usize = 128 << 10;
-
-/// The name of the protocol in TLS.
-pub const ALPN: &[&str] = &["cai-peer/1"];
 
 /// A connection, whatever it is made of.
 pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
@@ -39,17 +37,24 @@ pub enum Security {
     Network,
 }
 
-impl Security {
+/// Makes and takes connections.
+pub(super) struct Dialler {
+    pub(super) security: Security,
+    /// The address that connections are made from; the system's choice without.
+    pub(super) from: Option<IpAddr>,
+}
+
+impl Dialler {
     /// Connect to the peer at `address`.
     ///
     /// # Errors
     /// `Unreachable`, `Silent`, `Tls`, `Refused`.
     pub(super) async fn dial(&self, address: SocketAddr) -> Result<Box<dyn Wire>, PeerError> {
-        let connected = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
+        let connected = tokio::time::timeout(CONNECT, self.reach(address)).await;
         let tcp = connected.map_err(|_| PeerError::Silent { secs: CONNECT.as_secs() })?;
         let tcp = tcp.map_err(PeerError::Unreachable)?;
         tcp.set_nodelay(true).map_err(PeerError::Broken)?;
-        match self {
+        match &self.security {
             Security::Attested { client, verifier, .. } => {
                 let tls = client.connect(buffered(tcp), None).await?;
                 Ok(Box::new(tls.attest(verifier).await?.stream))
@@ -58,13 +63,21 @@ impl Security {
         }
     }
 
+    async fn reach(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if let Some(from) = self.from.filter(|from| from.is_ipv4() == address.is_ipv4()) {
+            socket.bind(SocketAddr::new(from, 0))?;
+        }
+        socket.connect(address).await
+    }
+
     /// Take a connection.
     ///
     /// # Errors
     /// `Tls`, `Refused`, `Broken`.
     pub(super) async fn accept(&self, tcp: TcpStream) -> Result<Box<dyn Wire>, PeerError> {
         tcp.set_nodelay(true).map_err(PeerError::Broken)?;
-        match self {
+        match &self.security {
             Security::Attested { server, verifier, .. } => {
                 let tls = server.accept(buffered(tcp)).await?;
                 Ok(Box::new(tls.attest(verifier).await?.stream))
