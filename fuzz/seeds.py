@@ -172,6 +172,11 @@ def service_port():
     seed("gateway_plaintext", "check", "GET /health HTTP/1.1\r\nHost: 10.0.0.1:8080\r\nUser-Agent: probe\r\n\r\n")
     seed("gateway_plaintext", "old", "HEAD /health HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
 
+    seed("peer_wire", "hello", b"caipeer1" + bytes(range(48)) + b"\1")
+    seed("peer_wire", "have", bytes([1, 0, 0, 0, 3, 0, 0, 0, 255, 1, 8]))
+    seed("peer_wire", "ask", bytes([1, 0, 0, 0]) + b"".join(n.to_bytes(8, "little") for n in (2, 0, 4096)) + b"\0")
+    seed("peer_wire", "answer", bytes(33))
+
     def token(claims):
         segment = lambda value: base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
         return f'{segment({"alg": "ES256"})}.{segment(claims)}.c2ln'

@@ -1,29 +1,31 @@
-//! The engine: one chunk as one blob of iroh-blobs, over any stream.
+//! The engine: one chunk as one blob, over any stream, as iroh-blobs carries it and bao-tree encodes it: the length (u64), then the
+//! hashes of the tree and the bytes of the range in order.
 //!
 //! The blob exists while it is asked for: its hash is computed from the chunk as it is read, so nothing is kept beside the
 //! store's own files. The hash shows that what arrives is what the sender meant to send, 16 KiB at a time.
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bao_tree::io::BaoContentItem;
+use bao_tree::io::fsm::{ResponseDecoder, ResponseDecoderNext};
+use bao_tree::io::outboard::PreOrderMemOutboard;
+use bao_tree::io::round_up_to_chunks;
+use bao_tree::io::sync::encode_ranges;
+use bao_tree::{BaoTree, BlockSize, ByteRanges, ChunkRanges};
 use bytes::{Bytes, BytesMut};
-use iroh::endpoint::VarInt;
-use iroh_blobs::get::fsm::{AtConnected, BlobContentNext, ConnectedNext, RequestCounters};
-use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt, GetRequest};
-use iroh_blobs::provider::events::EventSender;
-use iroh_blobs::provider::{StreamPair, handle_stream};
-use iroh_blobs::store::readonly_mem::ReadonlyMemStore;
-use iroh_blobs::util::{AsyncReadRecvStream, AsyncReadRecvStreamExtra, SendStream};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
+use iroh_io::AsyncStreamReader;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
 use super::error::PeerError;
 use super::transport::Wire;
-use super::wire::REQUEST_LIMIT;
 use crate::store::PeerFailed;
+
+/// Bytes under one hash that is sent: 16 KiB, as iroh-blobs has them.
+const GROUP: BlockSize = BlockSize::from_chunk_log(4);
 
 /// What a leaf's bytes are gathered to before they are handed on: few enough to come often, enough for a hand-over to cost nothing.
 const FRAME: usize = 256 << 10;
@@ -31,13 +33,13 @@ const FRAME: usize = 256 << 10;
 /// How long the other end may pause.
 pub const STALL: Duration = Duration::from_secs(10);
 
-/// Bytes that are not said to the socket one by one: a pair of hashes has 64.
-const WRITE_BUFFER: usize = 64 << 10;
+/// What is written between two looks at who is to go first.
+const PIECE: usize = 64 << 10;
 
 /// Lets what readers wait for go first.
 #[derive(Default)]
 pub struct Gate {
-    urgent: std::sync::atomic::AtomicUsize,
+    urgent: AtomicUsize,
     opened: Notify,
 }
 
@@ -47,14 +49,14 @@ pub struct Ahead<'a>(&'a Gate);
 impl Gate {
     /// From now on the others wait.
     pub fn pass(&self) -> Ahead<'_> {
-        self.urgent.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.urgent.fetch_add(1, Ordering::SeqCst);
         Ahead(self)
     }
 
     /// Wait until nobody is before us, and not for ever.
     async fn wait(&self) {
         let opened = self.opened.notified();
-        if self.urgent.load(std::sync::atomic::Ordering::SeqCst) > 0 {
+        if self.urgent.load(Ordering::SeqCst) > 0 {
             let _ = tokio::time::timeout(STALL / 10, opened).await;
         }
     }
@@ -62,97 +64,50 @@ impl Gate {
 
 impl Drop for Ahead<'_> {
     fn drop(&mut self) {
-        self.0.urgent.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+        self.0.urgent.fetch_sub(1, Ordering::SeqCst);
         self.0.opened.notify_waiters();
     }
 }
 
-/// A chunk, ready to be given.
+/// A range of a chunk, ready to be given.
 pub struct Blob {
-    store: ReadonlyMemStore,
-    /// Its BLAKE3 hash.
+    /// The BLAKE3 hash of the chunk.
     pub hash: [u8; 32],
+    encoded: Vec<u8>,
 }
 
 impl Blob {
-    /// Of these bytes. Needs a runtime; hashes, so not on one of its workers.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        let hash = *blake3::hash(&bytes).as_bytes();
-        Blob { store: ReadonlyMemStore::new([bytes]), hash }
+    /// `range` of these bytes; `None` where it is not inside. Hashes: not for a worker of the runtime.
+    pub fn new(bytes: &[u8], range: Range<u64>) -> Option<Self> {
+        let len = u64::try_from(bytes.len()).ok().filter(|len| range.end <= *len && !range.is_empty())?;
+        let outboard = PreOrderMemOutboard::create(bytes, GROUP);
+        let mut encoded = len.to_le_bytes().to_vec();
+        encode_ranges(bytes, &outboard, &ranges(range), &mut encoded).ok()?;
+        Some(Blob { hash: *outboard.root.as_bytes(), encoded })
     }
 
-    /// Read one request and answer it.
+    /// Send it. With a `gate`, behind whoever is ahead there.
     ///
     /// # Errors
     /// [`PeerError`]; the connection is of no use then.
-    pub async fn give(self, stream: &mut dyn Wire, gate: Option<Arc<Gate>>) -> Result<(), PeerError> {
-        let len = stream.read_u32_le().await.map_err(PeerError::Broken)?;
-        if len > REQUEST_LIMIT {
-            let got = format!("one of {len} bytes");
-            return Err(PeerError::Protocol { expected: "a request of up to 1024 bytes", got });
+    pub async fn give(&self, stream: &mut dyn Wire, gate: Option<&Gate>) -> Result<(), PeerError> {
+        for piece in self.encoded.chunks(PIECE) {
+            if let Some(gate) = gate {
+                gate.wait().await;
+            }
+            waited(stream.write_all(piece)).await?.map_err(PeerError::Broken)?;
         }
-        let mut request = vec![0; usize::try_from(len).unwrap_or(0)];
-        stream.read_exact(&mut request).await.map_err(PeerError::Broken)?;
-        let out = Out { writer: BufWriter::with_capacity(WRITE_BUFFER, &mut *stream), gate, broken: false };
-        // The engine takes the end of a stream for the end of a request.
-        let pair = StreamPair::new(0, Bytes::from(request), out, EventSender::DEFAULT);
-        let served = handle_stream(pair, (*self.store).clone()).await;
-        served.map_err(|error| PeerError::Broken(io::Error::other(error.to_string())))?;
-        stream.flush().await.map_err(PeerError::Broken)
+        waited(stream.flush()).await?.map_err(PeerError::Broken)
     }
 }
 
-/// Where an answer goes.
-struct Out<W: AsyncWrite> {
-    writer: BufWriter<W>,
-    gate: Option<Arc<Gate>>,
-    broken: bool,
+/// The whole KiB around `range`, which is what the tree can show.
+fn ranges(range: Range<u64>) -> ChunkRanges {
+    round_up_to_chunks(&ByteRanges::from(range))
 }
 
-impl<W: AsyncWrite + Unpin + Send> Out<W> {
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.broken {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        if let Some(gate) = &self.gate {
-            gate.wait().await;
-        }
-        match tokio::time::timeout(STALL, self.writer.write_all(bytes)).await {
-            Ok(written) => written,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        }
-    }
-}
-
-impl<W: AsyncWrite + Unpin + Send> SendStream for Out<W> {
-    async fn send_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
-        self.write(&bytes).await
-    }
-
-    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write(bytes).await
-    }
-
-    async fn sync(&mut self) -> io::Result<()> {
-        self.writer.flush().await
-    }
-
-    fn reset(&mut self, _: VarInt) -> io::Result<()> {
-        // There is one stream in a connection, and no way to say it but to end both.
-        self.broken = true;
-        Ok(())
-    }
-
-    async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
-        std::future::pending().await
-    }
-
-    fn id(&self) -> u64 {
-        0
-    }
-}
-
-/// Ask for `range` of the blob `hash`, which has `size` bytes, and hand its bytes on as they are verified.
+/// Take `range` of the blob `hash`, which has `size` bytes, and hand its bytes on as they are verified. `begun` is told of the
+/// first.
 ///
 /// # Errors
 /// [`PeerError`]; the connection is of no use then. Also where nobody takes the bytes any more.
@@ -164,35 +119,27 @@ pub async fn take(
     frames: &mpsc::Sender<Result<Bytes, PeerFailed>>,
     mut begun: impl FnMut(),
 ) -> Result<(), PeerError> {
-    let request = GetRequest::blob_ranges(hash.into(), ChunkRanges::bytes(range.clone()));
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let answer = AsyncReadRecvStream::new(In(&mut reader));
-    let at = AtConnected::new(
-        std::time::Instant::now().into(),
-        answer,
-        Ask(&mut writer),
-        request,
-        RequestCounters::default(),
-    );
-    let ConnectedNext::StartRoot(root) = within(at.next()).await? else {
-        return Err(PeerError::Protocol { expected: "a blob", got: "something else".into() });
-    };
-    let (mut content, told) = within(root.next().next()).await?;
+    let told = waited(stream.read_u64_le()).await?.map_err(PeerError::Broken)?;
     if told != size {
         return Err(PeerError::Protocol {
             expected: "a blob as long as the chunk",
             got: format!("{told} bytes"),
         });
     }
-    // Ranges of blobs are whole KiB: what is around the one that is wanted comes too.
+    let tree = BaoTree::new(size, GROUP);
+    let mut decoder = ResponseDecoder::new(hash.into(), ranges(range.clone()), tree, In(stream));
     let (mut wanted, mut frame) = (range, BytesMut::new());
     loop {
-        // Never `AtClosing::next`: it waits for the end of the stream, which goes on.
-        let BlobContentNext::More((next, item)) = waited(content.next()).await? else { break };
-        content = next;
-        let item = item.map_err(|error| PeerError::Broken(io::Error::other(error.to_string())))?;
+        let item = match waited(decoder.next()).await? {
+            ResponseDecoderNext::More((next, item)) => {
+                decoder = next;
+                item.map_err(|error| PeerError::Broken(io::Error::other(error)))?
+            }
+            ResponseDecoderNext::Done(_) => break,
+        };
         let BaoContentItem::Leaf(leaf) = item else { continue };
         let end = leaf.offset.saturating_add(u64::try_from(leaf.data.len()).unwrap_or(u64::MAX));
+        // What is around the range that is wanted comes too.
         let (from, to) = (wanted.start.max(leaf.offset), wanted.end.min(end));
         if from >= to {
             continue;
@@ -219,58 +166,88 @@ async fn hand_on(
     taken.map_err(|_| PeerError::Broken(io::Error::other("nobody waits for it any more")))
 }
 
-/// The next step of the engine, in time.
-async fn within<T, E: std::error::Error>(step: impl Future<Output = Result<T, E>>) -> Result<T, PeerError> {
-    waited(step).await?.map_err(|error| PeerError::Broken(io::Error::other(error.to_string())))
-}
-
 async fn waited<T>(step: impl Future<Output = T>) -> Result<T, PeerError> {
     tokio::time::timeout(STALL, step).await.map_err(|_| PeerError::Silent { secs: STALL.as_secs() })
 }
 
-struct In<'a, R>(&'a mut R);
+/// The end of a connection that bytes come from.
+struct In<'a>(&'a mut dyn Wire);
 
-impl<R: AsyncRead + Unpin + Send> AsyncReadRecvStreamExtra for In<'_, R> {
-    fn inner(&mut self) -> &mut (impl AsyncRead + Unpin + Send) {
-        &mut self.0
+impl AsyncStreamReader for In<'_> {
+    async fn read_bytes(&mut self, len: usize) -> io::Result<Bytes> {
+        // At most a group: the tree asks for no more at a time.
+        let mut bytes = vec![0; len];
+        self.0.read_exact(&mut bytes).await?;
+        Ok(bytes.into())
     }
 
-    fn stop(&mut self, _: VarInt) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn id(&self) -> u64 {
-        0
+    async fn read<const L: usize>(&mut self) -> io::Result<[u8; L]> {
+        let mut bytes = [0; L];
+        self.0.read_exact(&mut bytes).await?;
+        Ok(bytes)
     }
 }
 
-/// Puts a request behind its length.
-struct Ask<'a, W>(&'a mut W);
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-impl<W: AsyncWrite + Unpin + Send> SendStream for Ask<'_, W> {
-    async fn send_bytes(&mut self, bytes: Bytes) -> io::Result<()> {
-        self.send(&bytes).await
+    use super::*;
+
+    /// What arrives of `range` of `bytes` when `spoil` has been at what was sent.
+    fn sent(
+        bytes: &[u8],
+        range: Range<u64>,
+        spoil: impl FnOnce(&mut Vec<u8>),
+    ) -> (Vec<u8>, Result<(), PeerError>) {
+        let mut blob = Blob::new(bytes, range.clone()).unwrap();
+        assert_eq!(blob.hash, *blake3::hash(bytes).as_bytes());
+        spoil(&mut blob.encoded);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut ours, mut theirs) = tokio::io::duplex(4 << 20);
+            blob.give(&mut ours, Some(&Gate::default())).await.unwrap();
+            drop(ours);
+            let (frames, mut coming) = mpsc::channel(100);
+            let taken = take(&mut theirs, blob.hash, range, bytes.len() as u64, &frames, || ()).await;
+            drop(frames);
+            let mut all = Vec::new();
+            while let Some(frame) = coming.recv().await {
+                all.extend_from_slice(&frame.unwrap());
+            }
+            (all, taken)
+        })
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        self.0.write_all(&[&len.to_le_bytes()[..], bytes].concat()).await?;
-        self.0.flush().await
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn any_range_arrives_and_a_wrong_bit_does_not(
+            len in 1usize..100_000, a: prop::sample::Index, b: prop::sample::Index, at: prop::sample::Index, bit in 0u8..8,
+        ) {
+            let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+            let (a, b) = (a.index(len), b.index(len));
+            let range = a.min(b) as u64..a.max(b) as u64 + 1;
+            let right = &bytes[range.start as usize..range.end as usize];
+            let (all, taken) = sent(&bytes, range.clone(), |_| ());
+            prop_assert!(taken.is_ok());
+            prop_assert_eq!(&all, right);
+            let (all, taken) = sent(&bytes, range, |encoded| {
+                let at = at.index(encoded.len());
+                encoded[at] ^= 1 << bit;
+            });
+            prop_assert!(taken.is_err());
+            prop_assert!(right.starts_with(&all), "what came before it was right");
+        }
     }
 
-    async fn sync(&mut self) -> io::Result<()> {
-        self.0.flush().await
-    }
-
-    fn reset(&mut self, _: VarInt) -> io::Result<()> {
-        Ok(())
-    }
-
-    async fn stopped(&mut self) -> io::Result<Option<VarInt>> {
-        Ok(None)
-    }
-
-    fn id(&self) -> u64 {
-        0
+    #[test]
+    fn cut_answers_and_ranges_outside_are_refused() {
+        let bytes = vec![7; 50_000];
+        for left in [0, 7, 8, 100, 49_000] {
+            let (_, taken) = sent(&bytes, 0..50_000, |encoded| encoded.truncate(left));
+            assert!(matches!(taken, Err(PeerError::Broken(_))), "{left}");
+        }
+        assert!(Blob::new(&bytes, 0..50_001).is_none() && Blob::new(&bytes, 5..5).is_none());
     }
 }

@@ -1,9 +1,9 @@
 //! Chunks of ciphertext between the nodes that serve one model.
 //!
 //! Owns: connections to and from the peers of `MODEL_SHARING_PEER`, who of them has which chunk, which one is asked, and what each
-//! is worth. Must not know: keys, plaintext, how the store decides what is missing. The engine is iroh-blobs, chosen by trial:
-//! its blob protocol carries each chunk, as verified ranges of a blob, over TLS in which both ends are attested (`ratls`).
-//! None of its discovery, relays or endpoints are used: the peers are those that the operator wrote down.
+//! is worth. Must not know: keys, plaintext, how the store decides what is missing. The engine is bao-tree, the one under iroh-blobs,
+//! chosen by trial (docs/peer-to-peer.md): each chunk crosses as a verified range of a blob, over TLS in which both ends are
+//! attested (`ratls`). There is no discovery: the peers are those that the operator wrote down.
 //!
 //! What a peer says is not believed: hashes of blobs find a broken line early, and nothing more. That bytes are the model's, the
 //! store finds out itself, and says so to the [`Sender`](crate::store::Sender) that came with them.
@@ -13,7 +13,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `wire` | what is said beside the blob protocol; pure, fuzzed |
+//! | `wire` | what is said around a blob; pure, fuzzed |
 //! | `blobs` | the engine: one chunk given, one chunk taken |
 //! | `board` | who has what, who is asked, who fetches first; answers the store from memory |
 //! | `transport` | connections, attested or not |

@@ -168,9 +168,9 @@ impl Server {
         let ahead = ask.urgent.then(|| gate.pass());
         let (store, key) =
             (self.store.clone(), ChunkKey { object: ObjectIndex(ask.object), chunk: ChunkIndex(ask.chunk) });
-        let blob = tokio::task::spawn_blocking(move || store.read_chunk(key).map(Blob::new)).await;
-        let blob =
-            blob.ok().flatten().filter(|_| self.board.len_of(key).is_some_and(|len| ask.range.end <= len));
+        let range = ask.range.clone();
+        let read = move || Blob::new(&store.read_chunk(key)?, range);
+        let blob = tokio::task::spawn_blocking(read).await.ok().flatten();
         let answer = blob.as_ref().map_or(Answer::NotHere, |blob| Answer::Blob(blob.hash));
         stream.write_all(&answer.encode()).await.map_err(PeerError::Broken)?;
         stream.flush().await.map_err(PeerError::Broken)?;
@@ -180,8 +180,7 @@ impl Server {
             let urgency = if ask.urgent { &AT_ONCE } else { &Urgency::default() };
             upload.take(usize::try_from(len).unwrap_or(usize::MAX), urgency).await;
         }
-        let gate = ahead.is_none().then(|| gate.clone());
-        blob.give(&mut **stream, gate).await?;
+        blob.give(&mut **stream, ahead.is_none().then_some(&**gate)).await?;
         Ok(len)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! All numbers are little-endian. The dialling end begins with a [`Hello`], which the listening end answers with its own. A
 //! connection for news then carries [`Have`]s one way; one for chunks carries an [`Ask`], an [`Answer`] and, if that names a
-//! blob, one request of iroh-blobs behind its length (u32) and that protocol's response, over and over.
+//! blob, the range of it as iroh-blobs sends it, over and over.
 
 use std::ops::Range;
 
@@ -17,9 +17,6 @@ pub const HAVE: usize = 8;
 pub const ASK: usize = 4 + 8 + 8 + 8 + 1;
 /// Length of an [`Answer`].
 pub const ANSWER: usize = 1 + 32;
-/// Longest request of the blob protocol that is taken: one hash and one range are some 50 bytes.
-pub const REQUEST_LIMIT: u32 = 1024;
-
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -120,6 +121,82 @@ impl ChunkSource for Seen {
     }
 }
 
+/// A store of the model, for node `number`.
+pub fn open(
+    number: usize,
+    origin: &Arc<Origin>,
+    chunk_len: u64,
+    manifest: Option<Arc<Manifest>>,
+) -> (Arc<Store>, TempDir) {
+    let dir = TempDir::new().unwrap();
+    (open_in(dir.path(), number, origin, chunk_len, manifest), dir)
+}
+
+/// The same, in the cache of an earlier one.
+pub fn open_in(
+    dir: &Path,
+    number: usize,
+    origin: &Arc<Origin>,
+    chunk_len: u64,
+    manifest: Option<Arc<Manifest>>,
+) -> Arc<Store> {
+    let options = StoreOptions {
+        dir: dir.join("cache"),
+        chunk_len,
+        concurrency: 4,
+        read_timeout: Duration::from_secs(20),
+        retry: Retry {
+            first: Duration::from_millis(5),
+            limit: Duration::from_millis(300),
+            ..Retry::default()
+        },
+        reserve_bytes: 0,
+        cache: CacheMode::Full,
+        cache_bytes: None,
+    };
+    let source = Arc::new(Seen { origin: origin.clone(), node: number });
+    Store::open_checked(options, objects(), manifest, source, Handle::current()).unwrap()
+}
+
+/// Let `store` take chunks of everything but the conf from `peers`.
+pub fn share(store: &Store, peers: Arc<dyn Peers>, patience: Patience) {
+    let files =
+        store.entries().iter().zip(0..).filter(|(entry, _)| entry.path.to_str() != Some("gocryptfs.conf"));
+    let sharing = Sharing {
+        peers,
+        judge: Arc::new(BlockJudge::new(Arc::new(keys()))),
+        shared: files.map(|(_, id)| EntryId(id)).collect(),
+        patience,
+    };
+    store.share(sharing, &Handle::current());
+}
+
+/// Read, and check, `len` bytes.
+pub fn read(store: &Store, path: &str, offset: u64, len: usize) {
+    let index = objects().iter().position(|object| object.path.to_str() == Some(path)).unwrap();
+    let mut read = vec![0; len];
+    store.read_at(entry(store, path), offset, &mut read).unwrap();
+    assert!(read == contents()[index][offset as usize..][..len], "{path} at {offset}");
+}
+
+/// Every byte, as a reader gets it.
+pub fn check(store: &Store) {
+    for (object, content) in objects().iter().zip(contents()) {
+        read(store, object.path.to_str().unwrap(), 0, content.len());
+    }
+}
+
+pub fn entry(store: &Store, path: &str) -> EntryId {
+    let at = store.entries().iter().position(|entry| entry.path.to_str() == Some(path)).unwrap();
+    EntryId(at as u32)
+}
+
+/// Bring everything.
+pub async fn fill(store: &Store) {
+    let filled = tokio::time::timeout(Duration::from_secs(30), store.fill(CancellationToken::new())).await;
+    filled.expect("the fill hangs").expect("the fill fails");
+}
+
 /// What a node does with a chunk it is asked for.
 pub type Manner = dyn Fn(ChunkKey, Vec<u8>) -> Sent + Send + Sync;
 
@@ -183,23 +260,7 @@ impl Group {
         chunk_len: u64,
         manifest: Option<Arc<Manifest>>,
     ) -> Node {
-        let dir = TempDir::new().unwrap();
-        let options = StoreOptions {
-            dir: dir.path().join("cache"),
-            chunk_len,
-            concurrency: 4,
-            read_timeout: Duration::from_secs(20),
-            retry: Retry {
-                first: Duration::from_millis(5),
-                limit: Duration::from_millis(300),
-                ..Retry::default()
-            },
-            reserve_bytes: 0,
-            cache: CacheMode::Full,
-            cache_bytes: None,
-        };
-        let source = Arc::new(Seen { origin: origin.clone(), node: number });
-        let store = Store::open_checked(options, objects(), manifest, source, Handle::current()).unwrap();
+        let (store, dir) = open(number, origin, chunk_len, manifest);
         let board = Arc::new(Board {
             number,
             has: Mutex::default(),
@@ -337,16 +398,12 @@ impl Sender for Told {
 impl Node {
     /// Bring everything.
     pub async fn fill(&self) {
-        let filled =
-            tokio::time::timeout(Duration::from_secs(30), self.store.fill(CancellationToken::new())).await;
-        filled.expect("the fill hangs").expect("the fill fails");
+        fill(&self.store).await;
     }
 
-    /// Every byte, as a reader gets it and as it lies in the cache.
+    /// Every byte, as a reader gets it.
     pub fn check(&self) {
-        for (object, content) in objects().iter().zip(contents()) {
-            self.read(object.path.to_str().unwrap(), 0, content.len());
-        }
+        check(&self.store);
     }
 
     /// Wait until the others have told of every chunk.
@@ -360,17 +417,8 @@ impl Node {
         }
     }
 
-    pub fn entry(&self, path: &str) -> EntryId {
-        let at = self.store.entries().iter().position(|entry| entry.path.to_str() == Some(path)).unwrap();
-        EntryId(at as u32)
-    }
-
-    /// Read, and check, `len` bytes.
     pub fn read(&self, path: &str, offset: u64, len: usize) {
-        let index = objects().iter().position(|object| object.path.to_str() == Some(path)).unwrap();
-        let mut read = vec![0; len];
-        self.store.read_at(self.entry(path), offset, &mut read).unwrap();
-        assert!(read == contents()[index][offset as usize..][..len], "{path} at {offset}");
+        read(&self.store, path, offset, len);
     }
 
     /// Read a file chunk by chunk.
