@@ -78,8 +78,4 @@ if [ "$want" = test ]; then
             rm -r "$wheels"
         done
     fi
-    if [ ! -x .tools/bin/cargo-fuzz ] && ! command -v cargo-fuzz >/dev/null; then
-        say "building cargo-fuzz into .tools"
-        cargo install --quiet cargo-fuzz --locked --root .tools
-    fi
 fi

@@ -35,7 +35,7 @@
 //! ratls:      error, attest, pki, jwt, text, https, task
 //! kbs:        error, config, attest, keyring, pki, jwt, text, https, task
 //! store:      error, ciphertext, manifest, task, ahead
-//! bandwidth:  store::Urgency
+//! bandwidth:  store::Urgency, store::AT_ONCE
 //! oss:        error, config, keyring::Secret, store, task, bandwidth
 //! peer:       error, ratls, store, ciphertext, task, bandwidth
 //! gocryptfs:  error, ciphertext, keyring, ahead

@@ -282,7 +282,7 @@ fn example_of_the_solutions_document_works_as_it_is() {
     assert_eq!((settings.mount.gid, settings.mount.permissions), (990, 0o440));
     assert_eq!(settings.service_port, Some(8080));
     assert_eq!(settings.trustee.policy, "default");
-    assert_eq!(settings.peers, []);
+    assert_eq!(settings.peer.addresses, []);
 }
 
 #[test]
@@ -507,12 +507,15 @@ fn secrets_in_a_file_that_everybody_reads_are_noticed() {
 
 #[test]
 fn what_has_no_effect_yet_is_noticed() {
-    let lines = "MODEL_SHARING_PEER=10.0.0.1\nTRUSTEE_POLICY=strict\nMODEL_ENCRYPTION_METHOD=sam\n";
-    let parsed = parse_env(lines);
-    assert_eq!(notices(&parsed), [8, 9, 10].map(|line| format!("cai.env:{line} config.unused")));
+    let parsed = parse_env("TRUSTEE_POLICY=strict\nMODEL_ENCRYPTION_METHOD=sam\n");
+    assert_eq!(notices(&parsed), [8, 9].map(|line| format!("cai.env:{line} config.unused")));
     let (settings, _) = parsed.unwrap();
     assert_eq!(settings.model.encryption, Encryption::Sam);
-    assert_eq!(settings.peers, ["10.0.0.1:5390".parse().unwrap()]);
+    // The policy is for peers.
+    let parsed = parse_env("MODEL_SHARING_PEER=10.0.0.1\nTRUSTEE_POLICY=strict\n");
+    assert_eq!(notices(&parsed), Vec::<String>::new());
+    let (settings, _) = parsed.unwrap();
+    assert_eq!(settings.peer.addresses, ["10.0.0.1:5390".parse().unwrap()]);
 }
 
 #[test]
