@@ -337,7 +337,10 @@ impl Board {
             .peers
             .iter()
             .filter(|peer| peer.is_asked() && !peer.has(chunk) && score(peer.node.as_ref(), chunk) > ours);
-        u32::try_from(before.count()).unwrap_or(u32::MAX)
+        // While it is not known who is there, nodes that start together would all begin at the same end. Nobody waits longer for
+        // that than for any other turn.
+        let unknown = state.peers.iter().any(|peer| peer.standing == Standing::Dialling);
+        u32::try_from(before.count()).unwrap_or(u32::MAX).saturating_add(u32::from(unknown))
     }
 
     async fn ask<'a>(
@@ -438,6 +441,16 @@ mod tests {
         );
         // Who has a chunk is not before anybody in fetching it, nor is who is gone.
         (0..3).for_each(|at| drop(board.heard(at, bitmap(|_| true))));
+        assert!((0..20).all(|chunk| board.rank(key(chunk)) == 0));
+    }
+
+    #[test]
+    fn nothing_falls_to_a_node_that_has_not_looked_who_is_there() {
+        let (board, _queues) =
+            Board::new([0; 32], vec![(20, 193, 10)], &[([10, 0, 0, 1], 1).into()]).unwrap();
+        let board = Arc::new(board);
+        assert!((0..20).all(|chunk| board.rank(key(chunk)) == 1));
+        board.gone(0, &PeerError::Silent { secs: 1 });
         assert!((0..20).all(|chunk| board.rank(key(chunk)) == 0));
     }
 
