@@ -64,7 +64,7 @@ impl Judge for BlockJudge {
         let mut judgement = Judgement::Genuine;
         for (block, sealed) in (self.block_at(offset)..).zip(sealed.chunks(layout.sealed_block())) {
             let target = plain.get_mut(..sealed.len().saturating_sub(layout.overhead()));
-            if !target.is_some_and(|target| open_block(&self.keys, id, block, sealed, target).is_ok()) {
+            if target.is_none_or(|target| open_block(&self.keys, id, block, sealed, target).is_err()) {
                 return Judgement::Forged;
             }
             if sealed.iter().take(layout.nonce()).all(|&byte| byte == 0) {

@@ -345,9 +345,11 @@ impl Engine {
     /// What tells whether bytes are chunk `key` as the manifest has it, where there is one.
     pub fn check(&self, slot: &Slot, key: ChunkKey) -> Check {
         match &self.manifest {
-            Some(manifest) => {
-                Check::Manifest(manifest.chunk_check(&slot.object.path, slot.object.len, key.chunk.0))
-            }
+            Some(manifest) => Check::Manifest(Box::new(manifest.chunk_check(
+                &slot.object.path,
+                slot.object.len,
+                key.chunk.0,
+            ))),
             None => Check::Nothing,
         }
     }

@@ -14,7 +14,7 @@ pub enum Check {
     /// Nobody knows better than the origin.
     Nothing,
     /// Against the manifest.
-    Manifest(ChunkCheck),
+    Manifest(Box<ChunkCheck>),
     /// Every block of it must open.
     Blocks(BlockCheck),
 }
