@@ -15,7 +15,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 #[path = "common/format.rs"]
-#[allow(dead_code)]
 mod format;
 #[path = "common/group.rs"]
 mod group;

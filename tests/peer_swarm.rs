@@ -18,7 +18,6 @@ use serde_json::json;
 use tempfile::TempDir;
 
 #[path = "common/format.rs"]
-#[allow(dead_code)]
 mod format;
 #[path = "common/group.rs"]
 mod group;

@@ -10,7 +10,6 @@ use cai::store::{ChunkKey, Patience};
 use tempfile::TempDir;
 
 #[path = "common/format.rs"]
-#[allow(dead_code)]
 mod format;
 #[path = "common/group.rs"]
 mod group;
@@ -146,7 +145,7 @@ async fn too_much_and_too_little_are_refused() {
     .await;
     node.fill().await;
     check(&node);
-    assert_eq!(node.from_peers(), 0);
+    assert_eq!(node.bytes_of_peers(), 0);
 }
 
 /// A manifest of the model.

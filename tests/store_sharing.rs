@@ -7,7 +7,6 @@ use cai::ciphertext::Judgement;
 use futures_util::future::join_all;
 
 #[path = "common/format.rs"]
-#[allow(dead_code)]
 mod format;
 #[path = "common/group.rs"]
 mod group;
@@ -32,7 +31,7 @@ async fn nodes_that_start_together_take_each_chunk_from_the_origin_once() {
         fill_all(&nodes).await;
         check_all(&nodes);
         assert_eq!(origin.delivered(), shared_chunks(), "{size} nodes");
-        assert!(nodes.iter().all(|node| node.from_peers() > 0));
+        assert!(nodes.iter().all(|node| node.bytes_of_peers() > 0));
     }
 }
 
@@ -42,7 +41,7 @@ async fn node_alone_behaves_as_if_there_were_no_peers() {
     let node = group.start(0, &origin, NEVER);
     fill_all(std::slice::from_ref(&node)).await;
     check_all(std::slice::from_ref(&node));
-    assert_eq!((origin.delivered(), node.from_peers(), node.asked()), (shared_chunks(), 0, 0));
+    assert_eq!((origin.delivered(), node.bytes_of_peers(), node.asked()), (shared_chunks(), 0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,7 +69,7 @@ async fn chunks_of_a_node_that_never_delivers_are_taken_over() {
     node.fill().await;
     assert!(began.elapsed() >= patience, "it waited its turn");
     tokio::task::block_in_place(|| node.check());
-    assert_eq!((origin.delivered(), node.from_peers()), (shared_chunks(), 0));
+    assert_eq!((origin.delivered(), node.bytes_of_peers()), (shared_chunks(), 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +104,7 @@ async fn peers_that_leave_in_the_middle_cost_nothing_but_time() {
     let both = join_all(others);
     tokio::select! {
         _ = both => {}
-        () = async { while nodes[0].from_peers() == 0 { tokio::task::yield_now().await } } => {}
+        () = async { while nodes[0].bytes_of_peers() == 0 { tokio::task::yield_now().await } } => {}
     }
     group.leave(1);
     group.leave(2);

@@ -108,7 +108,8 @@ impl ChunkSource for Seen {
             }
             let index = objects().iter().position(|other| other.path == object.path).unwrap();
             let content = &self.origin.contents[index];
-            let whole = range.start % CHUNK == 0 && (range.end % CHUNK == 0 || range.end == object.len);
+            let whole = range.start.is_multiple_of(CHUNK)
+                && (range.end.is_multiple_of(CHUNK) || range.end == object.len);
             if whole && index != CONF {
                 *self.origin.chunks.lock().unwrap().entry((path, range.start / CHUNK)).or_default() += 1;
             }
@@ -227,10 +228,12 @@ pub struct Board {
     pub asked: AtomicU64,
 }
 
+type Member = (Arc<Store>, Arc<Board>);
+
 /// All of them.
 pub struct Group {
     pub size: usize,
-    members: Mutex<BTreeMap<usize, (Arc<Store>, Arc<Board>)>>,
+    members: Mutex<BTreeMap<usize, Member>>,
     /// What a node does that is not honest.
     pub manners: Mutex<BTreeMap<usize, Arc<Manner>>>,
     /// Overrules who fetches a chunk first.
@@ -291,7 +294,7 @@ impl Group {
     pub fn leave(&self, number: usize) {
         let (_, _) = self.members.lock().unwrap().remove(&number).unwrap();
         for (_, board) in self.members.lock().unwrap().values() {
-            board.has.lock().unwrap().values_mut().for_each(|nodes| drop(nodes.remove(&number)));
+            board.has.lock().unwrap().values_mut().for_each(|nodes| nodes.retain(|node| node != &number));
         }
     }
 }
@@ -390,7 +393,12 @@ impl Sender for Told {
         if judgement == Judgement::Forged {
             // Such a peer is not asked again.
             board.distrusted.lock().unwrap().insert(self.holder);
-            board.has.lock().unwrap().values_mut().for_each(|nodes| drop(nodes.remove(&self.holder)));
+            board
+                .has
+                .lock()
+                .unwrap()
+                .values_mut()
+                .for_each(|nodes| nodes.retain(|node| node != &self.holder));
         }
     }
 }
@@ -427,10 +435,10 @@ impl Node {
         (0..len.div_ceil(CHUNK)).for_each(|chunk| self.read(path, chunk * CHUNK, 1));
     }
 
-    pub fn from_peers(&self) -> u64 {
+    pub fn bytes_of_peers(&self) -> u64 {
         let progress = self.store.progress();
-        let bytes = progress.borrow().bytes_by_source.iter().find(|(name, _)| *name == "peers").unwrap().1;
-        bytes
+        let progress = progress.borrow().clone();
+        progress.bytes_by_source.iter().find(|(name, _)| *name == "peers").unwrap().1
     }
 
     pub fn judged(&self, what: Judgement) -> Vec<(usize, ChunkKey)> {
