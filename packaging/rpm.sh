@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the RPM. Usage:
 #   packaging/rpm.sh source OUT          source RPM with vendored crates, and from it, without a network, the RPM
-#   packaging/rpm.sh prebuilt BINARIES OUT [RELEASE]   RPM of binaries that are there (cai, cai-helper, cai-pages), for tests
+#   packaging/rpm.sh prebuilt BINARIES OUT RELEASE...   RPMs of binaries that are there (cai, cai-helper, cai-pages), for tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,15 +15,22 @@ pack_source() {
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n1)
 case ${1:-} in
 prebuilt)
-    [ $# -ge 3 ] || fail "usage: packaging/rpm.sh prebuilt BINARIES OUT [RELEASE]"
+    [ $# -ge 4 ] || fail "usage: packaging/rpm.sh prebuilt BINARIES OUT RELEASE..."
     binaries=$(realpath "$2") out=$(realpath "$3")
+    shift 3
     top=$(mktemp -d)
     trap 'rm -rf "$top"' EXIT
-    mkdir "$top/SOURCES"
+    mkdir "$top/SOURCES" "$top/binaries"
     pack_source "$top/SOURCES/cai-$version.tar.gz"
-    # Uncompressed: it is installed from where it lies, once.
-    rpmbuild --quiet -bb --define "_topdir $top" --define "prebuilt $binaries" --define "release_number ${4:-1}" \
-        --define '_binary_payload w.ufdio' packaging/cai.spec
+    cp "$binaries/cai-pages" "$top/binaries/"
+    strip -o "$top/binaries/cai" "$binaries/cai"
+    strip -o "$top/binaries/cai-helper" "$binaries/cai-helper"
+    for release in "$@"; do
+        # Uncompressed: it is installed from where it lies, once.
+        rpmbuild --quiet -bb --define "_topdir $top" --define "prebuilt $top/binaries" --define "release_number $release" \
+            --define '_binary_payload w.ufdio' packaging/cai.spec
+        rm -rf "$top/BUILDROOT" "$top/BUILD"
+    done
     mv "$top"/RPMS/x86_64/*.rpm "$out/"
     ;;
 source)
@@ -60,5 +67,5 @@ source)
     mv "$top"/SRPMS/*.rpm "$top"/RPMS/x86_64/*.rpm "$out/"
     ls -l "$out"
     ;;
-*) fail "usage: packaging/rpm.sh source OUT | prebuilt BINARIES OUT [RELEASE]" ;;
+*) fail "usage: packaging/rpm.sh source OUT | prebuilt BINARIES OUT RELEASE..." ;;
 esac

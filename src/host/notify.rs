@@ -27,7 +27,11 @@ impl Notifier {
         self.text = text.to_owned();
         let longer = NotifyState::ExtendTimeoutUsec(u32::try_from(patience.as_micros()).unwrap_or(u32::MAX));
         let is_waited_for = !self.ready || self.stopping;
-        if is_waited_for { say(&[NotifyState::Status(text), longer]) } else { say(&[NotifyState::Status(text)]) }
+        if is_waited_for {
+            say(&[NotifyState::Status(text), longer])
+        } else {
+            say(&[NotifyState::Status(text)])
+        }
     }
 
     /// `READY=1`, once: the mount can be read.

@@ -24,10 +24,10 @@ mount -t tmpfs -o size=2g,mode=0755 tmpfs "$WORK"
 mkdir "$WORK/upper" "$WORK/work" "$WORK/root"
 mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$WORK/upper,workdir=$WORK/work" "$WORK/root"
 rm -rf "$WORK/root"/etc/systemd/system/*.wants "$WORK/root/etc/cai"
-mkdir -p "$WORK/root/mnt/binaries" "$WORK/root/mnt/packages"
+mkdir -p "$WORK/root/mnt/binaries" "$WORK/root/mnt/libraries" "$WORK/root/mnt/packages"
 exec systemd-nspawn --quiet --register=no --keep-unit --directory="$WORK/root" --machine="$NAME" --console=pipe \
     --capability=all --private-network --bind=/dev/fuse --bind-ro="$BINARIES:/mnt/binaries" \
-    --bind-ro="$PACKAGES:/mnt/packages" --boot systemd.unit=multi-user.target
+    --bind-ro=/usr/lib/x86_64-linux-gnu:/mnt/libraries --bind-ro="$PACKAGES:/mnt/packages" --boot systemd.unit=multi-user.target
 "#;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,13 +36,11 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 pub fn can_boot() -> bool {
     let root = nix::unistd::Uid::effective().is_root();
     let program = |name: &str| Command::new(name).arg("--version").output().is_ok();
-    let missing: Vec<&str> = ["systemd-nspawn", "rpmbuild", "nsenter"]
-        .into_iter()
-        .filter(|name| !program(name))
-        .collect();
-    let why = format!("a container with systemd needs root, /dev/fuse, cgroup2; programs missing: {missing:?}");
-    let present =
-        root && missing.is_empty() && Path::new("/dev/fuse").exists() && cgroups().is_some();
+    let missing: Vec<&str> =
+        ["systemd-nspawn", "rpmbuild", "nsenter"].into_iter().filter(|name| !program(name)).collect();
+    let why =
+        format!("a container with systemd needs root, /dev/fuse, cgroup2; programs missing: {missing:?}");
+    let present = root && missing.is_empty() && Path::new("/dev/fuse").exists() && cgroups().is_some();
     available("nspawn", present, &why)
 }
 
@@ -60,7 +58,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Boot over the root file system at `lower`, with `binaries` and `packages` below /mnt.
+    /// Boot over the root file system at `lower`, with `binaries`, this machine's libraries and `packages` below /mnt.
     pub fn boot(lower: &Path, binaries: &Path, packages: &Path) -> Self {
         let work = tempfile::tempdir().unwrap();
         let name = format!("cai-{}", std::process::id());
@@ -105,7 +103,8 @@ impl Container {
         // The caller is ended with everything else.
         let _ = self.output("systemctl reboot");
         wait_until("the container to go down", || self.leader() != before);
-        self.wait_until_up();
+        // Not until all of it has started: something may wait.
+        self.wait("systemctl is-active --quiet basic.target");
     }
 
     /// The container's PID 1, as this machine numbers it.
@@ -138,7 +137,7 @@ impl Container {
         let output = self.output(script);
         let (out, err) = (text(&output.stdout), text(&output.stderr));
         if !output.status.success() {
-            panic!("{script}\n{}: {out}{err}\n{}", output.status, self.journal());
+            panic!("{script}\n{}: {out}{err}", output.status);
         }
         out
     }
@@ -158,7 +157,9 @@ impl Container {
 
     /// Write a file inside.
     pub fn write(&self, path: &str, content: &str) {
-        self.sh(&format!("mkdir -p \"$(dirname '{path}')\"; cat >'{path}' <<'END-OF-FILE'\n{content}\nEND-OF-FILE"));
+        self.sh(&format!(
+            "mkdir -p \"$(dirname '{path}')\"; cat >'{path}' <<'END-OF-FILE'\n{content}\nEND-OF-FILE"
+        ));
     }
 
     /// A property of a unit.
@@ -181,7 +182,7 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the container's journal:\n{}", self.journal());
+            eprintln!("the end of the container's journal:\n{}", self.journal());
         }
         if let Some(leader) = self.leader().and_then(|leader| i32::try_from(leader).ok()) {
             // systemd(1): halt at once; nspawn ends with it.
