@@ -21,8 +21,9 @@ if command -v apt-get >/dev/null; then
     # with. python3, curl: a service behind the agent's port, and its client.
     packages=(gcc libc6-dev make libssl-dev pkg-config dbus-daemon systemd gocryptfs fuse3 python3 curl)
     # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to
-    # spoil. The rest: clients of the service port, and what is between them.
-    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables)
+    # spoil. systemd-container, dbus, polkitd, rpm: the package in a container. The rest: clients of the service port, and what is
+    # between them.
+    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables systemd-container dbus polkitd rpm)
     case $want in test) packages+=("${more[@]}") ;; bench) packages+=(python3 python3-venv iproute2 curl openssl nginx-light wrk) ;; esac
     missing=()
     for package in "${packages[@]}"; do

@@ -9,15 +9,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
 use crate::common::{available, wait_until};
 
-/// Sets up the namespace, then becomes systemd-nspawn. Units that the machine has enabled are not started: the tests bring
-/// their own.
+/// Sets up the namespace, then boots for as long as the container asks to be rebooted (systemd-nspawn ends with 133 then). Units
+/// that the machine has enabled are not started: the tests bring their own.
 const BOOT: &str = r#"
 echo $$ >"$CGROUP/cgroup.procs"
+mount -t proc proc /proc
 umount -R /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o size=2g,mode=0755 tmpfs "$WORK"
@@ -25,9 +23,15 @@ mkdir "$WORK/upper" "$WORK/work" "$WORK/root"
 mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$WORK/upper,workdir=$WORK/work" "$WORK/root"
 rm -rf "$WORK/root"/etc/systemd/system/*.wants "$WORK/root/etc/cai"
 mkdir -p "$WORK/root/mnt/binaries" "$WORK/root/mnt/libraries" "$WORK/root/mnt/packages"
-exec systemd-nspawn --quiet --register=no --keep-unit --directory="$WORK/root" --machine="$NAME" --console=pipe \
-    --capability=all --private-network --bind=/dev/fuse --bind-ro="$BINARIES:/mnt/binaries" \
-    --bind-ro=/usr/lib/x86_64-linux-gnu:/mnt/libraries --bind-ro="$PACKAGES:/mnt/packages" --boot systemd.unit=multi-user.target
+ended=133
+while [ $ended = 133 ]; do
+    ended=0
+    systemd-nspawn --quiet --register=no --keep-unit --directory="$WORK/root" --machine="$NAME" --console=pipe \
+        --capability=all --private-network --bind=/dev/fuse --bind-ro="$BINARIES:/mnt/binaries" \
+        --bind-ro=/usr/lib/x86_64-linux-gnu:/mnt/libraries --bind-ro="$PACKAGES:/mnt/packages" \
+        --boot systemd.unit=multi-user.target || ended=$?
+done
+exit $ended
 "#;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -52,7 +56,9 @@ fn cgroups() -> Option<PathBuf> {
 }
 
 pub struct Container {
-    nspawn: Child,
+    script: Child,
+    /// Its PID 1, as this machine numbers it; 0 before it has booted.
+    leader: u32,
     cgroup: PathBuf,
     work: tempfile::TempDir,
 }
@@ -66,9 +72,10 @@ impl Container {
         fs::create_dir(&cgroup).unwrap();
         fs::create_dir(work.path().join("tmpfs")).unwrap();
         let log = File::create(work.path().join("log")).unwrap();
-        // Killed with the test, should that be killed.
-        let nspawn = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"])
+        // A process namespace of its own: all that is in it ends with the first, and that with the test, should that be killed.
+        let script = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"])
+            .args(["--mount", "--propagation", "private"])
             .args(["bash", "-euc", BOOT])
             .env("WORK", work.path().join("tmpfs"))
             .envs([("CGROUP", &*cgroup), ("LOWER", lower), ("BINARIES", binaries), ("PACKAGES", packages)])
@@ -80,56 +87,65 @@ impl Container {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut container = Container { nspawn, cgroup, work };
+        let mut container = Container { script, leader: 0, cgroup, work };
         container.wait_until_up();
         container
     }
 
     fn wait_until_up(&mut self) {
         wait_until("the container to boot", || {
-            if let Some(status) = self.nspawn.try_wait().unwrap() {
+            if let Some(status) = self.script.try_wait().unwrap() {
                 panic!("the container ended with {status}:\n{}", self.console());
             }
-            let state = self.try_sh("systemctl is-system-running");
-            state.is_some_and(|state| ["running\n", "degraded\n"].contains(&text(&state.stdout).as_str()))
+            self.leader = self.find_leader().unwrap_or(0);
+            let state = text(&self.output("systemctl is-system-running").stdout);
+            ["running\n", "degraded\n"].contains(&state.as_str())
         });
         let failed = self.sh("systemctl list-units --failed --plain --no-legend");
         assert_eq!(failed, "", "units failed to start");
     }
 
-    /// Restart its systemd, as the machine's reboot does.
+    /// Restart its systemd, as the machine's reboot does; not until all of it has started, as something may wait.
     pub fn reboot(&mut self) {
-        let before = self.leader();
+        let before = self.leader;
         // The caller is ended with everything else.
         let _ = self.output("systemctl reboot");
-        wait_until("the container to go down", || self.leader() != before);
-        // Not until all of it has started: something may wait.
-        self.wait("systemctl is-active --quiet basic.target");
+        wait_until("the container to be up again", || {
+            self.leader = self.find_leader().unwrap_or(0);
+            self.leader != before && self.output("systemctl is-active --quiet basic.target").status.success()
+        });
     }
 
-    /// The container's PID 1, as this machine numbers it.
-    fn leader(&self) -> Option<u32> {
-        let output = Command::new("pgrep")
-            .args(["-P", &self.nspawn.id().to_string(), "-x", "systemd"])
-            .output()
-            .unwrap();
-        text(&output.stdout).lines().next()?.parse().ok()
+    fn find_leader(&self) -> Option<u32> {
+        let child = |of: u32, name: &str| -> Option<u32> {
+            let output = Command::new("pgrep").args(["-P", &of.to_string(), "-x", name]).output().unwrap();
+            text(&output.stdout).lines().next()?.parse().ok()
+        };
+        child(child(child(self.script.id(), "bash")?, "systemd-nspawn")?, "systemd")
     }
 
-    fn try_sh(&self, script: &str) -> Option<Output> {
-        let leader = self.leader()?.to_string();
-        let output = Command::new("nsenter")
-            .args(["-t", &leader, "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "env", "-i", PATH])
+    fn output(&self, script: &str) -> Output {
+        Command::new("nsenter")
+            .args([
+                "-t",
+                &self.leader.to_string(),
+                "-m",
+                "-u",
+                "-i",
+                "-n",
+                "-p",
+                "-C",
+                "-r",
+                "-w",
+                "env",
+                "-i",
+                PATH,
+            ])
             .args(["HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "SYSTEMD_PAGER=", "timeout", "60"])
             .args(["sh", "-euc", script])
             .stdin(Stdio::null())
             .output()
-            .unwrap();
-        Some(output)
-    }
-
-    fn output(&self, script: &str) -> Output {
-        self.try_sh(script).unwrap_or_else(|| panic!("the container is down:\n{}", self.console()))
+            .unwrap()
     }
 
     /// Run a script inside, as root, at most a minute: what it printed. It must succeed.
@@ -152,7 +168,7 @@ impl Container {
 
     /// Wait until a script succeeds.
     pub fn wait(&self, script: &str) {
-        wait_until(script, || self.try_sh(script).is_some_and(|output| output.status.success()));
+        wait_until(script, || self.output(script).status.success());
     }
 
     /// Write a file inside.
@@ -174,8 +190,7 @@ impl Container {
 
     /// The end of the journal, for who reads of a failure.
     fn journal(&self) -> String {
-        let output = self.try_sh("journalctl --no-pager -n 60 -o short-monotonic");
-        output.map(|output| text(&output.stdout)).unwrap_or_default()
+        text(&self.output("journalctl --no-pager -n 60 -o short-monotonic").stdout)
     }
 }
 
@@ -184,12 +199,8 @@ impl Drop for Container {
         if std::thread::panicking() {
             eprintln!("the end of the container's journal:\n{}", self.journal());
         }
-        if let Some(leader) = self.leader().and_then(|leader| i32::try_from(leader).ok()) {
-            // systemd(1): halt at once; nspawn ends with it.
-            let _ = kill(Pid::from_raw(leader), Signal::SIGKILL);
-        }
-        let _ = self.nspawn.kill();
-        let _ = self.nspawn.wait();
+        let _ = self.script.kill();
+        let _ = self.script.wait();
         wait_until("the container's cgroup to be empty", || remove_cgroup(&self.cgroup));
     }
 }

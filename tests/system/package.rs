@@ -88,13 +88,17 @@ pub fn remove(c: &Container) {
     for file in files.lines().filter(|file| !file.starts_with("/etc/cai")) {
         c.fails(&format!("test -e '{file}'"));
     }
-    assert_eq!(c.sh("ls /etc/cai"), "cai.env.rpmsave\ncai.toml.rpmsave\n", "what was edited is kept");
+    // What was edited and what was added.
+    assert_eq!(
+        c.sh("find /etc/cai -type f | sort"),
+        "/etc/cai/cai.env.rpmsave\n/etc/cai/cai.toml.d/here.toml\n/etc/cai/cai.toml.rpmsave\n"
+    );
     assert_eq!(c.property("reader", "ActiveState"), "inactive");
     c.fails("grep fuse.cai /proc/self/mountinfo");
     c.fails("pgrep -u cai");
     c.fails("pgrep -x cai-helper");
     c.fails("nft list table inet cai_gate");
     c.fails("test -e /var/cache/cai");
-    c.fails("find /etc/systemd/system/*.wants | grep '/cai'");
+    assert_eq!(c.sh("find /etc/systemd -type l -name 'cai*'"), "");
     assert_eq!(c.sh("ls -A /run/cai 2>/dev/null || :"), "");
 }

@@ -9,6 +9,7 @@ const READER: &str = "\
 [Unit]
 Requires=cai.service
 After=cai.service
+StartLimitIntervalSec=0
 [Service]
 User=nobody
 SupplementaryGroups=cai-model
