@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::channel;
 use super::protocol::{Reply, Request};
@@ -50,6 +54,9 @@ pub enum HelperError {
         #[source]
         source: io::Error,
     },
+    /// The line was closed from the other end: nobody is there to undo what was done through it.
+    #[error("the helper has ended")]
+    Gone(#[source] io::Error),
     /// The helper said no.
     #[error("{text}")]
     Refused {
@@ -71,6 +78,8 @@ impl Fault for HelperError {
                 known.map_or(ErrorClass::Config, |(_, class)| class)
             }
             HelperError::Line { .. } => ErrorClass::Internal,
+            // A new daemon has a new helper, which clears away what the old one left.
+            HelperError::Gone(_) => ErrorClass::Transient,
         }
     }
 
@@ -79,6 +88,7 @@ impl Fault for HelperError {
             HelperError::NoHelper { .. } => "helper.none",
             HelperError::Start { .. } => "helper.start",
             HelperError::Line { .. } => "helper.line",
+            HelperError::Gone(_) => "helper.gone",
             HelperError::Refused { code, .. } => code,
         }
     }
@@ -90,6 +100,9 @@ impl Fault for HelperError {
             }
             HelperError::Start { .. } => "install cai-helper beside cai, or in /usr/libexec/cai".into(),
             HelperError::Line { .. } => "see the journal for cai-helper".into(),
+            HelperError::Gone(_) => {
+                "see why it ended: journalctl -u 'cai-helper@*', and whether memory was exhausted".into()
+            }
             HelperError::Refused { hint, .. } => hint.clone(),
         }
     }
@@ -236,6 +249,33 @@ impl Helper {
         match self.exchange(Request::Register, Some(file))? {
             (Reply::Registered { id }, _) => Ok(id),
             (other, _) => Err(unexpected(Request::Register, &other)),
+        }
+    }
+
+    /// Wait until the helper is gone: [`HelperError::Gone`]. It ends only with the line, unless somebody kills it; then the mount
+    /// would stay when the daemon ends, and the GPUs would go on working.
+    pub async fn gone(&self) -> HelperError {
+        match self.hang_up().await {
+            Ok(()) => HelperError::Gone(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) => HelperError::Gone(error),
+        }
+    }
+
+    async fn hang_up(&self) -> io::Result<()> {
+        let copy = match self.socket.lock() {
+            Ok(line) => line.try_clone()?,
+            Err(_) => return Err(io::ErrorKind::Deadlock.into()),
+        };
+        let line = AsyncFd::with_interest(copy, Interest::READABLE)?;
+        loop {
+            let mut ready = line.readable().await?;
+            // An answer wakes this, too: it is for who asked.
+            let mut polled = [PollFd::new(line.get_ref().as_fd(), PollFlags::empty())];
+            poll(&mut polled, PollTimeout::ZERO)?;
+            if polled.iter().filter_map(PollFd::revents).any(|events| events.contains(PollFlags::POLLHUP)) {
+                return Ok(());
+            }
+            ready.clear_ready();
         }
     }
 

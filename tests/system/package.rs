@@ -39,7 +39,7 @@ pub fn install(c: &Container) {
         "! id cai >/dev/null 2>&1 || userdel cai; ! getent group cai-model >/dev/null || groupdel cai-model",
     );
     c.write("/etc/systemd/system-preset/99-default-disable.preset", "disable *");
-    // The distribution's own packages are not in rpm's database here; `packaging/depend.sh` checks what it asks for.
+    // The distribution's own packages are not in rpm's database here; packaging/check-rpm.sh checks what ours asks for.
     c.sh(&format!("rpm -i --nodeps {FIRST}"));
     c.sh("id cai && getent group cai-model");
     for unit in ["cai.service", "cai-gate.service", "cai-helper.socket"] {

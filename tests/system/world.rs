@@ -58,7 +58,7 @@ MODEL_OSS_SECRET_ACCESS_KEY=\"an-access-key-secret\"
 MODEL_ENCRYPTION_METHOD=\"gocryptfs\"";
 
 /// What a unit of an operator would not have: tests do not wait five seconds, and start more often than five times in ten.
-const QUICK: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=200ms\nWatchdogSec=3s";
+const QUICK: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=200ms";
 
 /// The TEE's quoting library, for the container to load.
 pub fn build_library(directory: &Path) {
