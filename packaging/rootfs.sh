@@ -10,7 +10,7 @@ if [ ! -e "$root/.complete" ]; then
     command -v mmdebstrap >/dev/null || { echo "rootfs: mmdebstrap is not installed: apt-get install mmdebstrap" >&2; exit 1; }
     polkit=polkitd
     [ "$suite" != bullseye ] || polkit=policykit-1
-    packages=systemd,systemd-sysv,dbus,$polkit,iproute2,nftables,fuse3,rpm,procps,python3-minimal,curl
+    packages=systemd,systemd-sysv,dbus,$polkit,iproute2,nftables,fuse3,rpm,procps,python3,curl
     # What builds the package; only Debian 11 is as old as the target.
     [ "$suite" != bullseye ] || packages=$packages,gcc,libc6-dev,make,libssl-dev,pkg-config
     # Where this machine gets its own packages.

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use crate::common::{available, wait_until};
 
 /// Sets up the namespace, then boots for as long as the container asks to be rebooted (systemd-nspawn ends with 133 then). Units
-/// that the machine has enabled are not started: the tests bring their own.
+/// that the machine has enabled are not started: the tests bring their own; nor is what would load the kernel's modules.
 const BOOT: &str = r#"
 echo $$ >"$CGROUP/cgroup.procs"
 mount -t proc proc /proc
@@ -22,6 +22,7 @@ mount -t tmpfs -o size=2g,mode=0755 tmpfs "$WORK"
 mkdir "$WORK/upper" "$WORK/work" "$WORK/root"
 mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$WORK/upper,workdir=$WORK/work" "$WORK/root"
 rm -rf "$WORK/root"/etc/systemd/system/*.wants "$WORK/root/etc/cai"
+ln -sf /dev/null "$WORK/root/etc/systemd/system/systemd-modules-load.service"
 mkdir -p "$WORK/root/mnt/binaries" "$WORK/root/mnt/libraries" "$WORK/root/mnt/packages"
 ended=133
 while [ $ended = 133 ]; do
