@@ -7,12 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::channel;
 use super::protocol::{Reply, Request};
@@ -20,6 +18,9 @@ use crate::error::{ErrorClass, Fault};
 
 /// Longest data a verb can give, in bytes: a boot event log has a few hundred KiB at most, in base64.
 const DATA_LIMIT: u64 = 4 << 20;
+
+/// How often it is looked whether the helper is there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where `cai-helper.socket` listens, below the root.
 pub const SOCKET: &str = "run/cai/helper.sock";
@@ -56,7 +57,7 @@ pub enum HelperError {
     },
     /// The line was closed from the other end: nobody is there to undo what was done through it.
     #[error("the helper has ended")]
-    Gone(#[source] io::Error),
+    Gone,
     /// The helper said no.
     #[error("{text}")]
     Refused {
@@ -79,7 +80,7 @@ impl Fault for HelperError {
             }
             HelperError::Line { .. } => ErrorClass::Internal,
             // A new daemon has a new helper, which clears away what the old one left.
-            HelperError::Gone(_) => ErrorClass::Transient,
+            HelperError::Gone => ErrorClass::Transient,
         }
     }
 
@@ -88,7 +89,7 @@ impl Fault for HelperError {
             HelperError::NoHelper { .. } => "helper.none",
             HelperError::Start { .. } => "helper.start",
             HelperError::Line { .. } => "helper.line",
-            HelperError::Gone(_) => "helper.gone",
+            HelperError::Gone => "helper.gone",
             HelperError::Refused { code, .. } => code,
         }
     }
@@ -100,7 +101,7 @@ impl Fault for HelperError {
             }
             HelperError::Start { .. } => "install cai-helper beside cai, or in /usr/libexec/cai".into(),
             HelperError::Line { .. } => "see the journal for cai-helper".into(),
-            HelperError::Gone(_) => {
+            HelperError::Gone => {
                 "see why it ended: journalctl -u 'cai-helper@*', and whether memory was exhausted".into()
             }
             HelperError::Refused { hint, .. } => hint.clone(),
@@ -255,28 +256,20 @@ impl Helper {
     /// Wait until the helper is gone: [`HelperError::Gone`]. It ends only with the line, unless somebody kills it; then the mount
     /// would stay when the daemon ends, and the GPUs would go on working.
     pub async fn gone(&self) -> HelperError {
-        match self.hang_up().await {
-            Ok(()) => HelperError::Gone(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) => HelperError::Gone(error),
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if self.is_hung_up() {
+                return HelperError::Gone;
+            }
         }
     }
 
-    async fn hang_up(&self) -> io::Result<()> {
-        let copy = match self.socket.lock() {
-            Ok(line) => line.try_clone()?,
-            Err(_) => return Err(io::ErrorKind::Deadlock.into()),
-        };
-        let line = AsyncFd::with_interest(copy, Interest::READABLE)?;
-        loop {
-            let mut ready = line.readable().await?;
-            // An answer wakes this, too: it is for who asked.
-            let mut polled = [PollFd::new(line.get_ref().as_fd(), PollFlags::empty())];
-            poll(&mut polled, PollTimeout::ZERO)?;
-            if polled.iter().filter_map(PollFd::revents).any(|events| events.contains(PollFlags::POLLHUP)) {
-                return Ok(());
-            }
-            ready.clear_ready();
-        }
+    /// Whether the other end is closed. While an answer is waited for, who waits for it will hear of that.
+    fn is_hung_up(&self) -> bool {
+        let Ok(line) = self.socket.try_lock() else { return false };
+        let mut polled = [PollFd::new(line.as_fd(), PollFlags::empty())];
+        poll(&mut polled, PollTimeout::ZERO).is_ok()
+            && polled.iter().filter_map(PollFd::revents).any(|events| events.contains(PollFlags::POLLHUP))
     }
 
     fn exchange(
