@@ -14,7 +14,9 @@ if [ ! -e "$root/.complete" ]; then
     # What builds the package; only Debian 11 is as old as the target.
     [ "$suite" != bullseye ] || packages=$packages,gcc,libc6-dev,make,libssl-dev,pkg-config
     # Where this machine gets its own packages.
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n1)
+    here=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $here" | head -n1)
+    [ -n "$mirror" ] || { echo "rootfs: apt knows no package list of $here: apt-get update" >&2; exit 1; }
     rm -rf "$root"
     mkdir -p "$root"
     TMPDIR=$PWD/.tools/rootfs nice mmdebstrap --quiet --variant=apt --mode=root --components=main --include="$packages" \

@@ -33,11 +33,24 @@ pub fn killed_daemon_is_back(c: &Container) {
     c.write("/srv/world/holder.py", HOLDER);
     c.sh("systemd-run --quiet --unit=holder python3 /srv/world/holder.py");
     c.wait("test -e /srv/world/holding");
+    // As containers have it: a plain bind of the mount point, and the directory above it as a slave (packaging/examples).
+    c.sh("mkdir /srv/plain /srv/above; systemd-run --quiet --unit=plain -p BindReadOnlyPaths=/tmp/model:/srv/plain sleep infinity; \
+          systemd-run --quiet --unit=above -p BindReadOnlyPaths=/tmp:/srv/above sleep infinity");
+    let inside = |unit: &str, file: &str| {
+        format!("nsenter -t \"$(systemctl show -p MainPID --value {unit})\" -m sha256sum {file}")
+    };
+    for (unit, file) in [("plain", "/srv/plain/config.json"), ("above", "/srv/above/model/config.json")] {
+        c.wait(&inside(unit, file));
+    }
     let (before, reader) = (restarts(c), c.property("reader", "MainPID"));
     c.sh("kill -KILL \"$(systemctl show -p MainPID --value cai)\"");
     wait_for_restart(c, before);
     c.sh("touch /srv/world/read-now");
     c.wait("journalctl -u holder -o cat | grep -q ENOTCONN");
+    let stale = c.fails(&inside("plain", "/srv/plain/config.json"));
+    assert!(stale.contains("not connected"), "{stale}");
+    c.sh(&inside("above", "/srv/above/model/config.json"));
+    c.sh("systemctl stop plain above");
     // systemd restarts with it what requires it: its open files were the old mount's.
     c.wait("systemctl is-active --quiet reader");
     assert_ne!(c.property("reader", "MainPID"), reader);
