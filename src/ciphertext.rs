@@ -165,3 +165,28 @@ pub trait Ciphertext: Send + Sync + 'static {
         false
     }
 }
+
+/// What can be told of bytes that came from somebody who is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judgement {
+    /// They are the file's, all of them.
+    Genuine,
+    /// They are not.
+    Forged,
+    /// They may be, and anybody could have made them.
+    Unprovable,
+}
+
+/// The other way through the wall: the half without keys asks whether bytes are a file's, and hears no more than that.
+///
+/// Blocking and CPU-bound: call from threads that may block.
+pub trait Judge: Send + Sync + 'static {
+    /// Bytes in front of a file that every judgement of it needs, [`Ciphertext`]'s own and nobody else's.
+    fn head(&self) -> u64;
+
+    /// The smallest range around `range` of a file of `len` bytes that can be judged.
+    fn span(&self, len: u64, range: Range<u64>) -> Range<u64>;
+
+    /// Judge `bytes`, which begin at `offset` of a file that begins with `head` and are what [`Judge::span`] says.
+    fn judge(&self, head: &[u8], offset: u64, bytes: &[u8]) -> Judgement;
+}

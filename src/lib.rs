@@ -35,7 +35,9 @@
 //! ratls:      error, attest, pki, jwt, text, https, task
 //! kbs:        error, config, attest, keyring, pki, jwt, text, https, task
 //! store:      error, ciphertext, manifest, task, ahead
-//! oss:        error, config, keyring::Secret, store, task
+//! bandwidth:  store::Urgency
+//! oss:        error, config, keyring::Secret, store, task, bandwidth
+//! peer:       error, ratls, store, ciphertext, task, bandwidth
 //! gocryptfs:  error, ciphertext, keyring, ahead
 //! mount:      error, ciphertext, gocryptfs, meminfo
 //! gateway:    error, config, ratls, task
@@ -62,6 +64,7 @@
 pub mod agent;
 mod ahead;
 pub mod attest;
+mod bandwidth;
 pub mod bus;
 pub mod ciphertext;
 pub mod cli;
@@ -79,6 +82,7 @@ pub mod manifest;
 pub mod meminfo;
 pub mod mount;
 pub mod oss;
+pub mod peer;
 pub mod pki;
 pub mod ratls;
 pub mod store;

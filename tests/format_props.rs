@@ -4,18 +4,21 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use cai::ciphertext::{Ciphertext, EntryId, EntryKind, ReadError};
+use cai::ciphertext::{Ciphertext, EntryId, EntryKind, Judge, Judgement, ReadError};
 use cai::error::{ErrorClass, Fault};
 use cai::gocryptfs::content::seal_target;
 use cai::gocryptfs::layout::{Layout, cipher_len};
 use cai::gocryptfs::names::{DirIv, NameError};
-use cai::gocryptfs::{ContentError, Damage, FileReader, Kind, SkipReason, Tree, TreeError, metadata_entries};
+use cai::gocryptfs::{
+    BlockJudge, Cipher, ContentError, Damage, FileReader, Kind, SkipReason, Tree, TreeError, metadata_entries,
+};
 use proptest::prelude::*;
 
 #[path = "common/format.rs"]
 mod common;
-use common::{Memory, keys, names, root_iv, seal, text};
+use common::{Memory, features_of, keys, keys_with, names, root_iv, seal, seal_with, text};
 
 /// A directory with the one file `file`, holding `sealed`.
 fn one_file(sealed: Vec<u8>) -> (Memory, Tree, FileReader) {
@@ -324,4 +327,48 @@ fn hundred_thousand_entries_build_and_are_all_found() {
     }
     let first = tree.node(cai::gocryptfs::NodeId(1)).unwrap().entry;
     assert!(first.is_some_and(|EntryId(id)| id < 100_001));
+}
+
+/// What a judge says of `range` of `sealed`, given exactly the bytes it asks for.
+fn judged(judge: &BlockJudge, sealed: &[u8], genuine: &[u8], range: std::ops::Range<usize>) -> Judgement {
+    let span = judge.span(sealed.len() as u64, range.start as u64..range.end as u64);
+    assert!(span.start <= range.start as u64 && span.end >= range.end as u64, "{span:?} holds {range:?}");
+    let (start, end) = (span.start as usize, span.end as usize);
+    judge.judge(&genuine[..judge.head() as usize], span.start, &sealed[start..end])
+}
+
+proptest! {
+    #[test]
+    fn any_range_of_a_file_is_judged_and_one_wrong_bit_in_it_tells(
+        len in 1_usize..30_000, from: prop::sample::Index, to: prop::sample::Index,
+        at: prop::sample::Index, bit in 0_u8..8, cipher in prop_oneof![Just(Cipher::AesGcm), Just(Cipher::XChaCha20Poly1305)],
+    ) {
+        let keys = keys_with(features_of(cipher));
+        let sealed = seal_with(&keys, &pattern(len, 3), 9);
+        let judge = BlockJudge::new(Arc::new(keys));
+        let (a, b) = (from.index(sealed.len()), to.index(sealed.len()));
+        let range = a.min(b)..a.max(b) + 1;
+        prop_assert_eq!(judged(&judge, &sealed, &sealed, range.clone()), Judgement::Genuine);
+        let mut forged = sealed.clone();
+        forged[range.start + at.index(range.len())] ^= 1 << bit;
+        prop_assert_eq!(judged(&judge, &forged, &sealed, range), Judgement::Forged);
+    }
+}
+
+#[test]
+fn judge_takes_holes_for_no_proof_and_blocks_of_elsewhere_for_forged() {
+    let judge = BlockJudge::new(Arc::new(keys()));
+    let block = Layout::AES.sealed_block();
+    let sealed = seal(&pattern(3 * 4096, 1), 1);
+    let mut hole = sealed.clone();
+    hole[18 + block..18 + 2 * block].fill(0);
+    assert_eq!(judged(&judge, &hole, &sealed, 0..sealed.len()), Judgement::Unprovable);
+    assert_eq!(judged(&judge, &hole, &sealed, 0..18 + block), Judgement::Genuine, "beside the hole");
+    let mut moved = sealed.clone();
+    moved.copy_within(18..18 + block, 18 + block);
+    assert_eq!(judged(&judge, &moved, &sealed, 0..sealed.len()), Judgement::Forged);
+    let other = seal(&pattern(3 * 4096, 1), 2);
+    assert_eq!(judged(&judge, &other, &sealed, 18..sealed.len()), Judgement::Forged, "another file's");
+    assert_eq!(judged(&judge, &other, &sealed, 0..10), Judgement::Forged, "another file's header");
+    assert_eq!(judge.judge(&sealed[..17], 18, &sealed[18..]), Judgement::Forged, "a head that is none");
 }

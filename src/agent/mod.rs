@@ -6,11 +6,13 @@
 //! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
 pub mod command;
+mod evidence;
 pub mod mounting;
 mod origin;
 mod patience;
 mod release;
 mod service_port;
+mod sharing;
 mod stages;
 pub mod state;
 pub mod status;
@@ -27,6 +29,7 @@ use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
 use crate::host::Notifier;
+use crate::peer::Swarm;
 use crate::store::Store;
 use crate::task::{Ended, Tasks};
 use command::Commands;
@@ -91,6 +94,7 @@ struct InPlace {
     store: Option<Arc<Store>>,
     mounted: Option<Mount>,
     port: Option<ServicePort>,
+    swarm: Option<Swarm>,
 }
 
 /// Run until SIGTERM or SIGINT, or until something final goes wrong. Every change is published through `status`; `tasks`
@@ -138,21 +142,25 @@ async fn start_and_serve(
     let Released { secret, attester, gpus_ready, policy, time } =
         release::release_key(settings, voice, helper).await?;
     in_place.gpus_ready = gpus_ready;
-    let Opened { store, mut watched, identity } = stages::open_store(settings, voice, time).await?;
+    let Opened { store, mut watched, identity, listing } = stages::open_store(settings, voice, time).await?;
     in_place.store = Some(store.clone());
     let model = stages::open_model(voice, &store, secret).await?;
 
     let mut background = Tasks::new();
+    let fresh = evidence::collect(settings, voice, attester, identity, policy, &mut background).await?;
+    in_place.swarm = sharing::join(settings, voice, &model, listing, fresh.clone()).await?;
     background.supervise("fill", stages::fill(store.clone(), background.token()));
     if settings.waits_for_all() {
-        stages::wait_until_complete(voice, &mut watched).await?;
+        tokio::select! {
+            complete = stages::wait_until_complete(voice, &mut watched) => complete?,
+            never = sharing::show(voice, in_place.swarm.as_ref()) => match never {},
+        }
     }
     let tree = model.tree.clone();
     let (mounted, shown) = mounting::mount(settings, voice, helper, model).await?;
     let mounted = in_place.mounted.insert(mounted);
     // Before anybody hears that the model is ready: clients may come as soon as its service does.
-    let recipe = service_port::recipe(settings, attester, identity, policy);
-    in_place.port = ServicePort::open(settings, voice, helper, recipe, &mut background).await?;
+    in_place.port = ServicePort::open(settings, voice, helper, fresh).await?;
     voice.apply(Event::Mounted, shown)?;
     let point = settings.mount.point.clone();
     let failure = tokio::select! {
@@ -162,6 +170,7 @@ async fn start_and_serve(
         failure = stages::watch_progress(voice, &mut watched) => failure,
         never = commands.obey(&store, &tree, &settings.mount.point) => match never {},
         failure = watch_port(voice, in_place.port.as_mut()) => failure,
+        never = sharing::show(voice, in_place.swarm.as_ref()) => match never {},
         () = watchdog(voice, mounted, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
     };
     background.stop(TASK_GRACE).await;
@@ -219,6 +228,10 @@ async fn close(
         // Who failed has nothing left to say: the port is shut and cut off at once.
         let drain = if outcome.is_ok() { settings.gateway.drain } else { Duration::ZERO };
         port.close(voice, drain).await;
+    }
+    if let Some(swarm) = in_place.swarm {
+        voice.peers(Vec::new());
+        swarm.stop(TASK_GRACE).await;
     }
     let detached = match in_place.mounted {
         Some(mounted) => mounting::detach(mounted, voice, helper).await,

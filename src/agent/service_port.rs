@@ -9,16 +9,12 @@ use super::stages::ask;
 use super::state::State;
 use super::status::{Failure, ServicePort as Shown};
 use super::voice::Voice;
-use crate::attest::Attester;
 use crate::config::{Entrance, Settings};
 use crate::gateway::{Gate, Gateway};
 use crate::helper::Helper;
 use crate::helper::protocol::{GATE_WAS_SHUT, Request};
-use crate::kbs::Policy;
-use crate::manifest;
-use crate::ratls::identity::{Fresh, Identity, Recipe};
-use crate::ratls::{Format, MODEL_IDENTITY};
-use crate::task::Tasks;
+use crate::ratls::Format;
+use crate::ratls::identity::Fresh;
 
 /// How often the numbers are shown at most.
 const SHOW_EVERY: Duration = Duration::from_secs(2);
@@ -32,27 +28,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Times in a row that it may fail to be told: a machine short of memory for a moment has not opened anything.
 const UNSURE_LIMIT: u32 = 3;
 
-/// Members that name the policy of the key's release: hash where the token has it (simple tokens), name.
-const POLICY_HASH: &str = "policy-hash";
-const POLICY_ID: &str = "policy-id";
-
-/// What the evidence of the service port is made from: it also binds the model's identity and the policy that the key was released
-/// under, where they are known.
-pub(super) fn recipe(
-    settings: &Settings,
-    attester: Arc<dyn Attester>,
-    model: Option<manifest::Identity>,
-    policy: Policy,
-) -> Recipe {
-    let model = model.map(|model| model.to_string());
-    let members = [(MODEL_IDENTITY, model), (POLICY_HASH, policy.hashes), (POLICY_ID, policy.ids)];
-    Recipe {
-        attester,
-        formats: Gateway::formats(settings.gateway.certificate),
-        members: members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect(),
-    }
-}
-
 /// The gateway, and what is shown of it.
 pub(super) struct ServicePort {
     gateway: Gateway,
@@ -65,16 +40,14 @@ pub(super) struct ServicePort {
 }
 
 impl ServicePort {
-    /// Collect evidence and open the port, if one is configured. `background` keeps the evidence fresh.
+    /// Open the port, if one is configured, with this evidence.
     pub(super) async fn open(
         settings: &Settings,
         voice: &Voice,
         helper: &Arc<Helper>,
-        recipe: Recipe,
-        background: &mut Tasks,
+        fresh: Option<watch::Receiver<Fresh>>,
     ) -> Result<Option<Self>, Failure> {
-        let Some(entrance) = settings.gateway.entrance else { return Ok(None) };
-        voice.stage("collecting evidence for the service port");
+        let (Some(entrance), Some(fresh)) = (settings.gateway.entrance, fresh) else { return Ok(None) };
         let fail = |fault: &dyn crate::error::Fault| Failure::new(State::Mounting, fault);
         let gatekeeper = Gate::of(&settings.gateway).map(|_| helper.clone());
         if let Some(helper) = &gatekeeper {
@@ -82,12 +55,8 @@ impl ServicePort {
             let (text, _) = ask(helper, Request::Gate).await.map_err(|error| fail(&error))?;
             tracing::info!(event = "gate.shut", "{text}");
         }
-        let identity =
-            Identity::start(recipe, settings.gateway.refresh).await.map_err(|error| fail(&error))?;
-        let fresh = identity.fresh();
         let gateway =
             Gateway::start(&settings.gateway, &entrance, fresh.clone()).map_err(|error| fail(&error))?;
-        background.supervise("identity", async move { match identity.keep_fresh().await {} });
         let shown = describe(settings, &entrance, &gateway);
         let port = ServicePort { gateway, fresh, shown, gatekeeper, unsure: 0 };
         port.show(voice);

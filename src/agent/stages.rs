@@ -106,6 +106,8 @@ pub(super) struct Opened {
     pub(super) watched: Watched,
     /// Who the model is, where it is signed.
     pub(super) identity: Option<manifest::Identity>,
+    /// SHA-256 over the list of objects, as [`revision`] has it: who has the same list means the same by the number of an object.
+    pub(super) listing: [u8; 32],
 }
 
 /// List the model and open its local store.
@@ -128,9 +130,10 @@ pub(super) async fn open_store(
         return Err(fail(&StageError::NoConf { model: settings.oss.location(), inside }));
     }
     let listed = revision(&objects);
-    let (objects, manifest) = origin::judge(settings, voice, &source, objects, time).await?;
+    let (mut objects, manifest) = origin::judge(settings, voice, &source, objects, time).await?;
+    objects.sort_by(|a, b| a.path.cmp(&b.path));
     let identity = manifest.as_ref().map(|manifest| manifest.identity());
-    let revision = identity.map_or(listed, |identity| identity.to_string());
+    let revision = identity.map_or_else(|| hex::encode(listed), |identity| identity.to_string());
     voice.update(|status| status.model_revision = revision);
     let options = StoreOptions {
         dir: settings.cache.dir.clone(),
@@ -157,7 +160,7 @@ pub(super) async fn open_store(
     }
     let watched = Watched { progress: store.progress(), access };
     watched.show(voice);
-    Ok(Opened { store, watched, identity })
+    Ok(Opened { store, watched, identity, listing: listed })
 }
 
 /// What the store keeps: all of the model where all of it is waited for.
@@ -203,8 +206,8 @@ impl Watched {
     }
 }
 
-/// SHA-256, hex, over path, length and entity tag of every object, sorted by path: changes when any object does.
-fn revision(objects: &[store::Object]) -> String {
+/// SHA-256 over path, length and entity tag of every object, sorted by path: changes when any object does.
+fn revision(objects: &[store::Object]) -> [u8; 32] {
     let mut objects: Vec<&store::Object> = objects.iter().collect();
     objects.sort_by(|a, b| a.path.cmp(&b.path));
     let mut hash = Sha256::new();
@@ -215,7 +218,7 @@ fn revision(objects: &[store::Object]) -> String {
             hash.update(field);
         }
     }
-    hex::encode(hash.finalize())
+    hash.finalize().into()
 }
 
 /// Fetch the whole model in the background. What fails is tried again later; the store reports it meanwhile.

@@ -8,6 +8,7 @@ use super::state::State;
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gateway;
 pub use crate::oss::Access;
+pub use crate::peer::{Shown, Standing};
 use crate::store;
 
 /// What the agent is doing, complete: a snapshot that is replaced as a whole.
@@ -38,6 +39,8 @@ pub struct Status {
     pub attestation: BTreeMap<&'static str, String>,
     /// The encrypted service port; `None` while it is shut, and where there is none.
     pub service_port: Option<ServicePort>,
+    /// The machines that share the model with this one.
+    pub peers: Vec<Shown>,
     /// What the operator chose and should not forget, such as an unauthenticated key broker.
     pub notices: Vec<String>,
     /// The newest failure; stays after a recovery, so that it can be read.
@@ -60,6 +63,7 @@ impl Status {
             attestation_expires: None,
             attestation: BTreeMap::new(),
             service_port: None,
+            peers: Vec::new(),
             notices,
             last_error: None,
         }

@@ -9,6 +9,7 @@ use super::state::{Event, Illegal, State};
 use super::status::{Failure, ServicePort, Status};
 use crate::error::{ErrorClass, Fault};
 use crate::host::Notifier;
+use crate::peer;
 
 /// How much longer the service manager waits after each sign of progress: more than the longest step without one, which is
 /// the two minutes that the helper's child has for a vendor's library. `TimeoutStartSec=` of the unit is the same.
@@ -86,6 +87,13 @@ impl Voice {
     pub(super) fn service_port(&self, port: Option<ServicePort>) {
         if self.status.borrow().service_port != port {
             self.status.send_modify(|status| status.service_port = port);
+        }
+    }
+
+    /// What is shown of the peers; told only when it changed.
+    pub(super) fn peers(&self, peers: Vec<peer::Shown>) {
+        if self.status.borrow().peers != peers {
+            self.status.send_modify(|status| status.peers = peers);
         }
     }
 

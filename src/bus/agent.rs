@@ -132,10 +132,12 @@ impl AgentInterface {
         self.read(|status| values::service_port(status.service_port.as_ref()))
     }
 
-    /// Peers of the model's distribution; empty without any.
+    /// The machines that share the model with this one: Address, State (connected, dialling, failed, itself), Code and Detail (of a
+    /// failure), Distrusted (it sent wrong bytes, and is not asked for a while), Chunks (that it has), BytesReceived, BytesSent,
+    /// WrongChunks, FailedChunks (since start). Empty without any.
     #[zbus(property)]
     fn peers(&self) -> Vec<Dict> {
-        Vec::new()
+        self.read(|status| status.peers.iter().map(values::peer).collect())
     }
 
     /// The newest failure: Code, Stage, Detail, Hint, At. Empty when nothing has failed.
@@ -221,6 +223,9 @@ pub(super) async fn emit_changes(
     }
     if before.service_port != now.service_port {
         shown.gateway_changed(emitter).await?;
+    }
+    if before.peers != now.peers {
+        shown.peers_changed(emitter).await?;
     }
     if before.last_error != now.last_error {
         shown.last_error_changed(emitter).await?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use zbus::{OwnedVariant, Str, Variant};
 
-use crate::agent::status::{Access, LastError, Progress, ServicePort, unix_seconds};
+use crate::agent::status::{Access, LastError, Progress, ServicePort, Shown, Standing, unix_seconds};
 
 /// `a{sv}`.
 pub type Dict = HashMap<String, OwnedVariant>;
@@ -71,6 +71,29 @@ pub fn service_port(port: Option<&ServicePort>) -> Dict {
     );
     dict.extend(sizes(evidence.iter()).map(|value| ("EvidenceAt".to_owned(), value)));
     dict
+}
+
+/// `Address`, `State`, `Code`, `Detail` (s), `Distrusted` (b), `Chunks`, `BytesReceived`, `BytesSent`, `WrongChunks`,
+/// `FailedChunks` (t).
+pub fn peer(peer: &Shown) -> Dict {
+    let (state, code, detail) = match &peer.standing {
+        Standing::Dialling => ("dialling", "", ""),
+        Standing::Connected => ("connected", "", ""),
+        Standing::Itself => ("itself", "", ""),
+        Standing::Failed(code, detail) => ("failed", *code, detail.as_str()),
+    };
+    Dict::from([
+        ("Address".to_owned(), text(&peer.address.to_string())),
+        ("State".to_owned(), text(state)),
+        ("Code".to_owned(), text(code)),
+        ("Detail".to_owned(), text(detail)),
+        ("Distrusted".to_owned(), peer.distrusted.into()),
+        ("Chunks".to_owned(), peer.chunks.into()),
+        ("BytesReceived".to_owned(), peer.counts.received.into()),
+        ("BytesSent".to_owned(), peer.counts.sent.into()),
+        ("WrongChunks".to_owned(), peer.counts.wrong.into()),
+        ("FailedChunks".to_owned(), peer.counts.failed.into()),
+    ])
 }
 
 /// `Code`, `Stage`, `Detail`, `Hint` (s), `At` (t, seconds since 1970); empty when nothing has failed.

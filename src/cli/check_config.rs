@@ -99,8 +99,8 @@ fn summary(settings: &Settings) -> Vec<(&'static str, String)> {
         ("cache", format!("{}, {} bytes left free", cache.dir.display(), cache.reserve_bytes)),
     ];
     lines.extend(settings.service_port.map(|port| ("service", format!("port {port}"))));
-    if !settings.peers.is_empty() {
-        let peers: Vec<_> = settings.peers.iter().map(ToString::to_string).collect();
+    if !settings.peer.addresses.is_empty() {
+        let peers: Vec<_> = settings.peer.addresses.iter().map(ToString::to_string).collect();
         lines.push(("peers", peers.join(" ")));
     }
     lines.push(("fingerprint", settings.fingerprint.clone()));

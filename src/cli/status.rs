@@ -83,6 +83,9 @@ fn render(status: &Json, terminal: bool) -> String {
     if !line.is_empty() {
         let _ = writeln!(out, "service port {line}");
     }
+    for peer in status.get("Peers").and_then(Json::as_array).into_iter().flatten() {
+        let _ = writeln!(out, "peer         {}", peer_line(peer));
+    }
     if let Some(facts) = status.get("Attestation").and_then(Json::as_object).filter(|facts| !facts.is_empty())
     {
         let facts: Vec<String> = facts
@@ -147,6 +150,32 @@ fn service_port_line(port: &Json, now: SystemTime) -> String {
         number("Handshakes"),
         number("Refused")
     );
+    line
+}
+
+/// `10.0.0.2:5390 connected, 120 chunks; 1.00 GiB from it, 2.00 GiB to it`, with what is wrong with it.
+fn peer_line(peer: &Json) -> String {
+    let text = |name: &str| peer.get(name).and_then(Json::as_str).unwrap_or_default();
+    let number = |name: &str| peer.get(name).and_then(Json::as_u64).unwrap_or(0);
+    let mut line = format!("{} {}", text("Address"), text("State"));
+    if !text("Code").is_empty() {
+        let _ = write!(line, ": {} [{}]", text("Detail"), text("Code"));
+    }
+    let (from, to) = (number("BytesReceived"), number("BytesSent"));
+    if text("State") == "connected" || from > 0 || to > 0 {
+        let chunks = number("Chunks");
+        let _ = write!(line, ", {chunks} chunks; {} from it, {} to it", HumanBytes(from), HumanBytes(to));
+    }
+    let (wrong, failed) = (number("WrongChunks"), number("FailedChunks"));
+    if wrong > 0 {
+        let _ = write!(line, "; {wrong} WRONG CHUNKS");
+    }
+    if peer.get("Distrusted").and_then(Json::as_bool) == Some(true) {
+        let _ = write!(line, ", not asked for now");
+    }
+    if failed > 0 {
+        let _ = write!(line, "; {failed} did not come");
+    }
     line
 }
 

@@ -2,13 +2,14 @@
 //!
 //! Every part is looked at even when another one failed, so that one run lists every problem.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use super::keys::{self, Key};
 use super::report::{Findings, Problem, Reported};
 use super::settings::{
-    Attest, Cache, CacheMode, Encryption, Model, Mount, MountMode, Settings, TeeChoice, Trustee, Wait,
+    Attest, Cache, CacheMode, Encryption, Model, Mount, MountMode, Peer, Settings, TeeChoice, Trustee, Wait,
 };
 use super::tuning::{Size, Tuning};
 use super::values;
@@ -27,6 +28,7 @@ pub(super) fn settings(
     let tuning = tuning.as_ref().map_err(|reported| *reported);
     let service_port = variables.optional(&keys::MODEL_SERVICE_PORT, findings, values::port);
     let peers = variables.optional(&keys::MODEL_SHARING_PEER, findings, values::peers);
+    let peer = tuning.and_then(|tuning| peer(peers, tuning, findings));
     let model = model(variables, tuning, findings);
     let trustee = trustee(variables, tuning, root, findings);
     let oss = check_oss::oss(variables, tuning, root, findings);
@@ -51,7 +53,7 @@ pub(super) fn settings(
         attest: attest?,
         service_port: service_port?,
         gateway: gateway?,
-        peers: peers?.unwrap_or_default(),
+        peer: peer?,
         fingerprint: String::new(),
     };
     notice_unused(&settings, variables, findings);
@@ -66,16 +68,27 @@ fn notice_unused(settings: &Settings, variables: &Variables, findings: &mut Find
         let hint = "nothing to do; it takes effect with an update".to_owned();
         findings.notice(variables.at(key), "config.unused", message, hint);
     };
-    if !settings.peers.is_empty() {
-        unused(&keys::MODEL_SHARING_PEER, "peers are not asked");
-    }
     // "default" is in every file made from the solution's document and means what cai does anyway.
-    if settings.trustee.policy != "default" {
+    if settings.trustee.policy != "default" && settings.peer.addresses.is_empty() {
         unused(&keys::TRUSTEE_POLICY, "the policy is not used");
     }
     if settings.model.encryption == Encryption::Sam {
         unused(&keys::MODEL_ENCRYPTION_METHOD, "SAM models cannot be mounted");
     }
+}
+
+fn peer(
+    peers: Result<Option<Vec<SocketAddr>>, Reported>,
+    tuning: &Tuning,
+    findings: &mut Findings,
+) -> Result<Peer, Reported> {
+    let upload_limit = bytes(&tuning.peer.upload_limit, "peer.upload_limit", tuning, findings);
+    Ok(Peer {
+        addresses: peers?.unwrap_or_default(),
+        attestation: tuning.peer.attestation,
+        port: tuning.peer.port,
+        upload_limit: upload_limit?,
+    })
 }
 
 fn trustee(

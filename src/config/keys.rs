@@ -438,6 +438,13 @@ pub static TOML: &[Key] = &[
          connection is closed.", "[\"/health\"]"),
     tuning("gateway.drain_secs", Form::Whole(0, 3600), Default::Is("30"), Some("seconds"),
         "How long open connections may take to end by themselves when cai is stopped. The port is shut at once.", "5"),
+    tuning("peer.attestation", Form::Word(&["required", "network"]), Default::Is("\"required\""), None,
+        "Which of the machines in MODEL_SHARING_PEER take part. required: those whose evidence the Trustee affirms under \
+         TRUSTEE_POLICY. network: whoever has one of the addresses; the ciphertext crosses in the open.", "\"network\""),
+    tuning("peer.port", Form::Whole(1, 65535), Default::Is("5390"), Some("TCP port"),
+        "Where this machine listens for its peers. Only addresses in MODEL_SHARING_PEER are let in.", "5391"),
+    tuning("peer.upload_limit", Form::Size, Default::Is("0"), Some("bytes per second"),
+        "How fast cai sends to peers at most, all of them together. 0 means no limit.", "\"1GiB\""),
 ];
 
 /// The known name nearest to `name`, if any is near enough to be what was meant.

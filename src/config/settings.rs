@@ -32,10 +32,43 @@ pub struct Settings {
     pub service_port: Option<u16>,
     /// How the service port is protected.
     pub gateway: Gateway,
-    /// Peers (`MODEL_SHARING_PEER`), kept for peer-to-peer.
-    pub peers: Vec<SocketAddr>,
+    /// Who shares the model's ciphertext with this machine.
+    pub peer: Peer,
     /// SHA-256 of the effective configuration without secrets, hex; logged at start.
     pub fingerprint: String,
+}
+
+/// Peer-to-peer.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// `MODEL_SHARING_PEER`; empty: nothing is shared.
+    pub addresses: Vec<SocketAddr>,
+    /// `peer.attestation`.
+    pub attestation: PeerAttestation,
+    /// `peer.port`.
+    pub port: u16,
+    /// `peer.upload_limit`: bytes sent per second, to all peers together; 0 = no limit.
+    pub upload_limit: u64,
+}
+
+/// `peer.attestation`: who may take part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerAttestation {
+    /// Whose evidence is affirmed.
+    Required,
+    /// Whoever has one of the addresses.
+    Network,
+}
+
+impl PeerAttestation {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            PeerAttestation::Required => "required",
+            PeerAttestation::Network => "network",
+        }
+    }
 }
 
 impl Settings {

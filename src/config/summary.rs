@@ -25,7 +25,7 @@ impl Settings {
             attest,
             service_port,
             gateway,
-            peers,
+            peer,
             fingerprint: _,
         } = self;
         let path = |path: &Path| path.display().to_string();
@@ -55,7 +55,10 @@ impl Settings {
             ("MODEL_WAIT", wait(model.wait).to_owned()),
             ("MODEL_SERVICE_PORT", service_port.map(|port| port.to_string()).unwrap_or_default()),
             ("TRUSTEE_POLICY", trustee.policy.clone()),
-            ("MODEL_SHARING_PEER", peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+            (
+                "MODEL_SHARING_PEER",
+                peer.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            ),
             ("trustee.require_https", trustee.require_https.to_string()),
             ("trustee.ca_file", file(&trustee.ca_file)),
             ("trustee.protocol", protocol(trustee.protocol).to_owned()),
@@ -103,6 +106,9 @@ impl Settings {
             ("gateway.refresh_secs", gateway.refresh.as_secs().to_string()),
             ("gateway.plaintext_paths", format!("{:?}", gateway.plaintext_paths)),
             ("gateway.drain_secs", gateway.drain.as_secs().to_string()),
+            ("peer.attestation", peer.attestation.name().to_owned()),
+            ("peer.port", peer.port.to_string()),
+            ("peer.upload_limit", peer.upload_limit.to_string()),
         ]
     }
 }

@@ -15,8 +15,8 @@ use super::gateway::CertificateRule;
 use super::keys::{self, Default, Key};
 use super::report::{Findings, Place, Problem, Reported};
 use super::settings::{
-    Addressing, CacheMode, CredentialChoice, EventLog, GpuForm, KeyAlgorithm, Metadata, MountMode, Protocol,
-    QuoteChoice, Signature, TeeChoice,
+    Addressing, CacheMode, CredentialChoice, EventLog, GpuForm, KeyAlgorithm, Metadata, MountMode,
+    PeerAttestation, Protocol, QuoteChoice, Signature, TeeChoice,
 };
 use super::{FileKind, SourceFile};
 
@@ -32,6 +32,7 @@ pub(super) struct Tuning {
     pub(super) mount: Mount,
     pub(super) cache: Cache,
     pub(super) gateway: Gateway,
+    pub(super) peer: Peer,
     /// Where each key was last set.
     #[serde(skip)]
     places: BTreeMap<&'static str, Place>,
@@ -118,6 +119,14 @@ pub(super) struct Gateway {
     pub(super) refresh_secs: u64,
     pub(super) plaintext_paths: Vec<String>,
     pub(super) drain_secs: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Peer {
+    pub(super) attestation: PeerAttestation,
+    pub(super) port: u16,
+    pub(super) upload_limit: Size,
 }
 
 /// A number of bytes, plain or with a unit.

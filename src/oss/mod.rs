@@ -14,7 +14,6 @@
 mod access;
 mod address;
 mod answer;
-mod bandwidth;
 mod client;
 mod clock;
 mod cloud;

@@ -21,8 +21,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
-use super::bandwidth::Bandwidth;
 use super::error::OssError;
+use crate::bandwidth::Bandwidth;
 use crate::config::Oss;
 use crate::store::Urgency;
 

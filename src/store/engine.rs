@@ -6,7 +6,7 @@
 //! Tested through `tests/fetch_faults.rs` and `tests/store_resume.rs`.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore};
@@ -23,11 +23,14 @@ use super::memory::{KEPT, Recent};
 use super::options::StoreOptions;
 use super::plan::Plan;
 use super::progress::{Counters, Problem};
+use super::proof::Check;
 use super::room::{Keeping, Room};
+use super::sharing::{Exchange, Shared};
 use super::source::{ChunkSource, Object, SourceError};
-use super::state::{Broken, ObjectState, State, Whole, wanted};
+use super::state::{Broken, ObjectState, State, Whole};
+use crate::ciphertext::Judgement;
 use crate::error::chain;
-use crate::manifest::{ChunkCheck, Manifest};
+use crate::manifest::Manifest;
 
 /// Failures of one chunk in a row from which on they are a problem: one 503 is everyday life, and four attempts take the
 /// better part of a second.
@@ -50,6 +53,8 @@ pub struct Engine {
     pub slots: Vec<Slot>,
     pub cache: CacheDir,
     pub source: Arc<dyn ChunkSource>,
+    /// Other nodes, once there are some.
+    pub shared: OnceLock<Shared>,
     /// Chunks that may be on their way without a place on the disk: they are in memory whole.
     pub in_memory: Arc<Semaphore>,
     /// What every chunk must be in.
@@ -97,6 +102,7 @@ impl Engine {
             room: Room::default(),
             punching: HashSet::new(),
             filling_now: HashSet::new(),
+            exchange: Exchange::default(),
         };
         state.keep(keeping, &slots);
         Engine {
@@ -104,6 +110,7 @@ impl Engine {
             slots,
             cache,
             source,
+            shared: OnceLock::new(),
             in_memory: Arc::new(Semaphore::new(KEPT)),
             manifest,
             state: Mutex::new(state),
@@ -177,12 +184,9 @@ impl Engine {
         if !state.room.may_fill(self.options.chunk_len, state.filling_now.len()) {
             return None;
         }
-        let key = state.plan.next_to_fill(|key| wanted(&state.objects, &state.flights, &state.room, key))?;
-        let flight = Arc::new(Flight::default());
-        state.flights.insert(key, flight.clone());
-        state.counters.in_flight += 1;
-        state.filling_now.insert(key);
-        Some((key, flight))
+        let (plan, lacking) = state.choice(self.shared.get());
+        let key = plan.next_to_fill(|key| lacking.asks_origin(key))?;
+        Some((key, state.depart(key)))
     }
 
     /// Do jobs for ever. `readers_only` keeps this worker free for readers while the fill saturates the others.
@@ -201,12 +205,10 @@ impl Engine {
         }
     }
 
-    fn land(&self, key: ChunkKey, flight: &Flight, outcome: Outcome) {
+    pub fn land(&self, key: ChunkKey, flight: &Flight, outcome: Outcome) {
         let Some(slot) = self.slot(key.object) else { return };
         let mut state = self.lock();
-        state.flights.remove(&key);
-        state.counters.in_flight = state.counters.in_flight.saturating_sub(1);
-        state.filling_now.remove(&key);
+        state.forget_flight(key);
         match &outcome {
             Ok(_) => state.counters.recovered(&slot.path),
             Err(failure) => state.note_failure(slot, key.object, failure),
@@ -218,7 +220,7 @@ impl Engine {
 
     /// Bring one chunk, retrying what may pass by itself: while a reader waits (it has its own deadline), and otherwise
     /// up to the retry limit, from the last attempt on that brought anything.
-    async fn deliver(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Outcome {
+    pub async fn deliver(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Outcome {
         let mut landing = None;
         let outcome = self.persist(key, flight, &mut landing).await;
         if let Some(landing) = landing {
@@ -298,6 +300,11 @@ impl Engine {
                 None => tracing::warn!(event = "chunk.corrupt", object = slot.path, chunk = key.chunk.0),
             }
         }
+        if landing.is_none()
+            && let Some(ready) = self.ask_peer_first(key, flight).await
+        {
+            return Ok(ready);
+        }
         self.receive(key, flight, landing).await
     }
 
@@ -330,16 +337,24 @@ impl Engine {
 
     /// Whether these are the bytes of the chunk that the manifest names; without one, nobody knows better.
     fn is_genuine(&self, slot: &Slot, key: ChunkKey, bytes: &[u8]) -> bool {
-        self.check(slot, key).is_none_or(|mut check| {
-            check.update(bytes);
-            check.passed()
-        })
+        let mut check = self.check(slot, key);
+        check.update(bytes);
+        check.finish() == Judgement::Genuine
     }
 
     /// What tells whether bytes are chunk `key` as the manifest has it, where there is one.
-    pub fn check(&self, slot: &Slot, key: ChunkKey) -> Option<ChunkCheck> {
-        let manifest = self.manifest.as_ref()?;
-        Some(manifest.chunk_check(&slot.object.path, slot.object.len, key.chunk.0))
+    pub fn check(&self, slot: &Slot, key: ChunkKey) -> Check {
+        match &self.manifest {
+            Some(manifest) => {
+                Check::Manifest(manifest.chunk_check(&slot.object.path, slot.object.len, key.chunk.0))
+            }
+            None => Check::Nothing,
+        }
+    }
+
+    /// Whether a manifest speaks for every chunk.
+    pub fn is_signed(&self) -> bool {
+        self.manifest.is_some()
     }
 
     /// When `object` is whole: compare its checksum with the origin's. The first difference discards it, to be fetched
@@ -366,7 +381,15 @@ impl Engine {
         if !mismatch {
             object.whole = Whole::Done;
             state.counters.objects_done += 1;
+            state.exchange.is_whole(index);
             return Ok(());
+        }
+        let taken = state.exchange.take_back(index);
+        if !taken.is_empty() {
+            // Blocks of this file that open, and not the ones that the origin has: an older state of it, from a peer.
+            tracing::error!(event = "object.stale", object = slot.path, chunks = taken.len());
+            taken.into_iter().for_each(|key| state.mark(slot, key, Chunk::Missing));
+            return Err(self.unavailable(slot, "peers sent an older state of it".into()));
         }
         object.mismatches += 1;
         tracing::error!(event = "object.corrupt", object = slot.path, times = object.mismatches);

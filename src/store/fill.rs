@@ -7,7 +7,8 @@ use super::engine::{Engine, Lookup};
 use super::error::StoreError;
 use super::flight::Failure;
 use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
-use super::state::{Broken, ObjectState, State, wanted};
+use super::sharing::PLAN_EVERY;
+use super::state::{Broken, ObjectState, State};
 use crate::ciphertext::EntryId;
 
 /// How a fill ended. What is complete is also durable: a crash after it costs nothing.
@@ -64,8 +65,11 @@ impl Store {
                 // A data file turned out to be lost when it was to be synced.
                 continue;
             }
+            let sharing = self.engine.shared.get().is_some();
             tokio::select! {
                 () = landed => {}
+                // What falls to this node also changes with time.
+                () = tokio::time::sleep(PLAN_EVERY), if sharing => {}
                 () = token.cancelled() => return Ok(Filled::Cancelled),
             }
         }
@@ -106,17 +110,23 @@ impl Engine {
             // A flight may still find the whole object wrong and discard it: the end is only known when all have landed.
             return state.flights.is_empty().then(|| self.fill_result(state));
         }
-        let on_offer = |key: ChunkKey| wanted(&state.objects, &state.flights, &state.room, key);
-        if !state.plan.is_exhausted(on_offer) {
+        let shared = self.shared.get();
+        let (plan, lacking) = state.choice(shared);
+        if !plan.is_exhausted(|key| lacking.asks_origin(key)) {
             return None;
         }
+        if shared.is_some() && !state.exchange.plan_again() {
+            return None;
+        }
+        self.offer_again(state);
         let to_fill = |(index, object): (usize, &ObjectState)| {
             let slot = self.slots.get(index).filter(|_| object.to_fill())?;
             Some((ObjectIndex(index), slot.layout))
         };
         state.plan.fill(state.objects.iter().enumerate().filter_map(to_fill));
         // With all that is missing on its way there is nothing to wake workers for: the next landing comes back here.
-        if !state.plan.is_exhausted(on_offer) {
+        let (plan, lacking) = state.choice(shared);
+        if !plan.is_exhausted(|key| lacking.asks_origin(key)) || state.exchange.has_offers() {
             drop(guard);
             self.work.notify_waiters();
         }

@@ -16,13 +16,14 @@ use super::crc64::Crc64;
 use super::engine::{Engine, Slot, blocking};
 use super::flight::{Failure, Flight, Outcome, Ready};
 use super::layout::ChunkKey;
+use super::proof::Check;
 use super::source::SourceError;
 use super::state::Broken;
-use crate::manifest::ChunkCheck;
+use crate::ciphertext::Judgement;
 
 /// Bytes that are summed and written at once: few enough to be in a core's cache still, enough for the hand-over to a thread that
 /// may block to cost nothing.
-const BATCH: u64 = 1 << 20;
+pub const BATCH: u64 = 1 << 20;
 
 /// A chunk that has begun to arrive.
 pub struct Landing {
@@ -33,8 +34,7 @@ pub struct Landing {
     batch: Vec<Bytes>,
     batched: u64,
     crc: Crc64,
-    /// Against the manifest, if there is one.
-    check: Option<ChunkCheck>,
+    check: Check,
     kept: Kept,
     /// Room in the cache is promised to it.
     promised: bool,
@@ -50,10 +50,36 @@ enum Kept {
     Memory(Vec<Bytes>),
 }
 
+/// Who sent a chunk that is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The origin, and what it says of the whole object.
+    Listed {
+        /// CRC-64/XZ of the whole object, where it was told.
+        object_crc64: Option<u64>,
+    },
+    /// A peer, whose word for the object is worth nothing.
+    Peer,
+}
+
+impl Origin {
+    fn object_crc64(self) -> Option<u64> {
+        match self {
+            Origin::Listed { object_crc64 } => object_crc64,
+            Origin::Peer => None,
+        }
+    }
+}
+
 impl Landing {
     /// Bytes that arrived.
     pub fn got(&self) -> u64 {
         self.got
+    }
+
+    /// The last of them, which nothing has been done with yet.
+    pub fn batched(&self) -> u64 {
+        self.batched
     }
 
     /// Whether it keeps memory that others wait for.
@@ -61,7 +87,8 @@ impl Landing {
         matches!(self.kept, Kept::Memory(_))
     }
 
-    fn push(&mut self, frame: Bytes) {
+    /// The next bytes.
+    pub fn push(&mut self, frame: Bytes) {
         let len = frame.len() as u64;
         self.got = self.got.saturating_add(len);
         self.batched = self.batched.saturating_add(len);
@@ -81,7 +108,10 @@ impl Engine {
         let Some(slot) = self.slot(key.object) else { return Err(Failure::Closed) };
         let mut coming = match landing.take() {
             Some(coming) => coming,
-            None => self.begin(key, flight).await?,
+            None => {
+                self.begin(key, flight, self.check(self.slot(key.object).ok_or(Failure::Closed)?, key))
+                    .await?
+            }
         };
         let (range, expected) = (slot.layout.range(key.chunk), slot.layout.len_of(key.chunk));
         // Never empty: what has arrived whole has landed.
@@ -112,7 +142,14 @@ impl Engine {
             return Err(error);
         }
         let (engine, demand, crc) = (self.clone(), flight.urgency.is_raised(), fetched.object_crc64);
-        blocking(move || engine.land_whole(coming, demand, crc)).await
+        blocking(move || match engine.judge(&mut coming)? {
+            Judgement::Genuine => engine.keep(coming, demand, Origin::Listed { object_crc64: crc }),
+            Judgement::Forged | Judgement::Unprovable => {
+                engine.give_up(&coming);
+                Err(engine.slot(key.object).map_or(Failure::Closed, |slot| engine.forged(slot, key)))
+            }
+        })
+        .await
     }
 
     /// Nothing is wrong with what came before `error`.
@@ -127,7 +164,12 @@ impl Engine {
     }
 
     /// Find a place for `key`.
-    async fn begin(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Result<Landing, Failure> {
+    pub async fn begin(
+        self: &Arc<Self>,
+        key: ChunkKey,
+        flight: &Flight,
+        check: Check,
+    ) -> Result<Landing, Failure> {
         let (engine, demand) = (self.clone(), flight.urgency.is_raised());
         let promised = blocking(move || {
             let Some(slot) = engine.slot(key.object) else { return Err(Failure::Closed) };
@@ -143,12 +185,12 @@ impl Engine {
             // Closed only with the engine.
             (Kept::Memory(Vec::new()), self.in_memory.clone().acquire_owned().await.ok())
         };
-        let slot = self.slot(key.object).ok_or(Failure::Closed)?;
-        let (check, crc, batch) = (self.check(slot, key), Crc64::default(), Vec::new());
+        let (crc, batch) = (Crc64::default(), Vec::new());
         Ok(Landing { key, got: 0, batch, batched: 0, crc, check, kept, promised, _in_memory })
     }
 
-    async fn absorbed(self: &Arc<Self>, mut landing: Landing) -> Result<Landing, Failure> {
+    /// Sum the last batch and put it with the rest, on a thread that may block.
+    pub async fn absorbed(self: &Arc<Self>, mut landing: Landing) -> Result<Landing, Failure> {
         let engine = self.clone();
         blocking(move || {
             let absorbed = engine.absorb(&mut landing);
@@ -162,9 +204,7 @@ impl Engine {
         let Some(slot) = self.slot(landing.key.object) else { return Err(Failure::Closed) };
         for frame in &landing.batch {
             landing.crc.update(frame);
-            if let Some(check) = &mut landing.check {
-                check.update(frame);
-            }
+            landing.check.update(frame);
         }
         let batch = take(&mut landing.batch);
         let start = slot.layout.range(landing.key.chunk).start;
@@ -188,23 +228,23 @@ impl Engine {
         Ok(())
     }
 
-    /// All bytes have arrived: check, and mark. The mark in the sidecar follows after a sync.
-    fn land_whole(&self, mut landing: Landing, demand: bool, object_crc64: Option<u64>) -> Outcome {
+    /// All bytes have arrived: what they are.
+    pub fn judge(&self, landing: &mut Landing) -> Result<Judgement, Failure> {
+        self.absorb(landing).inspect_err(|_| self.give_up(landing))?;
+        Ok(std::mem::replace(&mut landing.check, Check::Nothing).finish())
+    }
+
+    /// All bytes have arrived and are right: mark. The mark in the sidecar follows after a sync.
+    pub fn keep(&self, landing: Landing, demand: bool, origin: Origin) -> Outcome {
         let key = landing.key;
         let Some(slot) = self.slot(key.object) else { return Err(Failure::Closed) };
-        if let Err(failure) = self.absorb(&mut landing) {
-            self.give_up(&landing);
-            return Err(failure);
-        }
-        if !landing.check.take().is_none_or(ChunkCheck::passed) {
-            self.give_up(&landing);
-            return Err(self.forged(slot, key));
-        }
         let mut state = self.lock();
         if landing.promised && slot.layout.chunks() > 1 {
             state.room.settle(slot.layout.len_of(key.chunk));
         }
-        state.counters.bytes_fetched = state.counters.bytes_fetched.saturating_add(landing.got);
+        state.count(landing.got, origin);
+        self.note_exchange(&mut state, key, origin);
+        let object_crc64 = origin.object_crc64();
         if let Some(object) = state.objects.get_mut(key.object.0) {
             object.forged.remove(&key.chunk);
         }
@@ -245,7 +285,7 @@ impl Engine {
     }
 
     /// What was promised to `landing` is free again, and what it took of a disk that is counted.
-    fn give_up(&self, landing: &Landing) {
+    pub fn give_up(&self, landing: &Landing) {
         let Some(slot) = self.slot(landing.key.object) else { return };
         let bounded = self.lock().room.limit().is_some();
         if bounded && matches!(landing.kept, Kept::Disk(Some(_))) {
@@ -264,7 +304,7 @@ impl Engine {
         self.unavailable(slot, "came in while its file was lost".into())
     }
 
-    fn unavailable(&self, slot: &Slot, detail: String) -> Failure {
+    pub fn unavailable(&self, slot: &Slot, detail: String) -> Failure {
         let detail = format!("{} {detail}", self.source_name());
         Failure::Source(SourceError::Unavailable { path: slot.path.clone(), detail, retry_after: None })
     }

@@ -15,6 +15,7 @@
 //! | `disk` | the directory and its files |
 //! | `state`, `flight`, `engine` | what changes, who waits, who works |
 //! | `landing`, `landed` | a chunk whose bytes are arriving; a note that they have |
+//! | `sharing`, `exchange`, `proof` | chunks of other nodes: whose they are to fetch, how one comes in, what shows that it is right |
 //! | `doubt` | what happens when the disk is not what the marks say |
 //! | `room`, `evict` | what stays when the disk cannot hold everything (`room` is pure) |
 //! | `reader`, `fill`, `upkeep` | the three ways in: reads, background, sync and progress |
@@ -29,6 +30,7 @@ mod doubt;
 mod engine;
 mod error;
 mod evict;
+mod exchange;
 mod fill;
 mod flight;
 mod landed;
@@ -38,8 +40,10 @@ mod memory;
 mod options;
 mod plan;
 mod progress;
+mod proof;
 mod reader;
 mod room;
+mod sharing;
 mod source;
 mod state;
 mod tree;
@@ -54,9 +58,11 @@ use tokio::sync::watch;
 pub use backoff::Retry;
 pub use error::StoreError;
 pub use fill::Filled;
+pub use layout::{ChunkIndex, ChunkKey, ObjectIndex};
 pub use options::{CacheMode, StoreOptions};
 pub use progress::{Problem, Progress};
 pub use room::Keeping;
+pub use sharing::{Patience, PeerFailed, Peers, ReceiveFuture, Received, Sender, Sharing};
 pub use source::{AT_ONCE, ChunkSource, FetchFuture, Fetched, Object, SourceError, Urgency};
 
 use self::chunkmap::ChunkMap;

@@ -8,11 +8,13 @@ use super::crc64;
 use super::engine::Slot;
 use super::error::{StoreError, source_code};
 use super::flight::{Failure, Flight};
+use super::landing::Origin;
 use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
 use super::memory::Recent;
 use super::plan::Plan;
 use super::progress::{Counters, Problem};
 use super::room::Room;
+use super::sharing::{Exchange, Shared};
 use super::source::SourceError;
 use crate::error::{Fault, chain};
 
@@ -75,19 +77,34 @@ pub struct State {
     pub punching: HashSet<ChunkKey>,
     /// Chunks that the fill has begun, and that room is still to be found for.
     pub filling_now: HashSet<ChunkKey>,
+    /// What peers have to do with it.
+    pub exchange: Exchange,
 }
 
-/// Whether the fill should fetch `key`: it is not here, not on its way, was not let go, and its object has not failed.
-pub fn wanted(
-    objects: &[ObjectState],
-    flights: &HashMap<ChunkKey, Arc<Flight>>,
-    room: &Room,
-    key: ChunkKey,
-) -> bool {
-    let object = objects.get(key.object.0);
-    object.is_some_and(|object| object.to_fill() && !object.is_present(key.chunk))
-        && !flights.contains_key(&key)
-        && !room.was_evicted(key)
+/// What the fill's choice of the next chunk depends on, beside the plan.
+pub struct Lacking<'a> {
+    objects: &'a [ObjectState],
+    flights: &'a HashMap<ChunkKey, Arc<Flight>>,
+    room: &'a Room,
+    exchange: &'a Exchange,
+    shared: Option<&'a Shared>,
+}
+
+impl Lacking<'_> {
+    /// Whether `key` is to come: it is not here, not on its way, was not let go, and its object is not broken.
+    pub fn wants(&self, key: ChunkKey) -> bool {
+        let object = self.objects.get(key.object.0);
+        object.is_some_and(|object| object.broken.is_none() && !object.is_present(key.chunk))
+            && !self.flights.contains_key(&key)
+            && !self.room.was_evicted(key)
+    }
+
+    /// Whether the fill fetches `key` from the origin: it wants it, has not given up on its object, and no peer is to bring it.
+    pub fn asks_origin(&self, key: ChunkKey) -> bool {
+        self.objects.get(key.object.0).is_some_and(|object| object.aside.is_none())
+            && self.wants(key)
+            && self.shared.is_none_or(|shared| shared.falls_to_us(self.exchange, key))
+    }
 }
 
 impl From<Broken> for Failure {
@@ -172,6 +189,43 @@ impl State {
     pub fn chunk(&self, key: ChunkKey) -> Option<Chunk> {
         let index = usize::try_from(key.chunk.0).ok()?;
         self.object(key.object)?.map.chunks.get(index).copied()
+    }
+
+    /// The plan, and what goes into the choice of the next chunk of it.
+    pub fn choice<'a>(&'a mut self, shared: Option<&'a Shared>) -> (&'a mut Plan, Lacking<'a>) {
+        let State { objects, flights, room, exchange, plan, .. } = self;
+        (plan, Lacking { objects, flights, room, exchange, shared })
+    }
+
+    /// As [`Lacking::wants`].
+    pub fn wants(&mut self, key: ChunkKey) -> bool {
+        self.choice(None).1.wants(key)
+    }
+
+    /// The fill sets out for `key`.
+    pub fn depart(&mut self, key: ChunkKey) -> Arc<Flight> {
+        let flight = Arc::new(Flight::default());
+        self.flights.insert(key, flight.clone());
+        self.counters.in_flight += 1;
+        self.filling_now.insert(key);
+        flight
+    }
+
+    /// The flight of `key` is over.
+    pub fn forget_flight(&mut self, key: ChunkKey) {
+        self.flights.remove(&key);
+        self.counters.in_flight = self.counters.in_flight.saturating_sub(1);
+        self.filling_now.remove(&key);
+    }
+
+    /// Count `len` bytes that came and are right.
+    pub fn count(&mut self, len: u64, origin: Origin) {
+        match origin {
+            Origin::Listed { .. } => {
+                self.counters.bytes_fetched = self.counters.bytes_fetched.saturating_add(len)
+            }
+            Origin::Peer => self.exchange.count(len),
+        }
     }
 
     /// Set a chunk's mark and everything that is counted from it.

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::Store;
 use super::chunkmap::Chunk;
 use super::disk::Saved;
 use super::engine::{Engine, Slot};
@@ -14,7 +15,8 @@ use super::error::StoreError;
 use super::landed::Records;
 use super::layout::ObjectIndex;
 use super::progress::{Progress, Rate};
-use super::state::ObjectState;
+use super::sharing::FROM_PEERS;
+use super::state::{ObjectState, State};
 use crate::task::Tasks;
 
 /// How often new chunks are made durable together. A crash costs what came in since.
@@ -35,6 +37,19 @@ pub fn start(engine: &Arc<Engine>, progress: watch::Sender<Progress>, handle: &H
     tasks
 }
 
+impl Store {
+    /// Workers for what peers bring, beside those for the origin: neither waits for the other.
+    pub(super) fn supervise_peers(&self, handle: &Handle) {
+        let _runtime = handle.enter();
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        for tasks in tasks.iter_mut() {
+            for _ in 0..FROM_PEERS {
+                tasks.supervise("store-peers", self.engine.clone().work_with_peers());
+            }
+        }
+    }
+}
+
 async fn sync(engine: Arc<Engine>) {
     let mut ticks = interval(SYNC_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -51,7 +66,7 @@ async fn sync(engine: Arc<Engine>) {
 }
 
 async fn publish(engine: Arc<Engine>, sender: watch::Sender<Progress>) {
-    let mut rate = Rate::default();
+    let (mut rate, mut of_peers, mut of_origin) = (Rate::default(), Rate::default(), Rate::default());
     let mut ticks = interval(PUBLISH_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -63,7 +78,13 @@ async fn publish(engine: Arc<Engine>, sender: watch::Sender<Progress>) {
             () = landed, if !complete => if !engine.is_complete() { continue },
         }
         let now = engine.snapshot(&mut rate);
-        engine.lock().plan.note_rate(now.bytes_per_sec);
+        {
+            let (mut state, at) = (engine.lock(), Instant::now().into_std());
+            state.plan.note_rate(now.bytes_per_sec);
+            let origin = of_origin.sample(at, state.counters.bytes_fetched);
+            let peers = of_peers.sample(at, state.exchange.bytes);
+            state.exchange.note_rates(peers, origin);
+        }
         sender.send_if_modified(|before| {
             let changed = *before != now;
             *before = now;
@@ -78,6 +99,12 @@ impl Engine {
         let mut state = self.lock();
         let noted = self.slots.iter().map(|slot| notes.contains_key(&slot.identity));
         state.objects.iter_mut().zip(noted).for_each(|(object, noted)| object.dirty |= noted);
+    }
+
+    fn bytes_by_source(&self, state: &State) -> Vec<(&'static str, u64)> {
+        let origin = (self.source_name(), state.counters.bytes_fetched);
+        let peers = self.shared.get().map(|_| ("peers", state.exchange.bytes));
+        std::iter::once(origin).chain(peers).collect()
     }
 
     fn is_dirty(&self) -> bool {
@@ -151,12 +178,15 @@ impl Engine {
             bytes_total: self.slots.iter().fold(0, |sum, slot| sum.saturating_add(slot.layout.len)),
             bytes_done: counters.bytes_done,
             bytes_from_cache: counters.bytes_from_cache,
-            bytes_by_source: vec![(self.source_name(), counters.bytes_fetched)],
+            bytes_by_source: self.bytes_by_source(&state),
             objects_total: self.slots.len(),
             objects_done: counters.objects_done,
             in_flight: counters.in_flight,
             retries: counters.retries,
-            bytes_per_sec: rate.sample(Instant::now().into_std(), counters.bytes_fetched),
+            bytes_per_sec: rate.sample(
+                Instant::now().into_std(),
+                counters.bytes_fetched.saturating_add(state.exchange.bytes),
+            ),
             problems: counters.problems(),
             caching: state.caching,
             cache_limit: state.room.limit(),

@@ -1,4 +1,4 @@
-//! `oss.bandwidth_limit`: a token bucket over the bytes received, all requests of a client together.
+//! A token bucket over bytes: those that `oss.bandwidth_limit` allows to come, and `peer.upload_limit` to go.
 //!
 //! Whoever has received too much reads on later; the peer notices by its full window. Bytes that a reader waits for are only held
 //! back by each other; the others by all. One mutex, held for arithmetic.

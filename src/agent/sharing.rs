@@ -1,0 +1,171 @@
+//! This node's part in the group that shares the model, while there is a model to share.
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use url::Url;
+
+use super::stages::{OpenModel, blocking};
+use super::state::State;
+use super::status::Failure;
+use super::voice::Voice;
+use crate::config::{PeerAttestation, Settings};
+use crate::error::{ErrorClass, Fault};
+use crate::gocryptfs::layout::HEADER;
+use crate::gocryptfs::{BlockJudge, Kind};
+use crate::peer::{Options, PeerError, Security, Swarm};
+use crate::ratls::identity::Fresh;
+use crate::ratls::{self, Demands, Verifier, VerifierOptions};
+use crate::store::{Patience, Sharing};
+
+/// How often what is shown of the peers is looked at.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+
+/// A file that the verifier of peers needs cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("reading {}", path.display())]
+struct FileError {
+    path: std::path::PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
+impl Fault for FileError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Config
+    }
+
+    fn code(&self) -> &'static str {
+        "peer.file"
+    }
+
+    fn hint(&self) -> String {
+        "it is named in cai.toml, section [trustee], and user cai must be able to read it".into()
+    }
+}
+
+/// Take part, if there are peers: listen, dial, and let the store ask them. `listing` is the SHA-256 over the list of objects.
+pub(super) async fn join(
+    settings: &Settings,
+    voice: &Voice,
+    model: &OpenModel,
+    listing: [u8; 32],
+    fresh: Option<watch::Receiver<Fresh>>,
+) -> Result<Option<Swarm>, Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
+    let peer = &settings.peer;
+    if peer.addresses.is_empty() {
+        return Ok(None);
+    }
+    let security = match (peer.attestation, fresh) {
+        (PeerAttestation::Required, Some(fresh)) => attested(settings, voice, fresh).await?,
+        (PeerAttestation::Network, _) => {
+            voice.notice(
+                "peer.attestation is network: whoever has the address of a peer gets the encrypted model, in the open",
+            );
+            Security::Network
+        }
+        // Evidence is collected wherever it is required.
+        (PeerAttestation::Required, None) => return Err(fail(&PeerError::Itself)),
+    };
+    let everywhere = match peer.addresses.iter().all(SocketAddr::is_ipv4) {
+        true => Ipv4Addr::UNSPECIFIED.into(),
+        false => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let options = Options {
+        listen: SocketAddr::new(everywhere, peer.port),
+        peers: peer.addresses.clone(),
+        security,
+        upload_limit: peer.upload_limit,
+        model: listing,
+    };
+    let swarm = Swarm::start(options, model.store.clone()).await.map_err(|error| fail(&error))?;
+    tracing::info!(event = "peer.listening", at = %swarm.listening(), peers = peer.addresses.len());
+    let files = model.tree.nodes().iter().filter(|node| {
+        // Without content there is nothing to send, and nothing that could be judged.
+        matches!(node.kind, Kind::File { cipher_len, .. } if usize::try_from(cipher_len).is_ok_and(|len| len > HEADER))
+    });
+    let sharing = Sharing {
+        peers: swarm.peers(),
+        judge: Arc::new(BlockJudge::new(model.keys.clone())),
+        shared: files.filter_map(|node| node.entry).collect(),
+        patience: Patience::default(),
+    };
+    model.store.share(sharing, &Handle::current());
+    Ok(Some(swarm))
+}
+
+/// Peers whose evidence the Trustee's attestation service affirms under `TRUSTEE_POLICY`.
+async fn attested(
+    settings: &Settings,
+    voice: &Voice,
+    fresh: watch::Receiver<Fresh>,
+) -> Result<Security, Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
+    let trustee = &settings.trustee;
+    let (ca, signers) = (read(trustee.ca_file.as_deref()).await?, read(trustee.token_cert.as_deref()).await?);
+    let plain = trustee.url.scheme() == "http";
+    if plain && signers.is_none() {
+        voice.notice(
+            "peers are attested by whoever answers at TRUSTEE_URL, which is plain http: name the signer of its tokens with \
+             trustee.token_cert",
+        );
+    }
+    let options = VerifierOptions {
+        url: &attestation_service(&trustee.url),
+        ca: ca.as_deref(),
+        signers: signers.as_deref(),
+        // The operator wrote the URL, and the key itself is released through it.
+        unauthenticated: plain,
+        demands: Demands { policies: vec![trustee.policy.clone()], members: Default::default() },
+    };
+    let verifier = Arc::new(Verifier::new(options).map_err(|error| fail(&error))?);
+    let server = ratls::Server::new(Swarm::PROTOCOLS, fresh.clone()).map_err(|error| fail(&error))?;
+    let client = ratls::Client::new(Swarm::PROTOCOLS).map_err(|error| fail(&error))?.showing(fresh);
+    Ok(Security::Attested { client, server, verifier })
+}
+
+/// `{TRUSTEE_URL}/as`, where the Trustee of the solution has it.
+fn attestation_service(trustee: &Url) -> Url {
+    let mut url = trustee.clone();
+    url.set_path(&format!("{}/as", trustee.path().trim_end_matches('/')));
+    url
+}
+
+async fn read(path: Option<&Path>) -> Result<Option<Vec<u8>>, Failure> {
+    let Some(path) = path.map(Path::to_owned) else { return Ok(None) };
+    blocking(State::Fetching, move || {
+        let read = std::fs::read(&path).map(Some);
+        read.map_err(|source| Failure::new(State::Fetching, &FileError { path, source }))
+    })
+    .await
+}
+
+/// Show the peers, for ever.
+pub(super) async fn show(voice: &Voice, swarm: Option<&Swarm>) -> Infallible {
+    let Some(swarm) = swarm else { return std::future::pending().await };
+    loop {
+        voice.peers(swarm.shown());
+        tokio::time::sleep(SHOW_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attestation_service_is_beside_the_key_broker() {
+        for (trustee, service) in [
+            ("http://alb.example/trustee", "http://alb.example/trustee/as"),
+            ("https://alb.example/", "https://alb.example/as"),
+        ] {
+            assert_eq!(attestation_service(&Url::parse(trustee).unwrap()).as_str(), service);
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! Who has what: the one place where the links write, and the store asks.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::error::PeerError;
+use super::wire::{Ask, Have};
+use crate::ciphertext::Judgement;
+use crate::error::{Fault, chain};
+use crate::store::{
+    ChunkIndex, ChunkKey, ObjectIndex, PeerFailed, Peers, ReceiveFuture, Received, Sender, Urgency,
+};
+
+/// How long a peer that sent wrong bytes is not asked again. Each time costs as many chunks as are asked of one peer at once.
+const DISTRUSTED_FOR: Duration = Duration::from_secs(600);
+
+/// How long nothing comes in until also those that have everything are asked for what falls to others: they are asked for each
+/// chunk once, and the group passes it on.
+const PASSING_ON: Duration = Duration::from_secs(1);
+
+/// How a peer stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It is dialled, for the first time or again, and has not been reached yet.
+    Dialling,
+    /// It is asked and served.
+    Connected,
+    /// It is this machine.
+    Itself,
+    /// The last attempt failed: code and text, with what was expected and what came.
+    Failed(&'static str, String),
+}
+
+/// What crossed, in bytes of chunks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Came from it and was right.
+    pub received: u64,
+    /// Went to it.
+    pub sent: u64,
+    /// Chunks from it that were wrong.
+    pub wrong: u64,
+    /// Chunks that it was asked for and did not bring.
+    pub failed: u64,
+}
+
+/// A peer as people are shown it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Where it is dialled.
+    pub address: SocketAddr,
+    /// How it stands.
+    pub standing: Standing,
+    /// Not asked, because it sent wrong bytes.
+    pub distrusted: bool,
+    /// Chunks it says it has.
+    pub chunks: u64,
+    /// What crossed.
+    pub counts: Counts,
+}
+
+/// Bytes that are wanted of a peer.
+pub struct Job {
+    /// Which.
+    pub ask: Ask,
+    /// Length of the chunk in bytes.
+    pub size: u64,
+    /// Told once the first byte is here, or that none will be.
+    pub begun: oneshot::Sender<Result<(), PeerFailed>>,
+    /// Where the bytes go.
+    pub frames: mpsc::Sender<Result<Bytes, PeerFailed>>,
+}
+
+/// Where the lanes of one peer take their jobs from.
+pub struct Queues {
+    /// For the fill.
+    pub jobs: mpsc::UnboundedReceiver<Job>,
+    /// For readers.
+    pub urgent: mpsc::UnboundedReceiver<Job>,
+}
+
+/// Frames of a job that may wait to be taken. A lane pauses then.
+const FRAMES: usize = 4;
+
+struct Peer {
+    address: SocketAddr,
+    standing: Standing,
+    node: Option<[u8; 16]>,
+    /// By object.
+    have: Vec<Vec<u8>>,
+    chunks: u64,
+    distrusted_until: Option<Instant>,
+    outstanding: usize,
+    counts: Counts,
+    jobs: mpsc::UnboundedSender<Job>,
+    urgent: mpsc::UnboundedSender<Job>,
+}
+
+/// What is known of the group.
+pub struct Board {
+    /// Random name of this process.
+    pub node: [u8; 16],
+    /// SHA-256 over the list of objects.
+    pub model: [u8; 32],
+    /// Chunks of each object, and its length and that of its chunks.
+    chunks: Vec<(u64, u64, u64)>,
+    total: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    peers: Vec<Peer>,
+    /// When a chunk last came from a peer.
+    arrival: Instant,
+}
+
+impl Peer {
+    fn is_asked(&self) -> bool {
+        self.standing == Standing::Connected
+            && self.distrusted_until.is_none_or(|until| until <= Instant::now())
+    }
+
+    fn has(&self, chunk: ChunkKey) -> bool {
+        let byte = usize::try_from(chunk.chunk.0 / 8).ok();
+        let byte = byte.and_then(|byte| self.have.get(chunk.object.0)?.get(byte));
+        byte.is_some_and(|byte| byte >> (chunk.chunk.0 % 8) & 1 == 1)
+    }
+}
+
+impl Board {
+    /// `chunks`: of each object, how many, its length and that of a chunk, in bytes.
+    ///
+    /// # Errors
+    /// [`PeerError::Random`].
+    pub fn new(
+        model: [u8; 32],
+        chunks: Vec<(u64, u64, u64)>,
+        peers: &[SocketAddr],
+    ) -> Result<(Self, Vec<Queues>), PeerError> {
+        let mut node = [0; 16];
+        getrandom::fill(&mut node).map_err(PeerError::Random)?;
+        let mut queues = Vec::new();
+        let peer = |address: &SocketAddr| {
+            let (jobs, of_jobs) = mpsc::unbounded_channel();
+            let (urgent, of_urgent) = mpsc::unbounded_channel();
+            queues.push(Queues { jobs: of_jobs, urgent: of_urgent });
+            Peer {
+                address: *address,
+                standing: Standing::Dialling,
+                node: None,
+                have: vec![Vec::new(); chunks.len()],
+                chunks: 0,
+                distrusted_until: None,
+                outstanding: 0,
+                counts: Counts::default(),
+                jobs,
+                urgent,
+            }
+        };
+        let peers = peers.iter().map(peer).collect();
+        let total = chunks.iter().fold(0u64, |sum, (count, ..)| sum.saturating_add(*count));
+        let state = Mutex::new(State { peers, arrival: Instant::now() });
+        Ok((Board { node, model, chunks, total, state }, queues))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of chunks of an object.
+    pub fn chunks_of(&self, object: usize) -> Option<u64> {
+        self.chunks.get(object).map(|(count, ..)| *count)
+    }
+
+    /// Length of a chunk in bytes.
+    pub fn len_of(&self, chunk: ChunkKey) -> Option<u64> {
+        let (count, len, each) = *self.chunks.get(chunk.object.0)?;
+        let start = chunk.chunk.0.checked_mul(each).filter(|_| chunk.chunk.0 < count)?;
+        Some(len.saturating_sub(start).min(each))
+    }
+
+    /// Where a peer is dialled.
+    pub fn address(&self, index: usize) -> Option<SocketAddr> {
+        self.lock().peers.get(index).map(|peer| peer.address)
+    }
+
+    /// The peer at this address, whatever port it dials from.
+    pub fn peer_at(&self, address: IpAddr) -> Option<usize> {
+        let canonical = address.to_canonical();
+        self.lock().peers.iter().position(|peer| peer.address.ip().to_canonical() == canonical)
+    }
+
+    /// A peer has said hello.
+    pub fn connected(&self, index: usize, node: [u8; 16]) {
+        if let Some(peer) = self.lock().peers.get_mut(index) {
+            tracing::info!(event = "peer.connected", peer = %peer.address);
+            (peer.standing, peer.node) = (Standing::Connected, Some(node));
+        }
+    }
+
+    /// The connection to a peer is gone, or was not to be had.
+    pub fn gone(&self, index: usize, error: &PeerError) {
+        let mut state = self.lock();
+        let Some(peer) = state.peers.get_mut(index) else { return };
+        let standing = match error {
+            PeerError::Itself => Standing::Itself,
+            error => Standing::Failed(error.code(), chain(error)),
+        };
+        if standing != peer.standing && standing != Standing::Itself {
+            tracing::warn!(event = error.code(), peer = %peer.address, hint = error.hint(), "peer {}: {}", peer.address, chain(error));
+        }
+        peer.standing = standing;
+        (peer.node, peer.chunks) = (None, 0);
+        peer.have.iter_mut().for_each(Vec::clear);
+    }
+
+    /// A peer has told what it has of an object; the chunks that are news.
+    pub fn heard(&self, index: usize, have: Have) -> Vec<ChunkKey> {
+        let mut state = self.lock();
+        let Some(peer) = state.peers.get_mut(index) else { return Vec::new() };
+        let Some(before) = peer.have.get_mut(have.object) else { return Vec::new() };
+        let new =
+            |at: &usize| have.bitmap.get(*at).copied().unwrap_or(0) & !before.get(*at).copied().unwrap_or(0);
+        let mut news = Vec::new();
+        for at in 0..have.bitmap.len() {
+            let (first, new) = (u64::try_from(at).unwrap_or(u64::MAX).saturating_mul(8), new(&at));
+            let bits = (0..8u64).filter(|bit| new >> bit & 1 == 1);
+            news.extend(bits.map(|bit| ChunkKey {
+                object: ObjectIndex(have.object),
+                chunk: ChunkIndex(first.saturating_add(bit)),
+            }));
+        }
+        *before = have.bitmap;
+        let ones = |bitmap: &Vec<u8>| bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+        peer.chunks = peer.have.iter().map(ones).sum();
+        news
+    }
+
+    /// A peer has not got a chunk that it said it had.
+    pub fn lacks(&self, index: usize, chunk: ChunkKey) {
+        let mut state = self.lock();
+        let have = state.peers.get_mut(index).and_then(|peer| peer.have.get_mut(chunk.object.0));
+        let byte = usize::try_from(chunk.chunk.0 / 8).ok().and_then(|byte| have?.get_mut(byte));
+        if let Some(byte) = byte {
+            *byte &= !(1 << (chunk.chunk.0 % 8));
+        }
+    }
+
+    /// Bytes went to a peer.
+    pub fn sent(&self, index: usize, bytes: u64) {
+        if let Some(peer) = self.lock().peers.get_mut(index) {
+            peer.counts.sent = peer.counts.sent.saturating_add(bytes);
+        }
+    }
+
+    /// Every peer, in the order of the configuration.
+    pub fn shown(&self) -> Vec<Shown> {
+        let state = self.lock();
+        let shown = |peer: &Peer| Shown {
+            address: peer.address,
+            standing: peer.standing.clone(),
+            distrusted: peer.distrusted_until.is_some_and(|until| until > Instant::now()),
+            chunks: peer.chunks,
+            counts: peer.counts,
+        };
+        state.peers.iter().map(shown).collect()
+    }
+
+    /// The peer to ask: rather one that has a part than one that has all, and the one with the least to do.
+    fn choose(&self, chunk: ChunkKey, urgent: bool) -> Option<(usize, mpsc::UnboundedSender<Job>)> {
+        let mut state = self.lock();
+        let total = self.total;
+        let asked = state.peers.iter_mut().enumerate().filter(|(_, peer)| peer.is_asked() && peer.has(chunk));
+        let (index, peer) = asked.min_by_key(|(index, peer)| {
+            let score = score(peer.node.as_ref(), chunk);
+            (!urgent && peer.chunks >= total, peer.outstanding, score, *index)
+        })?;
+        peer.outstanding = peer.outstanding.saturating_add(1);
+        Some((index, if urgent { peer.urgent.clone() } else { peer.jobs.clone() }))
+    }
+
+    fn failed(&self, index: usize) {
+        if let Some(peer) = self.lock().peers.get_mut(index) {
+            peer.counts.failed = peer.counts.failed.saturating_add(1);
+        }
+    }
+}
+
+/// A number that is the same on all nodes, and no other node's: the highest fetches a chunk first (rendezvous hashing).
+fn score(node: Option<&[u8; 16]>, chunk: ChunkKey) -> u64 {
+    let Some(node) = node else { return 0 };
+    let (low, high) = node.split_at(8);
+    let number = |half: &[u8]| half.try_into().map(u64::from_le_bytes).unwrap_or(0);
+    let object = u64::try_from(chunk.object.0).unwrap_or(u64::MAX);
+    mix(mix(number(low) ^ object.rotate_left(40)) ^ number(high) ^ chunk.chunk.0)
+}
+
+/// The finaliser of SplitMix64: every bit of what goes in is in every bit of what comes out.
+fn mix(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+impl Peers for Arc<Board> {
+    fn have(&self, chunk: ChunkKey) -> bool {
+        let state = self.lock();
+        let mut holders = state.peers.iter().filter(|peer| peer.is_asked() && peer.has(chunk)).peekable();
+        if holders.peek().is_none() {
+            return false;
+        }
+        holders.any(|peer| peer.chunks < self.total)
+            || state.arrival.elapsed() >= PASSING_ON
+            || self.rank_among(&state, chunk) == 0
+    }
+
+    fn rank(&self, chunk: ChunkKey) -> u32 {
+        self.rank_among(&self.lock(), chunk)
+    }
+
+    fn fetch<'a>(&'a self, chunk: ChunkKey, range: Range<u64>, urgency: &'a Urgency) -> ReceiveFuture<'a> {
+        Box::pin(self.ask(chunk, range, urgency.is_raised()))
+    }
+}
+
+impl Board {
+    fn rank_among(&self, state: &State, chunk: ChunkKey) -> u32 {
+        let ours = score(Some(&self.node), chunk);
+        let before = state
+            .peers
+            .iter()
+            .filter(|peer| peer.is_asked() && !peer.has(chunk) && score(peer.node.as_ref(), chunk) > ours);
+        u32::try_from(before.count()).unwrap_or(u32::MAX)
+    }
+
+    async fn ask<'a>(
+        self: &Arc<Self>,
+        chunk: ChunkKey,
+        range: Range<u64>,
+        urgent: bool,
+    ) -> Result<Received<'a>, PeerFailed> {
+        let gone = || PeerFailed("no peer has it".into());
+        let (_, _, each) = *self.chunks.get(chunk.object.0).ok_or_else(gone)?;
+        let size = self.len_of(chunk).ok_or_else(gone)?;
+        let start = chunk.chunk.0.saturating_mul(each);
+        let range = range.start.saturating_sub(start)..range.end.saturating_sub(start).min(size);
+        let (index, queue) = self.choose(chunk, urgent).ok_or_else(gone)?;
+        let asked =
+            Arc::new(Asked { board: self.clone(), index, len: range.end.saturating_sub(range.start) });
+        let (begun, has_begun) = oneshot::channel();
+        let (frames, coming) = mpsc::channel(FRAMES);
+        let ask = Ask { object: chunk.object.0, chunk: chunk.chunk.0, range, urgent };
+        queue.send(Job { ask, size, begun, frames }).map_err(|_| gone())?;
+        let began = has_begun.await.unwrap_or_else(|_| Err(gone()));
+        began.inspect_err(|_| self.failed(index))?;
+        let sender: Arc<dyn Sender> = asked.clone();
+        let next = async |(mut coming, asked): (mpsc::Receiver<_>, Arc<Asked>)| {
+            let frame: Result<Bytes, PeerFailed> = coming.recv().await?;
+            if frame.is_err() {
+                asked.board.failed(asked.index);
+            }
+            Some((frame, (coming, asked)))
+        };
+        Ok(Received { frames: stream::unfold((coming, asked), next).boxed(), sender })
+    }
+}
+
+/// A chunk that a peer was asked for; as long as this lives, the peer has that to do.
+struct Asked {
+    board: Arc<Board>,
+    index: usize,
+    len: u64,
+}
+
+impl Sender for Asked {
+    fn judged(&self, chunk: ChunkKey, judgement: Judgement) {
+        let mut state = self.board.lock();
+        if judgement == Judgement::Genuine {
+            state.arrival = Instant::now();
+        }
+        let Some(peer) = state.peers.get_mut(self.index) else { return };
+        match judgement {
+            Judgement::Genuine => peer.counts.received = peer.counts.received.saturating_add(self.len),
+            Judgement::Unprovable => {}
+            Judgement::Forged => {
+                peer.counts.wrong = peer.counts.wrong.saturating_add(1);
+                peer.distrusted_until = Some(Instant::now() + DISTRUSTED_FOR);
+                tracing::error!(
+                    event = "peer.wrong", peer = %peer.address, object = chunk.object.0, chunk = chunk.chunk.0,
+                    "peer {} sent bytes that are not the model's, and is not asked for {} s", peer.address, DISTRUSTED_FOR.as_secs()
+                );
+            }
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(peer) = self.board.lock().peers.get_mut(self.index) {
+            peer.outstanding = peer.outstanding.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn board(peers: u8) -> Arc<Board> {
+        let addresses: Vec<SocketAddr> = (0..peers).map(|at| ([10, 0, 0, at], 1).into()).collect();
+        // One object of 20 chunks of 10 bytes, the last of which has 3.
+        let (board, _queues) = Board::new([0; 32], vec![(20, 193, 10)], &addresses).unwrap();
+        (0..peers).for_each(|at| board.connected(at.into(), [at + 1; 16]));
+        Arc::new(board)
+    }
+
+    fn key(chunk: u64) -> ChunkKey {
+        ChunkKey { object: ObjectIndex(0), chunk: ChunkIndex(chunk) }
+    }
+
+    fn bitmap(chunks: impl Fn(usize) -> bool) -> Have {
+        Have::of(0, &(0..20).map(chunks).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn each_chunk_falls_to_one_node_first() {
+        let board = board(3);
+        let ranks: Vec<u32> = (0..20).map(|chunk| board.rank(key(chunk))).collect();
+        assert!(
+            ranks.iter().all(|rank| *rank < 4) && ranks.contains(&0) && ranks.iter().any(|rank| *rank > 0)
+        );
+        // Who has a chunk is not before anybody in fetching it, nor is who is gone.
+        (0..3).for_each(|at| drop(board.heard(at, bitmap(|_| true))));
+        assert!((0..20).all(|chunk| board.rank(key(chunk)) == 0));
+    }
+
+    #[test]
+    fn news_are_the_chunks_that_were_not_there() {
+        let board = board(2);
+        assert_eq!(board.heard(0, bitmap(|at| at < 2)), [key(0), key(1)]);
+        assert_eq!(board.heard(0, bitmap(|at| at < 2 || at == 17)), [key(17)]);
+        assert_eq!(board.heard(0, bitmap(|_| false)), []);
+        assert_eq!(board.heard(0, Have { object: 1, bitmap: vec![1] }), [], "no such object");
+        assert_eq!(board.shown()[0].chunks, 0);
+    }
+
+    #[test]
+    fn peers_that_lie_or_are_gone_are_not_asked() {
+        let board = board(2);
+        board.heard(0, bitmap(|at| at == 3));
+        assert!(board.have(key(3)) && !board.have(key(4)));
+        let asked = Asked { board: board.clone(), index: 0, len: 10 };
+        asked.judged(key(3), Judgement::Forged);
+        assert!(!board.have(key(3)) && board.shown()[0].distrusted);
+        board.heard(1, bitmap(|at| at == 3));
+        assert_eq!(board.choose(key(3), false).unwrap().0, 1);
+        board.gone(1, &PeerError::Silent { secs: 1 });
+        assert!(!board.have(key(3)));
+        let failed = Standing::Failed("peer.silent", "said nothing for 1 s".into());
+        assert_eq!(board.shown()[1].standing, failed);
+    }
+
+    #[test]
+    fn node_with_a_part_is_asked_before_one_with_all() {
+        let board = board(2);
+        board.heard(0, bitmap(|_| true));
+        board.heard(1, bitmap(|at| at == 3));
+        assert_eq!(board.choose(key(3), false).unwrap().0, 1);
+        // A reader takes whoever has the least to do.
+        assert_eq!(board.choose(key(3), true).unwrap().0, 0);
+        // What only a full one has, who comes first fetches, and the others wait for them.
+        let ours: Vec<u64> = (0..20).filter(|chunk| board.rank(key(*chunk)) == 0).collect();
+        assert!(
+            (0..20).filter(|chunk| *chunk != 3).all(|chunk| board.have(key(chunk)) == ours.contains(&chunk))
+        );
+    }
+
+    #[test]
+    fn last_chunk_is_shorter() {
+        let board = board(1);
+        assert_eq!(
+            [0, 18, 19, 20].map(|chunk| board.len_of(key(chunk))),
+            [Some(10), Some(10), Some(3), None]
+        );
+    }
+}

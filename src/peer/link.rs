@@ -1,0 +1,215 @@
+//! The dialling end: hears what a peer has, and gets chunks from it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Mutex, mpsc};
+
+use super::blobs;
+use super::board::{Board, Job, Queues};
+use super::error::PeerError;
+use super::transport::{Dialler, Wire};
+use super::wire::{ANSWER, Answer, HAVE, HELLO, Have, Hello, Purpose};
+use crate::error::chain;
+use crate::store::{ChunkIndex, ChunkKey, ObjectIndex, PeerFailed, Store};
+use crate::task::Tasks;
+
+/// Connections that bring chunks of one peer for the fill: one answers while the next is asked for.
+const LANES: usize = 2;
+
+/// Pauses between attempts to reach a peer: the first, and the longest, each twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// How long a peer may say nothing: it repeats itself within a third of it.
+pub const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long a hello may take.
+pub const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// Start all there is for peer `index`.
+pub fn supervise(
+    tasks: &mut Tasks,
+    board: &Arc<Board>,
+    dialler: &Arc<Dialler>,
+    store: &Arc<Store>,
+    index: usize,
+    queues: Queues,
+) {
+    let link = |board: &Arc<Board>| Link { board: board.clone(), dialler: dialler.clone(), index };
+    tasks.supervise("peer-news", link(board).hear(store.clone()));
+    let jobs = Arc::new(Mutex::new(queues.jobs));
+    for _ in 0..LANES {
+        tasks.supervise("peer-lane", link(board).bring(jobs.clone()));
+    }
+    tasks.supervise("peer-lane", link(board).bring(Arc::new(Mutex::new(queues.urgent))));
+}
+
+struct Link {
+    board: Arc<Board>,
+    dialler: Arc<Dialler>,
+    index: usize,
+}
+
+impl Link {
+    /// Dial, and say hello.
+    async fn dial(&self, purpose: Purpose) -> Result<(Box<dyn Wire>, Hello), PeerError> {
+        let address = self.board.address(self.index).ok_or(PeerError::Itself)?;
+        let mut stream = self.dialler.dial(address).await?;
+        let ours = Hello { node: self.board.node, model: self.board.model, purpose };
+        let said = async {
+            stream.write_all(&ours.encode()).await?;
+            stream.flush().await?;
+            let mut bytes = [0; HELLO];
+            stream.read_exact(&mut bytes).await.map(|_| bytes)
+        };
+        let bytes = tokio::time::timeout(HELLO_LIMIT, said).await;
+        let bytes = bytes.map_err(|_| PeerError::Silent { secs: HELLO_LIMIT.as_secs() })?;
+        let bytes = bytes.map_err(PeerError::Broken)?;
+        let theirs = Hello::decode(&bytes).ok_or_else(|| PeerError::Protocol {
+            expected: "the hello of cai's peer protocol, version 1",
+            got: format!("{:02x?}", bytes.first_chunk::<8>().copied().unwrap_or_default()),
+        })?;
+        if theirs.node == self.board.node {
+            return Err(PeerError::Itself);
+        }
+        if theirs.model != self.board.model {
+            return Err(PeerError::OtherModel);
+        }
+        Ok((stream, theirs))
+    }
+
+    /// Hear what the peer has, for ever.
+    async fn hear(self, store: Arc<Store>) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match self.dial(Purpose::News).await {
+                Ok((stream, hello)) => {
+                    pause = FIRST_PAUSE;
+                    self.board.connected(self.index, hello.node);
+                    self.listen(stream, &store).await
+                }
+                Err(error) => error,
+            };
+            self.board.gone(self.index, &error);
+            if matches!(error, PeerError::Itself) {
+                return std::future::pending().await;
+            }
+            // Nodes that start together must not go on dialling in step.
+            let jitter = Duration::from_millis(u64::from(self.board.node.first().copied().unwrap_or(0)));
+            tokio::time::sleep(pause + jitter).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn listen(&self, mut stream: Box<dyn Wire>, store: &Store) -> PeerError {
+        loop {
+            let heard = tokio::time::timeout(SILENCE, self.next_have(&mut stream)).await;
+            match heard {
+                Ok(Ok(have)) => store.offered(self.board.heard(self.index, have).into_iter()),
+                Ok(Err(error)) => return error,
+                Err(_) => return PeerError::Silent { secs: SILENCE.as_secs() },
+            }
+        }
+    }
+
+    async fn next_have(&self, stream: &mut Box<dyn Wire>) -> Result<Have, PeerError> {
+        let mut head = [0; HAVE];
+        stream.read_exact(&mut head).await.map_err(PeerError::Broken)?;
+        let decoded = Have::decode_head(&head, |object| self.board.chunks_of(object));
+        let (object, len) = decoded.ok_or_else(|| PeerError::Protocol {
+            expected: "the chunks of an object of this model",
+            got: format!("{head:02x?}"),
+        })?;
+        let mut bitmap = vec![0; len];
+        stream.read_exact(&mut bitmap).await.map_err(PeerError::Broken)?;
+        Ok(Have { object, bitmap })
+    }
+
+    /// Do jobs, one after the other, over one connection as long as that is good.
+    async fn bring(self, jobs: Arc<Mutex<mpsc::UnboundedReceiver<Job>>>) {
+        let mut line = None;
+        loop {
+            let job = jobs.lock().await.recv().await;
+            let Some(job) = job else { return std::future::pending().await };
+            if job.frames.is_closed() {
+                continue;
+            }
+            line = self.do_job(job, line).await;
+        }
+    }
+
+    /// Gives the connection back, if it is still good.
+    async fn do_job(&self, job: Job, line: Option<Box<dyn Wire>>) -> Option<Box<dyn Wire>> {
+        let Job { ask, size, begun, frames } = job;
+        let mut begun = Some(begun);
+        // A connection that was idle may be gone; that is no failure of the peer.
+        let mut fresh = line.is_none();
+        let mut line = line;
+        let error = loop {
+            let dialled = match line.take() {
+                Some(line) => Ok(line),
+                None => self.dial(Purpose::Chunks).await.map(|(line, _)| line),
+            };
+            let mut stream = match dialled {
+                Ok(stream) => stream,
+                Err(error) => break error,
+            };
+            let asked = async {
+                let hash = self.ask(&mut stream, &ask.encode(), ask.object, ask.chunk).await?;
+                let tell = || {
+                    if let Some(begun) = begun.take() {
+                        // Nobody listens where the reader has gone to the origin.
+                        let _ = begun.send(Ok(()));
+                    }
+                };
+                blobs::take(&mut *stream, hash, ask.range.clone(), size, &frames, tell).await
+            };
+            match asked.await {
+                Ok(()) => return Some(stream),
+                Err(PeerError::NotHere { object, chunk }) => {
+                    self.board.lacks(
+                        self.index,
+                        ChunkKey { object: ObjectIndex(object), chunk: ChunkIndex(chunk) },
+                    );
+                    if let Some(begun) = begun.take() {
+                        let _ = begun.send(Err(PeerFailed("the peer has it no more".into())));
+                    }
+                    return Some(stream);
+                }
+                Err(_) if !fresh && begun.is_some() && !frames.is_closed() => fresh = true,
+                Err(error) => break error,
+            }
+        };
+        tracing::debug!(event = "peer.chunk", peer = self.index, error = ?error, "a chunk did not come: {}", chain(&error));
+        let failed = PeerFailed(chain(&error));
+        match begun.take() {
+            Some(begun) => drop(begun.send(Err(failed))),
+            None => drop(frames.try_send(Err(failed))),
+        }
+        None
+    }
+
+    async fn ask(
+        &self,
+        stream: &mut Box<dyn Wire>,
+        ask: &[u8],
+        object: usize,
+        chunk: u64,
+    ) -> Result<[u8; 32], PeerError> {
+        let said = async {
+            stream.write_all(ask).await?;
+            stream.flush().await?;
+            let mut bytes = [0; ANSWER];
+            stream.read_exact(&mut bytes).await.map(|_| bytes)
+        };
+        let bytes = tokio::time::timeout(blobs::STALL, said).await;
+        let bytes = bytes.map_err(|_| PeerError::Silent { secs: blobs::STALL.as_secs() })?;
+        match Answer::decode(&bytes.map_err(PeerError::Broken)?) {
+            Some(Answer::Blob(hash)) => Ok(hash),
+            Some(Answer::NotHere) => Err(PeerError::NotHere { object, chunk }),
+            None => Err(PeerError::Protocol { expected: "an answer", got: "something else".into() }),
+        }
+    }
+}

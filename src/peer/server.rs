@@ -1,0 +1,187 @@
+//! The listening end: tells what is here, and gives chunks to peers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::blobs::{Blob, Gate};
+use super::board::Board;
+use super::error::PeerError;
+use super::link::{HELLO_LIMIT, SILENCE};
+use super::transport::{Dialler, Wire};
+use super::wire::{ASK, Answer, Ask, HELLO, Have, Hello, Purpose};
+use crate::bandwidth::Bandwidth;
+use crate::error::{Fault, chain};
+use crate::store::{AT_ONCE, ChunkIndex, ChunkKey, ObjectIndex, Store, Urgency};
+use crate::task::Tasks;
+
+/// Connections of one peer at a time: news, its lanes, and as many again that it may not have noticed to be gone.
+const CONNECTIONS: usize = 8;
+
+/// How long a handshake may take, evidence asked about included.
+const HANDSHAKE: Duration = Duration::from_secs(30);
+
+/// How long a connection for chunks may be idle.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// How long one chunk may take: 8 MiB at 70 KB/s.
+const CHUNK_LIMIT: Duration = Duration::from_secs(120);
+
+/// How often news are told at most: a chunk takes longer at 1 Gbit/s.
+const NEWS_EVERY: Duration = Duration::from_millis(50);
+
+/// What a server needs.
+pub struct Server {
+    pub board: Arc<Board>,
+    pub dialler: Arc<Dialler>,
+    pub store: Arc<Store>,
+    pub upload: Option<Arc<Bandwidth>>,
+}
+
+impl Server {
+    /// Take connections for ever.
+    pub async fn serve(self, listener: TcpListener) {
+        let server = Arc::new(self);
+        let (gate, mut tasks) = (Arc::new(Gate::default()), Tasks::new());
+        let places: Vec<Arc<Semaphore>> =
+            server.board.shown().iter().map(|_| Arc::new(Semaphore::new(CONNECTIONS))).collect();
+        loop {
+            let (tcp, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, most likely: others must get a chance to close theirs.
+                    tracing::warn!(event = "peer.accept", ?error, "taking a connection of a peer");
+                    tokio::time::sleep(NEWS_EVERY).await;
+                    continue;
+                }
+            };
+            tasks.reap();
+            let Some(index) = server.board.peer_at(from.ip()) else {
+                tracing::warn!(event = "peer.stranger", from = %from, "{from} is not in MODEL_SHARING_PEER: refused");
+                continue;
+            };
+            let Some(place) = places.get(index).and_then(|places| places.clone().try_acquire_owned().ok())
+            else {
+                tracing::warn!(event = "peer.too-many", from = %from, "{from} has {CONNECTIONS} connections already: refused");
+                continue;
+            };
+            let (server, gate) = (server.clone(), gate.clone());
+            tasks.supervise("peer-served", async move {
+                if let Err(error) = server.connection(tcp, index, &gate).await {
+                    tracing::debug!(event = error.code(), from = %from, error = ?error, "serving a peer: {}", chain(&error));
+                }
+                drop(place);
+            });
+        }
+    }
+
+    async fn connection(&self, tcp: TcpStream, index: usize, gate: &Arc<Gate>) -> Result<(), PeerError> {
+        let from = tcp.peer_addr().map_err(PeerError::Broken)?;
+        let accepted = tokio::time::timeout(HANDSHAKE, self.dialler.accept(tcp)).await;
+        let accepted = accepted.map_err(|_| PeerError::Silent { secs: HANDSHAKE.as_secs() })?;
+        let mut stream = accepted.inspect_err(|error| {
+            if let PeerError::Refused(_) = error {
+                tracing::warn!(event = error.code(), from = %from, hint = error.hint(), "{from} may not take part: {}", chain(error));
+            }
+        })?;
+        let hello = tokio::time::timeout(HELLO_LIMIT, self.hello(&mut stream)).await;
+        let hello = hello.map_err(|_| PeerError::Silent { secs: HELLO_LIMIT.as_secs() })??;
+        match hello.purpose {
+            Purpose::News => self.tell(&mut stream).await,
+            Purpose::Chunks => self.give(&mut stream, index, gate).await,
+        }
+    }
+
+    /// Answer a hello with ours; whoever is of another model, or is this node, has what it needs to know and goes.
+    async fn hello(&self, stream: &mut Box<dyn Wire>) -> Result<Hello, PeerError> {
+        let mut bytes = [0; HELLO];
+        stream.read_exact(&mut bytes).await.map_err(PeerError::Broken)?;
+        let theirs = Hello::decode(&bytes).ok_or_else(|| PeerError::Protocol {
+            expected: "the hello of cai's peer protocol, version 1",
+            got: "something else".into(),
+        })?;
+        let ours = Hello { node: self.board.node, model: self.board.model, purpose: theirs.purpose };
+        stream.write_all(&ours.encode()).await.map_err(PeerError::Broken)?;
+        stream.flush().await.map_err(PeerError::Broken)?;
+        if theirs.model != ours.model {
+            return Err(PeerError::OtherModel);
+        }
+        if theirs.node == ours.node { Err(PeerError::Itself) } else { Ok(theirs) }
+    }
+
+    /// Tell what is here, and what changes.
+    async fn tell(&self, stream: &mut Box<dyn Wire>) -> Result<(), PeerError> {
+        let mut told: Vec<Option<Have>> = vec![None; self.store.objects()];
+        loop {
+            let mut news = Vec::new();
+            for (object, told) in told.iter_mut().enumerate() {
+                let have = Have::of(object, &self.store.served(ObjectIndex(object)));
+                if !have.bitmap.is_empty() && told.as_ref() != Some(&have) {
+                    news.extend(have.encode());
+                    *told = Some(have);
+                }
+            }
+            if news.is_empty() {
+                // A sign of life.
+                news.extend(told.iter().flatten().next().map(Have::encode).unwrap_or_default());
+            }
+            let written = async {
+                stream.write_all(&news).await?;
+                stream.flush().await
+            };
+            let written = tokio::time::timeout(SILENCE, written).await;
+            written.map_err(|_| PeerError::Silent { secs: SILENCE.as_secs() })?.map_err(PeerError::Broken)?;
+            tokio::time::sleep(NEWS_EVERY).await;
+            let _ = tokio::time::timeout(SILENCE / 3, self.store.changed()).await;
+        }
+    }
+
+    /// Give chunks, one after the other.
+    async fn give(
+        &self,
+        stream: &mut Box<dyn Wire>,
+        index: usize,
+        gate: &Arc<Gate>,
+    ) -> Result<(), PeerError> {
+        loop {
+            let mut bytes = [0; ASK];
+            let asked = tokio::time::timeout(IDLE, stream.read_exact(&mut bytes)).await;
+            asked.map_err(|_| PeerError::Silent { secs: IDLE.as_secs() })?.map_err(PeerError::Broken)?;
+            let ask = Ask::decode(&bytes)
+                .ok_or_else(|| PeerError::Protocol { expected: "an ask", got: "something else".into() })?;
+            let given = tokio::time::timeout(CHUNK_LIMIT, self.give_one(stream, &ask, gate)).await;
+            let sent = given.map_err(|_| PeerError::Silent { secs: CHUNK_LIMIT.as_secs() })??;
+            self.board.sent(index, sent);
+        }
+    }
+
+    /// Gives the number of bytes that went out.
+    async fn give_one(
+        &self,
+        stream: &mut Box<dyn Wire>,
+        ask: &Ask,
+        gate: &Arc<Gate>,
+    ) -> Result<u64, PeerError> {
+        let ahead = ask.urgent.then(|| gate.pass());
+        let (store, key) =
+            (self.store.clone(), ChunkKey { object: ObjectIndex(ask.object), chunk: ChunkIndex(ask.chunk) });
+        let blob = tokio::task::spawn_blocking(move || store.read_chunk(key).map(Blob::new)).await;
+        let blob =
+            blob.ok().flatten().filter(|_| self.board.len_of(key).is_some_and(|len| ask.range.end <= len));
+        let answer = blob.as_ref().map_or(Answer::NotHere, |blob| Answer::Blob(blob.hash));
+        stream.write_all(&answer.encode()).await.map_err(PeerError::Broken)?;
+        stream.flush().await.map_err(PeerError::Broken)?;
+        let Some(blob) = blob else { return Ok(0) };
+        let len = ask.range.end.saturating_sub(ask.range.start);
+        if let Some(upload) = &self.upload {
+            let urgency = if ask.urgent { &AT_ONCE } else { &Urgency::default() };
+            upload.take(usize::try_from(len).unwrap_or(usize::MAX), urgency).await;
+        }
+        let gate = ahead.is_none().then(|| gate.clone());
+        blob.give(&mut **stream, gate).await?;
+        Ok(len)
+    }
+}

@@ -1,0 +1,93 @@
+//! Connections between nodes: TLS in which both ends are attested, or, where the operator wrote so, plain TCP.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, BufStream};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::error::PeerError;
+use crate::ratls::{Client, Server, Verifier};
+
+/// How long it may take to reach a peer: it is on the same network.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// What is read at a time: OpenSSL would ask for each record by itself.
+const BUFFER: usize = 128 << 10;
+
+/// A connection, whatever it is made of.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Wire for S {}
+
+/// Who may take part.
+pub enum Security {
+    /// Whose evidence is affirmed.
+    Attested {
+        /// For connections that we make.
+        client: Client,
+        /// For those that we take.
+        server: Server,
+        /// Who affirms.
+        verifier: Arc<Verifier>,
+    },
+    /// Whoever has one of the addresses. Only ciphertext crosses, in the open.
+    Network,
+}
+
+/// Makes and takes connections.
+pub(super) struct Dialler {
+    pub(super) security: Security,
+    /// The address that connections are made from; the system's choice without.
+    pub(super) from: Option<IpAddr>,
+}
+
+impl Dialler {
+    /// Connect to the peer at `address`.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Silent`, `Tls`, `Refused`.
+    pub(super) async fn dial(&self, address: SocketAddr) -> Result<Box<dyn Wire>, PeerError> {
+        let connected = tokio::time::timeout(CONNECT, self.reach(address)).await;
+        let tcp = connected.map_err(|_| PeerError::Silent { secs: CONNECT.as_secs() })?;
+        let tcp = tcp.map_err(PeerError::Unreachable)?;
+        tcp.set_nodelay(true).map_err(PeerError::Broken)?;
+        match &self.security {
+            Security::Attested { client, verifier, .. } => {
+                let tls = client.connect(buffered(tcp), None).await?;
+                Ok(Box::new(tls.attest(verifier).await?.stream))
+            }
+            Security::Network => Ok(Box::new(tcp)),
+        }
+    }
+
+    async fn reach(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if let Some(from) = self.from.filter(|from| from.is_ipv4() == address.is_ipv4()) {
+            socket.bind(SocketAddr::new(from, 0))?;
+        }
+        socket.connect(address).await
+    }
+
+    /// Take a connection.
+    ///
+    /// # Errors
+    /// `Tls`, `Refused`, `Broken`.
+    pub(super) async fn accept(&self, tcp: TcpStream) -> Result<Box<dyn Wire>, PeerError> {
+        tcp.set_nodelay(true).map_err(PeerError::Broken)?;
+        match &self.security {
+            Security::Attested { server, verifier, .. } => {
+                let tls = server.accept(buffered(tcp)).await?;
+                Ok(Box::new(tls.attest(verifier).await?.stream))
+            }
+            Security::Network => Ok(Box::new(tcp)),
+        }
+    }
+}
+
+/// Reads are gathered; writes are whole records already.
+fn buffered(tcp: TcpStream) -> BufStream<TcpStream> {
+    BufStream::with_capacity(BUFFER, 0, tcp)
+}

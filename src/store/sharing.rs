@@ -1,0 +1,410 @@
+//! Chunks from other nodes: which of them are theirs to bring, what they are worth, and who is told.
+//!
+//! The origin stays the truth. A node fetches from it what falls to it ([`Peers::rank`]) and nobody has yet, and gets the rest
+//! from whoever has it; what stays away falls to the next in rank after a while, and to everybody in the end. A chunk of a peer
+//! counts once the manifest, or else every block of it, has shown that it is the model's (`proof`); until then nobody reads
+//! it and nobody is served it. Nothing is resumed with another sender's bytes. Locks: see `engine`; [`Peers`] is asked under
+//! the store's lock and answers from memory. Tested in `tests/store_sharing.rs`.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::Store;
+use super::chunkmap::Chunk;
+use super::engine::Engine;
+use super::flight::{Failure, Flight};
+use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
+use super::source::Urgency;
+use super::state::State;
+use crate::ciphertext::{EntryId, Judge, Judgement};
+
+/// Chunks of peers on their way at once, for nobody in particular: enough for a handful of peers to be asked while others answer.
+pub const FROM_PEERS: usize = 8;
+
+/// How long a node waits for others.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For the first byte of a chunk that a reader waits for. Then the origin is asked.
+    pub answer: Duration,
+    /// For the next bytes of it.
+    pub pause: Duration,
+    /// While nothing comes in, before it takes over what falls to the next in rank.
+    pub turn: Duration,
+}
+
+impl Default for Patience {
+    /// A peer on the same network answers in a few milliseconds (p2p.md 3.4).
+    fn default() -> Self {
+        Patience {
+            answer: Duration::from_millis(20),
+            pause: Duration::from_millis(250),
+            turn: Duration::from_secs(3),
+        }
+    }
+}
+
+/// How often a fill is planned at most: what falls to this node changes with time and with who is there, and each plan looks at
+/// all that is missing.
+pub const PLAN_EVERY: Duration = Duration::from_secs(1);
+
+/// How long peers have to deliver until their rate says something: twice the span that rates are averaged over.
+const KNOWN_AFTER: Duration = Duration::from_secs(10);
+
+/// Times that peers are asked for one chunk in vain; then it falls to the origin, for as long as this.
+const MISSES: u32 = 2;
+const MISSED_FOR: Duration = Duration::from_secs(60);
+
+/// The other nodes of the group. Answers from memory, but for [`Peers::fetch`].
+pub trait Peers: Send + Sync + 'static {
+    /// Whether one of them that can be asked says that it has `chunk`.
+    fn have(&self, chunk: ChunkKey) -> bool;
+
+    /// How many nodes are before this one in fetching `chunk` from the origin.
+    fn rank(&self, chunk: ChunkKey) -> u32;
+
+    /// Ask one of them for bytes `range` of its object, which are `chunk` or some of it.
+    fn fetch<'a>(&'a self, chunk: ChunkKey, range: Range<u64>, urgency: &'a Urgency) -> ReceiveFuture<'a>;
+}
+
+/// Future of [`Peers::fetch`].
+pub type ReceiveFuture<'a> = Pin<Box<dyn Future<Output = Result<Received<'a>, PeerFailed>> + Send + 'a>>;
+
+/// No peer delivered; the log and the status say which, and why.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct PeerFailed(pub String);
+
+/// A chunk on its way from a peer.
+pub struct Received<'a> {
+    /// Its bytes in order, in frames of any length.
+    pub frames: BoxStream<'a, Result<Bytes, PeerFailed>>,
+    /// Who sends it.
+    pub sender: Arc<dyn Sender>,
+}
+
+/// Hears what became of its chunk.
+pub trait Sender: Send + Sync {
+    /// It was judged. What is unprovable is not the sender's fault, and is not to be had from peers.
+    fn judged(&self, chunk: ChunkKey, judgement: Judgement);
+}
+
+/// What a store needs to take chunks from peers.
+pub struct Sharing {
+    /// The others.
+    pub peers: Arc<dyn Peers>,
+    /// Who can tell a model's bytes from others where there is no manifest.
+    pub judge: Arc<dyn Judge>,
+    /// The files that peers may send; everything else comes from the origin alone.
+    pub shared: Vec<EntryId>,
+    /// Its default outside of tests.
+    pub patience: Patience,
+}
+
+/// The same, by object.
+pub struct Shared {
+    pub peers: Arc<dyn Peers>,
+    pub judge: Arc<dyn Judge>,
+    pub patience: Patience,
+    /// By object: whether peers may send it, and its first bytes once they are known.
+    objects: Vec<(bool, OnceLock<Vec<u8>>)>,
+    order: RandomState,
+}
+
+/// What changes of it. Under the engine's lock.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Chunks that peers are believed to have, in an order that is no other node's.
+    offered: BTreeMap<u64, ChunkKey>,
+    /// When something last came in, from wherever, or nothing was to come.
+    moved: Instant,
+    /// Bytes that came from peers.
+    pub bytes: u64,
+    /// When the first of them came.
+    first: Option<Instant>,
+    /// Bytes per second: from peers, and from the origin when it was last busy.
+    rates: (u64, u64),
+    /// When the fill was last planned.
+    planned: Option<Instant>,
+    /// Chunks that came from peers and only their blocks speak for, while the object is not whole.
+    taken: HashSet<ChunkKey>,
+    /// Chunks that peers cannot prove.
+    barred: HashSet<ChunkKey>,
+    /// How often peers did not bring a chunk, and when they last did not.
+    missed: HashMap<ChunkKey, (u32, Instant)>,
+    /// Objects whose checksum was not the origin's with what peers had sent.
+    barred_objects: HashSet<ObjectIndex>,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Exchange {
+            offered: BTreeMap::new(),
+            moved: Instant::now(),
+            bytes: 0,
+            first: None,
+            rates: (0, 0),
+            planned: None,
+            taken: HashSet::new(),
+            barred: HashSet::new(),
+            missed: HashMap::new(),
+            barred_objects: HashSet::new(),
+        }
+    }
+}
+
+impl Exchange {
+    /// Something came in.
+    pub fn moved(&mut self) {
+        self.moved = Instant::now();
+    }
+
+    /// Measured, [`upkeep`](super::upkeep)'s five times a second: bytes per second from peers and from the origin. What the
+    /// origin can is remembered while it is not asked, and believed less and less, half of it after 35 seconds.
+    pub fn note_rates(&mut self, peers: u64, origin: u64) {
+        self.rates = (peers, origin.max(self.rates.1.saturating_sub(self.rates.1 / 256)));
+    }
+
+    /// Whether it is time to plan again what the fill fetches from the origin; if so, it is noted that this was done now.
+    pub fn plan_again(&mut self) -> bool {
+        let due = self.planned.is_none_or(|at| at.elapsed() >= PLAN_EVERY);
+        if due {
+            self.planned = Some(Instant::now());
+        }
+        due
+    }
+
+    /// `key` is the origin's alone from now on.
+    pub fn bar(&mut self, key: ChunkKey) {
+        self.barred.insert(key);
+    }
+
+    /// No peer brought `key`, though one was asked.
+    pub fn miss(&mut self, key: ChunkKey) {
+        let (times, at) = self.missed.entry(key).or_insert((0, Instant::now()));
+        (*times, *at) = (times.saturating_add(1), Instant::now());
+    }
+
+    /// Peers have been asked in vain for `key` often enough for now.
+    fn is_missed(&self, key: ChunkKey) -> bool {
+        self.missed.get(&key).is_some_and(|(times, at)| *times >= MISSES && at.elapsed() < MISSED_FOR)
+    }
+
+    /// `key` came from a peer and rests on its blocks alone.
+    pub fn take(&mut self, key: ChunkKey) {
+        self.taken.insert(key);
+    }
+
+    /// The chunks of `object` that rest on their blocks alone; peers are not asked for it again.
+    pub fn take_back(&mut self, object: ObjectIndex) -> Vec<ChunkKey> {
+        let taken: Vec<ChunkKey> = self.taken.extract_if(|key| key.object == object).collect();
+        if !taken.is_empty() {
+            self.barred_objects.insert(object);
+        }
+        taken
+    }
+
+    /// `object` is whole, and what the origin has.
+    pub fn is_whole(&mut self, object: ObjectIndex) {
+        self.taken.retain(|key| key.object != object);
+    }
+
+    /// Whether peers are believed to have something that is wanted here.
+    pub fn has_offers(&self) -> bool {
+        !self.offered.is_empty()
+    }
+
+    /// Whether `key` may be asked of peers that have it.
+    pub fn may_come(&self, shared: &Shared, key: ChunkKey) -> bool {
+        shared.may_send(key)
+            && !self.barred.contains(&key)
+            && !self.is_missed(key)
+            && !self.barred_objects.contains(&key.object)
+            && shared.peers.have(key)
+    }
+
+    /// Peers have delivered for a while, and less than half of what the origin did: it does not pay to wait for them.
+    fn is_slow(&self) -> bool {
+        let (peers, origin) = self.rates;
+        let known = self.first.is_some_and(|first| first.elapsed() >= KNOWN_AFTER);
+        known && !self.offered.is_empty() && peers.saturating_mul(2) < origin
+    }
+
+    /// A chunk of `len` bytes came from a peer.
+    pub fn count(&mut self, len: u64) {
+        self.bytes = self.bytes.saturating_add(len);
+        self.first.get_or_insert_with(Instant::now);
+    }
+}
+
+impl Shared {
+    fn may_send(&self, key: ChunkKey) -> bool {
+        self.objects.get(key.object.0).is_some_and(|(shared, _)| *shared)
+    }
+
+    /// Where the first bytes of a shared object are kept.
+    pub fn head_of(&self, object: ObjectIndex) -> Option<&OnceLock<Vec<u8>>> {
+        self.objects.get(object.0).map(|(_, head)| head)
+    }
+
+    /// Whether the origin is to be asked for `key`, which nobody waits for.
+    pub fn falls_to_us(&self, exchange: &Exchange, key: ChunkKey) -> bool {
+        if exchange.is_slow() || !self.may_send(key) {
+            return true;
+        }
+        let level = exchange.moved.elapsed().as_millis() / self.patience.turn.as_millis().max(1);
+        !exchange.may_come(self, key) && u128::from(self.peers.rank(key)) <= level
+    }
+}
+
+impl Store {
+    /// From now on take chunks from peers too. Once in the life of a store.
+    pub fn share(&self, sharing: Sharing, handle: &Handle) {
+        let Sharing { peers, judge, shared, patience } = sharing;
+        let mut objects: Vec<(bool, OnceLock<Vec<u8>>)> = Vec::new();
+        objects.resize_with(self.engine.slots.len(), Default::default);
+        for (object, _) in shared.iter().filter_map(|id| self.object_of(*id)) {
+            if let Some((shared, _)) = objects.get_mut(object.0) {
+                *shared = true;
+            }
+        }
+        let shared = Shared { peers, judge, patience, objects, order: RandomState::new() };
+        self.engine.lock().exchange.moved();
+        if self.engine.shared.set(shared).is_ok() {
+            self.supervise_peers(handle);
+        }
+    }
+
+    /// Peers say that they have these chunks, or a peer has come or gone.
+    pub fn offered(&self, chunks: impl Iterator<Item = ChunkKey>) {
+        let Some(shared) = self.engine.shared.get() else { return };
+        let mut guard = self.engine.lock();
+        let state = &mut *guard;
+        for key in chunks {
+            if shared.may_send(key) && state.wants(key) {
+                state.exchange.offered.insert(shared.order.hash_one(key), key);
+            }
+        }
+        drop(guard);
+        self.engine.work.notify_waiters();
+    }
+
+    /// The chunks of `object` that may be served on, one `bool` for each; empty for an object that is not shared.
+    pub fn served(&self, object: ObjectIndex) -> Vec<bool> {
+        let may_send = self
+            .engine
+            .shared
+            .get()
+            .is_some_and(|shared| shared.may_send(ChunkKey { object, chunk: ChunkIndex(0) }));
+        let state = self.engine.lock();
+        match state.object(object).filter(|object| may_send && object.broken.is_none()) {
+            Some(object) => {
+                object.map.chunks.iter().map(|chunk| matches!(chunk, Chunk::Present(_))).collect()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// Number of objects; they are counted in the order in which the store was given them.
+    pub fn objects(&self) -> usize {
+        self.engine.slots.len()
+    }
+
+    /// How many chunks object number `object` has, its length, and that of a chunk, in bytes.
+    pub fn chunks_of(&self, object: usize) -> (u64, u64, u64) {
+        self.engine
+            .slots
+            .get(object)
+            .map_or((0, 0, 1), |slot| (slot.layout.chunks(), slot.layout.len, slot.layout.chunk_len()))
+    }
+
+    /// Wait until chunks may have come or gone.
+    pub async fn changed(&self) {
+        self.engine.landed.notified().await;
+    }
+
+    /// The bytes of a chunk that may be served on; `None` where it is not here (any more). Blocking.
+    pub fn read_chunk(&self, key: ChunkKey) -> Option<Vec<u8>> {
+        let slot = self.engine.slot(key.object)?;
+        self.engine.shared.get().filter(|shared| shared.may_send(key))?;
+        let range = slot.layout.range(key.chunk);
+        self.engine.read_present(slot, key.object, &range)
+    }
+}
+
+impl Engine {
+    /// Bring what peers offer, for ever.
+    pub async fn work_with_peers(self: Arc<Self>) {
+        loop {
+            let queued = self.work.notified();
+            tokio::pin!(queued);
+            queued.as_mut().enable();
+            let Some((key, flight)) = self.take_offered() else {
+                queued.await;
+                continue;
+            };
+            let outcome = match self.receive_from_peer(key, &flight).await {
+                Some(ready) => Ok(ready),
+                None if self.release(key, &flight) => continue,
+                // A reader has joined.
+                None => self.deliver(key, &flight).await,
+            };
+            self.land(key, &flight, outcome);
+        }
+    }
+
+    /// The next chunk that peers offer and the fill wants.
+    fn take_offered(&self) -> Option<(ChunkKey, Arc<Flight>)> {
+        let shared = self.shared.get()?;
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.closed
+            || !state.caching
+            || !state.room.may_fill(self.options.chunk_len, state.filling_now.len())
+        {
+            return None;
+        }
+        loop {
+            let (_, key) = state.exchange.offered.pop_first()?;
+            if state.wants(key) && state.exchange.may_come(shared, key) {
+                return Some((key, state.depart(key)));
+            }
+        }
+    }
+
+    /// Let go of a flight that no peer could serve, unless somebody has come to wait for it.
+    fn release(&self, key: ChunkKey, flight: &Flight) -> bool {
+        let mut state = self.lock();
+        if flight.urgency.is_raised() {
+            return false;
+        }
+        state.forget_flight(key);
+        state.exchange.miss(key);
+        drop(state);
+        flight.land(Err(Failure::Closed));
+        self.landed.notify_waiters();
+        true
+    }
+
+    /// Everything peers have that is still missing is on offer. For what was passed over while it was on its way, and given up.
+    pub fn offer_again(&self, state: &mut State) {
+        let Some(shared) = self.shared.get().filter(|_| state.exchange.offered.is_empty()) else { return };
+        for (index, slot) in self.slots.iter().enumerate() {
+            let object = ObjectIndex(index);
+            for chunk in (0..slot.layout.chunks()).map(ChunkIndex) {
+                let key = ChunkKey { object, chunk };
+                if state.wants(key) && state.exchange.may_come(shared, key) {
+                    state.exchange.offered.insert(shared.order.hash_one(key), key);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Stores that share chunks: each chunk leaves the origin once, and nobody waits for who does not come.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use cai::ciphertext::Judgement;
+use futures_util::future::join_all;
+
+#[path = "common/format.rs"]
+#[allow(dead_code)]
+mod format;
+#[path = "common/group.rs"]
+mod group;
+use group::{Group, Node, Origin, Sent, shared_chunks};
+
+/// Longer than any test: nobody takes over what falls to others.
+const NEVER: Duration = Duration::from_secs(600);
+
+async fn fill_all(nodes: &[Node]) {
+    join_all(nodes.iter().map(Node::fill)).await;
+}
+
+fn check_all(nodes: &[Node]) {
+    tokio::task::block_in_place(|| nodes.iter().for_each(Node::check));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_start_together_take_each_chunk_from_the_origin_once() {
+    for size in [2, 3, 8] {
+        let (group, origin) = (Group::new(size), Origin::new());
+        let nodes: Vec<Node> = (0..size).map(|number| group.start(number, &origin, NEVER)).collect();
+        fill_all(&nodes).await;
+        check_all(&nodes);
+        assert_eq!(origin.delivered(), shared_chunks(), "{size} nodes");
+        assert!(nodes.iter().all(|node| node.from_peers() > 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_alone_behaves_as_if_there_were_no_peers() {
+    let (group, origin) = (Group::new(1), Origin::new());
+    let node = group.start(0, &origin, NEVER);
+    fill_all(std::slice::from_ref(&node)).await;
+    check_all(std::slice::from_ref(&node));
+    assert_eq!((origin.delivered(), node.from_peers(), node.asked()), (shared_chunks(), 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_node_gets_everything_from_those_that_have_it() {
+    let (group, origin) = (Group::new(3), Origin::new());
+    let nodes: Vec<Node> =
+        (0..2).map(|number| group.start(number, &origin, Duration::from_millis(50))).collect();
+    fill_all(&nodes).await;
+    let before = origin.delivered();
+    let late = group.start(2, &origin, NEVER);
+    late.hears_of_all().await;
+    fill_all(std::slice::from_ref(&late)).await;
+    check_all(std::slice::from_ref(&late));
+    assert_eq!(origin.delivered(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_of_a_node_that_never_delivers_are_taken_over() {
+    let (group, origin) = (Group::new(2), Origin::new());
+    group.owner.set(1).unwrap();
+    origin.refuse(1);
+    let patience = Duration::from_millis(200);
+    let (node, _other) = (group.start(0, &origin, patience), group.start(1, &origin, patience));
+    let began = Instant::now();
+    node.fill().await;
+    assert!(began.elapsed() >= patience, "it waited its turn");
+    tokio::task::block_in_place(|| node.check());
+    assert_eq!((origin.delivered(), node.from_peers()), (shared_chunks(), 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_that_the_origin_refuses_gets_the_model_from_its_peers() {
+    let (group, origin) = (Group::new(2), Origin::new());
+    let node = group.start(0, &origin, Duration::from_millis(50));
+    node.fill().await;
+    let other = group.start(1, &origin, NEVER);
+    // What only the origin may give, and the heads that blocks are judged with.
+    let conf = other.entry("gocryptfs.conf");
+    other.store.fetch_entries(&[conf]).await.unwrap();
+    tokio::task::block_in_place(|| ["large", "small"].map(|path| other.read(path, 0, 1)));
+    origin.refuse(1);
+    // Edges come from the neighbours that are here: one after the other in the order of the file.
+    for path in ["large", "small"] {
+        tokio::task::block_in_place(|| other.read_in_order(path));
+    }
+    check_all(std::slice::from_ref(&other));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_leave_in_the_middle_cost_nothing_but_time() {
+    let (group, origin) = (Group::new(3), Origin::new());
+    origin.delay.store(2_000, Ordering::SeqCst);
+    let patience = Duration::from_millis(200);
+    let nodes: Vec<Node> = (0..3).map(|number| group.start(number, &origin, patience)).collect();
+    let filling = tokio::spawn({
+        let store = nodes[0].store.clone();
+        async move { store.fill(tokio_util::sync::CancellationToken::new()).await }
+    });
+    let others = nodes[1..].iter().map(Node::fill);
+    let both = join_all(others);
+    tokio::select! {
+        _ = both => {}
+        () = async { while nodes[0].from_peers() == 0 { tokio::task::yield_now().await } } => {}
+    }
+    group.leave(1);
+    group.leave(2);
+    filling.await.unwrap().unwrap();
+    tokio::task::block_in_place(|| nodes[0].check());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn origin_that_goes_down_in_the_middle_is_waited_for() {
+    let (group, origin) = (Group::new(2), Origin::new());
+    origin.delay.store(2_000, Ordering::SeqCst);
+    let nodes: Vec<Node> =
+        (0..2).map(|number| group.start(number, &origin, Duration::from_millis(100))).collect();
+    let fill = |node: &Node| {
+        let store = node.store.clone();
+        // As the agent does: what failed is tried again.
+        async move {
+            while store.fill(tokio_util::sync::CancellationToken::new()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    let filling = tokio::spawn(join_all(nodes.iter().map(fill).collect::<Vec<_>>()));
+    while origin.delivered() < 8 {
+        tokio::task::yield_now().await;
+    }
+    origin.down.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!filling.is_finished());
+    origin.down.store(false, Ordering::SeqCst);
+    filling.await.unwrap();
+    check_all(&nodes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reader_is_served_by_a_peer_and_by_the_origin_when_that_stalls() {
+    let (group, origin) = (Group::new(2), Origin::new());
+    let full = group.start(0, &origin, Duration::from_millis(50));
+    full.fill().await;
+    let reader = group.start(1, &origin, NEVER);
+    reader.hears_of_all().await;
+    let before = origin.delivered();
+    tokio::task::block_in_place(|| reader.read("large", 5 * group::CHUNK, 100));
+    assert_eq!((origin.delivered(), reader.judged(Judgement::Genuine).len()), (before, 1), "from the peer");
+    group.behave(0, |_, bytes| Sent::Stall(bytes[..30_000].to_vec()));
+    let began = Instant::now();
+    tokio::task::block_in_place(|| reader.read("large", 9 * group::CHUNK, 100));
+    assert_eq!(origin.delivered(), before + 1, "from the origin");
+    assert!(began.elapsed() < Duration::from_secs(5));
+    group.behave(0, |_, _| Sent::Refused);
+    tokio::task::block_in_place(|| reader.read("large", 11 * group::CHUNK, 100));
+    assert_eq!(origin.delivered(), before + 2, "at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_shared_is_neither_served_nor_asked_of_peers() {
+    let (group, origin) = (Group::new(2), Origin::new());
+    let nodes: Vec<Node> = (0..2).map(|number| group.start(number, &origin, NEVER)).collect();
+    fill_all(&nodes).await;
+    let conf = cai::store::ObjectIndex(group::CONF);
+    assert!(nodes[0].store.served(conf).is_empty());
+    let key = cai::store::ChunkKey { object: conf, chunk: cai::store::ChunkIndex(0) };
+    assert_eq!(nodes[0].store.read_chunk(key), None);
+}
