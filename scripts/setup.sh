@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Install what the demo and the tests need, only what is missing. Usage: scripts/setup.sh demo|test|bench
+# Install what the demo, the tests and the package need, only what is missing. Usage: scripts/setup.sh demo|test|rpm|bench
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-want=${1:?usage: scripts/setup.sh demo|test|bench}
+want=${1:?usage: scripts/setup.sh demo|test|rpm|bench}
 [ "$(id -u)" = 0 ] || fail "run as root: FUSE mounts for another user and system packages need it"
 
 # Rust: the one thing that is not installed here.
@@ -21,9 +21,11 @@ if command -v apt-get >/dev/null; then
     # with. python3, curl: a service behind the agent's port, and its client.
     packages=(gcc libc6-dev make libssl-dev pkg-config dbus-daemon systemd gocryptfs fuse3 python3 curl)
     # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to
-    # spoil. The rest: clients of the service port, and what is between them.
-    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables)
-    case $want in test) packages+=("${more[@]}") ;; bench) packages+=(python3 python3-venv iproute2 curl openssl nginx-light wrk) ;; esac
+    # spoil. systemd-container, dbus, polkitd, rpm: the package in a container. The rest: clients of the service port, and what is
+    # between them.
+    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables systemd-container dbus polkitd rpm)
+    # mmdebstrap: an older distribution to build in.
+    case $want in test) packages+=("${more[@]}") ;; rpm) packages+=(rpm rpmlint mmdebstrap) ;; bench) packages+=(python3 python3-venv iproute2 curl openssl nginx-light wrk) ;; esac
     missing=()
     for package in "${packages[@]}"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

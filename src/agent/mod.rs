@@ -164,6 +164,7 @@ async fn start_and_serve(
     voice.apply(Event::Mounted, shown)?;
     let point = settings.mount.point.clone();
     let failure = tokio::select! {
+        error = helper.gone() => Failure::new(voice.state(), &error),
         () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
         ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
         failure = stages::watch_progress(voice, &mut watched) => failure,

@@ -120,10 +120,15 @@ impl ServicePort {
     pub(super) async fn close(self, voice: &Voice, drain: Duration) {
         let stopping = self.gateway.stop(drain);
         tokio::pin!(stopping);
+        let begun = Instant::now();
         loop {
             tokio::select! {
                 () = &mut stopping => break,
-                () = tokio::time::sleep(DRAIN_NEWS) => voice.stage("waiting for the last connections to end"),
+                () = tokio::time::sleep(DRAIN_NEWS) => {
+                    let left = drain.saturating_sub(begun.elapsed()).as_secs();
+                    // Another text each time: the same one is no sign of progress.
+                    voice.stage(format!("waiting for the last connections to end, {left} s at most"));
+                }
             }
         }
         voice.service_port(None);

@@ -80,7 +80,9 @@ impl Fault for StageError {
                 "point MODEL_OSS_BUCKET_PATH at the directory that holds gocryptfs.conf; upload it with: cai upload".into()
             }
             StageError::Unreachable { .. } => {
-                "every directory above MODEL_MOUNT_POINT must let user cai pass (chmod o+x), as its readers need it too".into()
+                "every directory above MODEL_MOUNT_POINT must let user cai pass (chmod o+x), as its readers need it too; below /home \
+                 cai.service also needs ProtectHome=read-only (systemctl edit cai)"
+                    .into()
             }
             StageError::NoDevice | StageError::Memory(_) | StageError::Panicked => "this is a defect: please report it with the journal".into(),
         }

@@ -11,8 +11,9 @@ use crate::error::{ErrorClass, Fault};
 use crate::host::Notifier;
 use crate::peer;
 
-/// How much longer the service manager waits for `READY=1` after each sign of progress.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How much longer the service manager waits after each sign of progress: more than the longest step without one, which is
+/// the two minutes that the helper's child has for a vendor's library. `TimeoutStartSec=` of the unit is the same.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 impl Fault for Illegal {
     fn class(&self) -> ErrorClass {

@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use super::channel;
@@ -16,6 +18,9 @@ use crate::error::{ErrorClass, Fault};
 
 /// Longest data a verb can give, in bytes: a boot event log has a few hundred KiB at most, in base64.
 const DATA_LIMIT: u64 = 4 << 20;
+
+/// How often it is looked whether the helper is there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where `cai-helper.socket` listens, below the root.
 pub const SOCKET: &str = "run/cai/helper.sock";
@@ -50,6 +55,9 @@ pub enum HelperError {
         #[source]
         source: io::Error,
     },
+    /// The line was closed from the other end: nobody is there to undo what was done through it.
+    #[error("the helper has ended")]
+    Gone,
     /// The helper said no.
     #[error("{text}")]
     Refused {
@@ -71,6 +79,8 @@ impl Fault for HelperError {
                 known.map_or(ErrorClass::Config, |(_, class)| class)
             }
             HelperError::Line { .. } => ErrorClass::Internal,
+            // A new daemon has a new helper, which clears away what the old one left.
+            HelperError::Gone => ErrorClass::Transient,
         }
     }
 
@@ -79,6 +89,7 @@ impl Fault for HelperError {
             HelperError::NoHelper { .. } => "helper.none",
             HelperError::Start { .. } => "helper.start",
             HelperError::Line { .. } => "helper.line",
+            HelperError::Gone => "helper.gone",
             HelperError::Refused { code, .. } => code,
         }
     }
@@ -90,6 +101,9 @@ impl Fault for HelperError {
             }
             HelperError::Start { .. } => "install cai-helper beside cai, or in /usr/libexec/cai".into(),
             HelperError::Line { .. } => "see the journal for cai-helper".into(),
+            HelperError::Gone => {
+                "see why it ended: journalctl -u 'cai-helper@*', and whether memory was exhausted".into()
+            }
             HelperError::Refused { hint, .. } => hint.clone(),
         }
     }
@@ -237,6 +251,25 @@ impl Helper {
             (Reply::Registered { id }, _) => Ok(id),
             (other, _) => Err(unexpected(Request::Register, &other)),
         }
+    }
+
+    /// Wait until the helper is gone: [`HelperError::Gone`]. It ends only with the line, unless somebody kills it; then the mount
+    /// would stay when the daemon ends, and the GPUs would go on working.
+    pub async fn gone(&self) -> HelperError {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if self.is_hung_up() {
+                return HelperError::Gone;
+            }
+        }
+    }
+
+    /// Whether the other end is closed. While an answer is waited for, who waits for it will hear of that.
+    fn is_hung_up(&self) -> bool {
+        let Ok(line) = self.socket.try_lock() else { return false };
+        let mut polled = [PollFd::new(line.as_fd(), PollFlags::empty())];
+        poll(&mut polled, PollTimeout::ZERO).is_ok()
+            && polled.iter().filter_map(PollFd::revents).any(|events| events.contains(PollFlags::POLLHUP))
     }
 
     fn exchange(

@@ -18,15 +18,20 @@ impl Notifier {
         Self::default()
     }
 
-    /// `STATUS=`: one line for `systemctl status`. Before [`Notifier::ready`] a new text is a sign of progress, so the
-    /// service manager is also asked to wait `patience` longer (`EXTEND_TIMEOUT_USEC=`).
+    /// `STATUS=`: one line for `systemctl status`. Before [`Notifier::ready`] and after [`Notifier::stopping`] a new text is a
+    /// sign of progress, so the service manager is also asked to wait `patience` longer (`EXTEND_TIMEOUT_USEC=`).
     pub fn status(&mut self, text: &str, patience: Duration) {
         if self.text == text {
             return;
         }
         self.text = text.to_owned();
         let longer = NotifyState::ExtendTimeoutUsec(u32::try_from(patience.as_micros()).unwrap_or(u32::MAX));
-        if self.ready { say(&[NotifyState::Status(text)]) } else { say(&[NotifyState::Status(text), longer]) }
+        let is_waited_for = !self.ready || self.stopping;
+        if is_waited_for {
+            say(&[NotifyState::Status(text), longer])
+        } else {
+            say(&[NotifyState::Status(text)])
+        }
     }
 
     /// `READY=1`, once: the mount can be read.

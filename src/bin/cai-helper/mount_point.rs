@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
+use nix::sys::statfs::statfs;
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::backing::{Backing, Slot};
@@ -236,11 +237,12 @@ fn detach_stale(point: &Path) -> Result<bool, Refusal> {
     Ok(detached)
 }
 
-/// Whether `top`, the topmost mount at `point`, is ours and nobody lives behind it. A FUSE mount says so itself. A tmpfs
-/// never dies: it is stale when it is named and sealed as ours is, and its root directory is not locked.
+/// Whether `top`, the topmost mount at `point`, is ours and nobody lives behind it. A FUSE mount says so itself, when it is asked
+/// what the kernel never answers for it: attributes of a dead one are still known. A tmpfs never dies: it is stale when it is named
+/// and sealed as ours is, and its root directory is not locked.
 fn is_stale(point: &Path, top: &MountEntry) -> bool {
     if top.is_our_fuse() {
-        return matches!(nix::sys::stat::lstat(point), Err(Errno::ENOTCONN));
+        return matches!(statfs(point), Err(Errno::ENOTCONN));
     }
     top.is_our_memory() && is_left_behind(point, &top.device)
 }

@@ -1,0 +1,75 @@
+//! The package under a real systemd, D-Bus, polkit and rpm: installed, configured, started, asked, killed, rebooted, upgraded,
+//! removed. One container, one story: each step goes on where the one before it ended.
+//!
+//! By default the package is made of this build's binaries, and the container's root file system is the machine's own. With
+//! CAI_TEST_ROOTFS and CAI_TEST_RPM it is another distribution's, and a package that was built before (`make test-system`).
+#![cfg(feature = "sandbox")]
+
+#[path = "system/bus.rs"]
+mod bus;
+mod common;
+#[path = "system/container.rs"]
+mod container;
+#[path = "system/crash.rs"]
+mod crash;
+#[path = "system/package.rs"]
+mod package;
+#[path = "system/port.rs"]
+mod port;
+#[path = "system/service.rs"]
+mod service;
+#[path = "system/world.rs"]
+mod world;
+
+use std::path::Path;
+use std::time::Instant;
+
+use container::Container;
+
+/// Steps by name, so that a failure says where, and slowness shows.
+fn step(name: &str, act: impl FnOnce()) {
+    let begun = Instant::now();
+    println!("{name}");
+    act();
+    println!("  {:.1} s", begun.elapsed().as_secs_f32());
+}
+
+#[test]
+fn package_lives_and_dies_under_a_real_systemd() {
+    if !container::can_boot() || !common::available("cc", world::compiler(), "no C compiler") {
+        return;
+    }
+    let packages = tempfile::tempdir().unwrap();
+    let lower = std::env::var("CAI_TEST_ROOTFS").unwrap_or_else(|_| "/".to_owned());
+    step("packages", || package::build(packages.path()));
+    world::build_library(packages.path());
+    let binaries = Path::new(env!("CARGO_BIN_EXE_cai-sandbox")).parent().unwrap();
+    let begun = Instant::now();
+    let mut container = Container::boot(Path::new(&lower), binaries, packages.path());
+    println!("boot\n  {:.1} s", begun.elapsed().as_secs_f32());
+    let c = &container;
+
+    step("install", || package::install(c));
+    step("world", || world::set_up(c));
+    step("units are sound", || service::units_are_sound(c));
+    step("start", || service::start(c));
+    step("the daemon has no privilege", || service::daemon_has_no_privilege(c));
+    step("who may reach the helper", || service::helper_is_for_the_daemon_alone(c));
+    step("bus", || bus::answers_everybody(c));
+    step("bus: own", || bus::belongs_to_the_daemon(c));
+    step("polkit", || bus::polkit_decides(c));
+    step("another mount point, and who reads", || service::consumer_reads(c));
+    step("crash", || crash::killed_daemon_is_back(c));
+    step("hang", || crash::hung_daemon_is_replaced(c));
+    step("killed helper", || crash::mount_of_a_killed_helper_is_cleared_away(c));
+    step("service port", || port::gate_stays(c));
+    step("stop", || service::stop(c));
+    service::prepare_for_boot(c);
+    step("reboot", || {
+        container.reboot();
+        service::boots_before_the_trustee(&container);
+    });
+    let c = &container;
+    step("upgrade and downgrade", || package::upgrade(c));
+    step("remove", || package::remove(c));
+}
