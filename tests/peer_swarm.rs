@@ -69,9 +69,10 @@ async fn start_as(
         security,
         upload_limit: 0,
         model,
+        shared: group::files(&store),
     };
     let swarm = Swarm::start(options, store.clone()).await.unwrap();
-    group::share(&store, swarm.peers(), Patience { turn, answer: NEVER, pause: NEVER });
+    group::share(&store, swarm.peers(), Patience { turn, answer: NEVER, pause: NEVER, chunk: NEVER });
     Node { store, swarm, _dir: dir }
 }
 
@@ -233,6 +234,7 @@ async fn port_that_is_taken_fails_the_start() {
         security: Security::Network,
         upload_limit: 0,
         model: [0; 32],
+        shared: Vec::new(),
     };
     let error = Swarm::start(options, store).await.err().unwrap();
     assert!(matches!(error, PeerError::Listen { at: taken, .. } if taken == at(5, 0)));

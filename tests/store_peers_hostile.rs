@@ -119,7 +119,7 @@ async fn older_state_of_a_file_does_not_fit_the_edges_of_its_chunks() {
 async fn older_state_of_a_file_of_one_chunk_is_found_by_the_checksum_of_the_whole() {
     let (group, origin, old) = (Group::new(2), Origin::new(), older());
     group.behave(0, move |key, bytes| Sent::Bytes(if key.object.0 == LARGE { old.clone() } else { bytes }));
-    let patience = Patience { turn: Duration::from_millis(20), answer: NEVER, pause: NEVER };
+    let patience = Patience { turn: Duration::from_millis(20), answer: NEVER, pause: NEVER, chunk: NEVER };
     let liar = group.start_with(0, &origin, patience, 8 << 20, None);
     liar.fill().await;
     let node = group.start_with(1, &origin, patience, 8 << 20, None);
@@ -130,6 +130,7 @@ async fn older_state_of_a_file_of_one_chunk_is_found_by_the_checksum_of_the_whol
     check(&node);
     let stale = node.judged(Judgement::Genuine).iter().filter(|(_, key)| key.object.0 == LARGE).count();
     assert_eq!(stale, 1, "it did open, and is not asked of peers again");
+    assert_eq!(node.judged(Judgement::Forged).len(), 1, "and who sent it is told in the end");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,6 +147,33 @@ async fn too_much_and_too_little_are_refused() {
     node.fill().await;
     check(&node);
     assert_eq!(node.bytes_of_peers(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_run_left_is_checked_here_and_not_written_over_by_peers() {
+    let (group, origin) = (Group::new(2), Origin::new());
+    let dir = TempDir::new().unwrap();
+    {
+        let store = group::open_in(dir.path(), 1, &origin, CHUNK, None);
+        group::fill(&store).await;
+        // Without a close: nothing says that what is here is whole.
+    }
+    let before = origin.delivered();
+    // Zeros for a block of each chunk, for whoever asks.
+    group.behave(0, |_, mut bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 8192].fill(0);
+        Sent::Bytes(bytes)
+    });
+    let liar = group.start(0, &origin, Duration::from_millis(20));
+    liar.fill().await;
+    let delivered = origin.delivered() - before;
+    let patience = Patience { turn: NEVER, ..Patience::default() };
+    let node = group.start_in(dir, 1, &origin, patience);
+    node.hears_of_all().await;
+    node.fill().await;
+    check(&node);
+    assert_eq!((node.asked(), origin.delivered() - before), (0, delivered), "all of it was here");
 }
 
 /// A manifest of the model.

@@ -73,20 +73,20 @@ async fn chunks_of_a_node_that_never_delivers_are_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn node_that_the_origin_refuses_gets_the_model_from_its_peers() {
+async fn chunk_whose_borders_cannot_be_had_comes_from_nobody_and_keeps_no_line() {
     let (group, origin) = (Group::new(2), Origin::new());
     let node = group.start(0, &origin, Duration::from_millis(50));
     node.fill().await;
-    let other = group.start(1, &origin, NEVER);
-    // What only the origin may give, and the heads that blocks are judged with.
-    let conf = group::entry(&other.store, "gocryptfs.conf");
-    other.store.fetch_entries(&[conf]).await.unwrap();
-    tokio::task::block_in_place(|| ["large", "small"].map(|path| other.read(path, 0, 1)));
+    let other = group.start(1, &origin, Duration::from_millis(300));
+    other.hears_of_all().await;
     origin.refuse(1);
-    // Edges come from the neighbours that are here: one after the other in the order of the file.
-    for path in ["large", "small"] {
-        tokio::task::block_in_place(|| other.read_in_order(path));
-    }
+    let began = Instant::now();
+    let token = tokio_util::sync::CancellationToken::new();
+    assert!(tokio::time::timeout(Duration::from_secs(20), other.store.fill(token)).await.unwrap().is_err());
+    assert!(began.elapsed() < Duration::from_secs(15));
+    assert_eq!(other.judged(Judgement::Forged), [], "nobody is blamed");
+    origin.admit(1);
+    other.fill().await;
     check_all(std::slice::from_ref(&other));
 }
 

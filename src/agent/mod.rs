@@ -153,7 +153,7 @@ async fn start_and_serve(
     if settings.waits_for_all() {
         tokio::select! {
             complete = stages::wait_until_complete(voice, &mut watched) => complete?,
-            never = sharing::show(voice, in_place.swarm.as_ref()) => match never {},
+            ended = sharing::watch(voice, in_place.swarm.as_mut()) => return Err(Failure::new(voice.state(), &AgentError::Task(ended))),
         }
     }
     let tree = model.tree.clone();
@@ -170,7 +170,7 @@ async fn start_and_serve(
         failure = stages::watch_progress(voice, &mut watched) => failure,
         never = commands.obey(&store, &tree, &settings.mount.point) => match never {},
         failure = watch_port(voice, in_place.port.as_mut()) => failure,
-        never = sharing::show(voice, in_place.swarm.as_ref()) => match never {},
+        ended = sharing::watch(voice, in_place.swarm.as_mut()) => Failure::new(voice.state(), &AgentError::Task(ended)),
         () = watchdog(voice, mounted, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
     };
     background.stop(TASK_GRACE).await;
@@ -200,7 +200,7 @@ async fn watchdog(voice: &Voice, mounted: &Mount, point: PathBuf) {
     }
 }
 
-/// Take everything down, in the order in which nobody sees a half: service port, mount, background work, store, keys.
+/// Take everything down, in the order in which nobody sees a half: service port, peers, mount, background work, store, keys.
 async fn close(
     outcome: Result<(), Failure>,
     settings: &Settings,

@@ -1,6 +1,5 @@
 //! This node's part in the group that shares the model, while there is a model to share.
 
-use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,14 +13,16 @@ use super::stages::{OpenModel, blocking};
 use super::state::State;
 use super::status::Failure;
 use super::voice::Voice;
+use crate::ciphertext::EntryId;
 use crate::config::{PeerAttestation, Settings};
 use crate::error::{ErrorClass, Fault};
 use crate::gocryptfs::layout::HEADER;
 use crate::gocryptfs::{BlockJudge, Kind};
-use crate::peer::{Options, PeerError, Security, Swarm};
+use crate::peer::{Options, Security, Swarm};
 use crate::ratls::identity::Fresh;
-use crate::ratls::{self, Demands, Verifier, VerifierOptions};
+use crate::ratls::{self, Demands, TlsError, Verifier, VerifierOptions};
 use crate::store::{Patience, Sharing};
+use crate::task::Ended;
 
 /// How often what is shown of the peers is looked at.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
@@ -71,13 +72,19 @@ pub(super) async fn join(
             Security::Network
         }
         // Evidence is collected wherever it is required.
-        (PeerAttestation::Required, None) => return Err(fail(&PeerError::Itself)),
+        (PeerAttestation::Required, None) => return Err(fail(&TlsError::Stale)),
     };
     let everywhere = match peer.addresses.iter().all(SocketAddr::is_ipv4) {
         true => Ipv4Addr::UNSPECIFIED.into(),
         false => Ipv6Addr::UNSPECIFIED.into(),
     };
+    let files = model.tree.nodes().iter().filter(|node| {
+        // Without content there is nothing to send, and nothing that could be judged.
+        matches!(node.kind, Kind::File { cipher_len, .. } if usize::try_from(cipher_len).is_ok_and(|len| len > HEADER))
+    });
+    let shared: Vec<EntryId> = files.filter_map(|node| node.entry).collect();
     let options = Options {
+        shared: shared.clone(),
         listen: SocketAddr::new(everywhere, peer.port),
         peers: peer.addresses.clone(),
         security,
@@ -86,14 +93,10 @@ pub(super) async fn join(
     };
     let swarm = Swarm::start(options, model.store.clone()).await.map_err(|error| fail(&error))?;
     tracing::info!(event = "peer.listening", at = %swarm.listening(), peers = peer.addresses.len());
-    let files = model.tree.nodes().iter().filter(|node| {
-        // Without content there is nothing to send, and nothing that could be judged.
-        matches!(node.kind, Kind::File { cipher_len, .. } if usize::try_from(cipher_len).is_ok_and(|len| len > HEADER))
-    });
     let sharing = Sharing {
         peers: swarm.peers(),
         judge: Arc::new(BlockJudge::new(model.keys.clone())),
-        shared: files.filter_map(|node| node.entry).collect(),
+        shared,
         patience: Patience::default(),
     };
     model.store.share(sharing, &Handle::current());
@@ -146,12 +149,15 @@ async fn read(path: Option<&Path>) -> Result<Option<Vec<u8>>, Failure> {
     .await
 }
 
-/// Show the peers, for ever.
-pub(super) async fn show(voice: &Voice, swarm: Option<&Swarm>) -> Infallible {
+/// Show the peers, until a task among them ends, which none does by itself.
+pub(super) async fn watch(voice: &Voice, swarm: Option<&mut Swarm>) -> Ended {
     let Some(swarm) = swarm else { return std::future::pending().await };
     loop {
         voice.peers(swarm.shown());
-        tokio::time::sleep(SHOW_EVERY).await;
+        tokio::select! {
+            ended = swarm.any_ended() => return ended,
+            () = tokio::time::sleep(SHOW_EVERY) => {}
+        }
     }
 }
 

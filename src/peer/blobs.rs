@@ -19,10 +19,15 @@ use bytes::{Bytes, BytesMut};
 use iroh_io::AsyncStreamReader;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::error::PeerError;
 use super::transport::Wire;
-use crate::store::PeerFailed;
+use crate::bandwidth::Bandwidth;
+use crate::store::{AT_ONCE, PeerFailed, Urgency};
+
+/// How long all of a chunk stays behind those that readers wait for.
+const BEHIND: Duration = Duration::from_secs(1);
 
 /// Bytes under one hash that is sent: 16 KiB, as iroh-blobs has them.
 const GROUP: BlockSize = BlockSize::from_chunk_log(4);
@@ -53,11 +58,11 @@ impl Gate {
         Ahead(self)
     }
 
-    /// Wait until nobody is before us, and not for ever.
-    async fn wait(&self) {
+    /// Wait until nobody is before us, and no longer than `limit`.
+    async fn wait(&self, limit: Instant) {
         let opened = self.opened.notified();
         if self.urgent.load(Ordering::SeqCst) > 0 {
-            let _ = tokio::time::timeout(STALL / 10, opened).await;
+            let _ = tokio::time::timeout_at(limit, opened).await;
         }
     }
 }
@@ -86,14 +91,24 @@ impl Blob {
         Some(Blob { hash: *outboard.root.as_bytes(), encoded })
     }
 
-    /// Send it. With a `gate`, behind whoever is ahead there.
+    /// Send it, at the pace that `upload` allows. With a `gate`, behind whoever is ahead there.
     ///
     /// # Errors
     /// [`PeerError`]; the connection is of no use then.
-    pub async fn give(&self, stream: &mut dyn Wire, gate: Option<&Gate>) -> Result<(), PeerError> {
+    pub async fn give(
+        &self,
+        stream: &mut dyn Wire,
+        gate: Option<&Gate>,
+        upload: Option<&Bandwidth>,
+    ) -> Result<(), PeerError> {
+        let urgency = if gate.is_none() { &AT_ONCE } else { &Urgency::default() };
+        let limit = Instant::now() + BEHIND;
         for piece in self.encoded.chunks(PIECE) {
             if let Some(gate) = gate {
-                gate.wait().await;
+                gate.wait(limit).await;
+            }
+            if let Some(upload) = upload {
+                upload.take(piece.len(), urgency).await;
             }
             waited(stream.write_all(piece)).await?.map_err(PeerError::Broken)?;
         }
@@ -206,7 +221,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (mut ours, mut theirs) = tokio::io::duplex(4 << 20);
-            blob.give(&mut ours, Some(&Gate::default())).await.unwrap();
+            blob.give(&mut ours, Some(&Gate::default()), None).await.unwrap();
             drop(ours);
             let (frames, mut coming) = mpsc::channel(100);
             let taken = take(&mut theirs, blob.hash, range, bytes.len() as u64, &frames, || ()).await;

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,13 @@ use crate::store::{
 
 /// How long a peer that sent wrong bytes is not asked again. Each time costs as many chunks as are asked of one peer at once.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(600);
+
+/// Chunks in a row that a peer does not bring until it is left alone, and for how long.
+const FAILURES: u32 = 3;
+const RESTS_FOR: Duration = Duration::from_secs(60);
+
+/// How long it takes at most to find out who is there.
+const SETTLING: Duration = Duration::from_secs(6);
 
 /// How long nothing comes in until also those that have everything are asked for what falls to others: they are asked for each
 /// chunk once, and the group passes it on.
@@ -97,6 +105,9 @@ struct Peer {
     have: Vec<Vec<u8>>,
     chunks: u64,
     distrusted_until: Option<Instant>,
+    /// Chunks in a row that it did not bring, and until when it is left alone for that.
+    in_a_row: u32,
+    rests_until: Option<Instant>,
     outstanding: usize,
     counts: Counts,
     jobs: mpsc::UnboundedSender<Job>,
@@ -111,7 +122,9 @@ pub struct Board {
     pub model: [u8; 32],
     /// Chunks of each object, and its length and that of its chunks.
     chunks: Vec<(u64, u64, u64)>,
+    /// Chunks that whoever has everything has.
     total: u64,
+    began: Instant,
     state: Mutex<State>,
 }
 
@@ -123,8 +136,8 @@ struct State {
 
 impl Peer {
     fn is_asked(&self) -> bool {
-        self.standing == Standing::Connected
-            && self.distrusted_until.is_none_or(|until| until <= Instant::now())
+        let over = |until: Option<Instant>| until.is_none_or(|until| until <= Instant::now());
+        self.standing == Standing::Connected && over(self.distrusted_until) && over(self.rests_until)
     }
 
     fn has(&self, chunk: ChunkKey) -> bool {
@@ -135,13 +148,14 @@ impl Peer {
 }
 
 impl Board {
-    /// `chunks`: of each object, how many, its length and that of a chunk, in bytes.
+    /// `chunks`: of each object, how many, its length and that of a chunk, in bytes. `total`: chunks of those that are shared.
     ///
     /// # Errors
     /// [`PeerError::Random`].
     pub fn new(
         model: [u8; 32],
         chunks: Vec<(u64, u64, u64)>,
+        total: u64,
         peers: &[SocketAddr],
     ) -> Result<(Self, Vec<Queues>), PeerError> {
         let mut node = [0; 16];
@@ -158,6 +172,8 @@ impl Board {
                 have: vec![Vec::new(); chunks.len()],
                 chunks: 0,
                 distrusted_until: None,
+                in_a_row: 0,
+                rests_until: None,
                 outstanding: 0,
                 counts: Counts::default(),
                 jobs,
@@ -165,9 +181,8 @@ impl Board {
             }
         };
         let peers = peers.iter().map(peer).collect();
-        let total = chunks.iter().fold(0u64, |sum, (count, ..)| sum.saturating_add(*count));
         let state = Mutex::new(State { peers, arrival: Instant::now() });
-        Ok((Board { node, model, chunks, total, state }, queues))
+        Ok((Board { node, model, chunks, total, began: Instant::now(), state }, queues))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -237,19 +252,20 @@ impl Board {
                 chunk: ChunkIndex(first.saturating_add(bit)),
             }));
         }
+        let ones = |bitmap: &[u8]| bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+        peer.chunks = peer.chunks.saturating_sub(ones(before)).saturating_add(ones(&have.bitmap));
         *before = have.bitmap;
-        let ones = |bitmap: &Vec<u8>| bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
-        peer.chunks = peer.have.iter().map(ones).sum();
         news
     }
 
     /// A peer has not got a chunk that it said it had.
     pub fn lacks(&self, index: usize, chunk: ChunkKey) {
         let mut state = self.lock();
-        let have = state.peers.get_mut(index).and_then(|peer| peer.have.get_mut(chunk.object.0));
-        let byte = usize::try_from(chunk.chunk.0 / 8).ok().and_then(|byte| have?.get_mut(byte));
-        if let Some(byte) = byte {
+        let Some(peer) = state.peers.get_mut(index).filter(|peer| peer.has(chunk)) else { return };
+        let byte = usize::try_from(chunk.chunk.0 / 8).ok();
+        if let Some(byte) = byte.and_then(|byte| peer.have.get_mut(chunk.object.0)?.get_mut(byte)) {
             *byte &= !(1 << (chunk.chunk.0 % 8));
+            peer.chunks = peer.chunks.saturating_sub(1);
         }
     }
 
@@ -286,9 +302,14 @@ impl Board {
         Some((index, if urgent { peer.urgent.clone() } else { peer.jobs.clone() }))
     }
 
+    /// A peer did not bring what it was asked for, or not in time.
     fn failed(&self, index: usize) {
-        if let Some(peer) = self.lock().peers.get_mut(index) {
-            peer.counts.failed = peer.counts.failed.saturating_add(1);
+        let mut state = self.lock();
+        let Some(peer) = state.peers.get_mut(index) else { return };
+        peer.counts.failed = peer.counts.failed.saturating_add(1);
+        peer.in_a_row = peer.in_a_row.saturating_add(1);
+        if peer.in_a_row >= FAILURES {
+            (peer.in_a_row, peer.rests_until) = (0, Some(Instant::now() + RESTS_FOR));
         }
     }
 }
@@ -339,7 +360,8 @@ impl Board {
             .filter(|peer| peer.is_asked() && !peer.has(chunk) && score(peer.node.as_ref(), chunk) > ours);
         // While it is not known who is there, nodes that start together would all begin at the same end. Nobody waits longer for
         // that than for any other turn.
-        let unknown = state.peers.iter().any(|peer| peer.standing == Standing::Dialling);
+        let unknown = self.began.elapsed() < SETTLING
+            && state.peers.iter().any(|peer| peer.standing == Standing::Dialling);
         u32::try_from(before.count()).unwrap_or(u32::MAX).saturating_add(u32::from(unknown))
     }
 
@@ -355,20 +377,18 @@ impl Board {
         let start = chunk.chunk.0.saturating_mul(each);
         let range = range.start.saturating_sub(start)..range.end.saturating_sub(start).min(size);
         let (index, queue) = self.choose(chunk, urgent).ok_or_else(gone)?;
-        let asked =
-            Arc::new(Asked { board: self.clone(), index, len: range.end.saturating_sub(range.start) });
+        let len = range.end.saturating_sub(range.start);
+        // A reader's is no failure before it began: it did not wait for long.
+        let asked = Arc::new(Asked { board: self.clone(), index, len, counts: AtomicBool::new(!urgent) });
         let (begun, has_begun) = oneshot::channel();
         let (frames, coming) = mpsc::channel(FRAMES);
         let ask = Ask { object: chunk.object.0, chunk: chunk.chunk.0, range, urgent };
         queue.send(Job { ask, size, begun, frames }).map_err(|_| gone())?;
-        let began = has_begun.await.unwrap_or_else(|_| Err(gone()));
-        began.inspect_err(|_| self.failed(index))?;
+        has_begun.await.unwrap_or_else(|_| Err(gone()))?;
+        asked.counts.store(true, Ordering::Relaxed);
         let sender: Arc<dyn Sender> = asked.clone();
         let next = async |(mut coming, asked): (mpsc::Receiver<_>, Arc<Asked>)| {
             let frame: Result<Bytes, PeerFailed> = coming.recv().await?;
-            if frame.is_err() {
-                asked.board.failed(asked.index);
-            }
             Some((frame, (coming, asked)))
         };
         Ok(Received { frames: stream::unfold((coming, asked), next).boxed(), sender })
@@ -380,24 +400,32 @@ struct Asked {
     board: Arc<Board>,
     index: usize,
     len: u64,
+    /// It is a failure if nothing comes of it.
+    counts: AtomicBool,
 }
 
 impl Sender for Asked {
     fn judged(&self, chunk: ChunkKey, judgement: Judgement) {
+        self.counts.store(false, Ordering::Relaxed);
         let mut state = self.board.lock();
         if judgement == Judgement::Genuine {
             state.arrival = Instant::now();
         }
         let Some(peer) = state.peers.get_mut(self.index) else { return };
         match judgement {
-            Judgement::Genuine => peer.counts.received = peer.counts.received.saturating_add(self.len),
+            Judgement::Genuine => {
+                peer.counts.received = peer.counts.received.saturating_add(self.len);
+                peer.in_a_row = 0;
+            }
             Judgement::Unprovable => {}
             Judgement::Forged => {
                 peer.counts.wrong = peer.counts.wrong.saturating_add(1);
                 peer.distrusted_until = Some(Instant::now() + DISTRUSTED_FOR);
+                let address = peer.address;
+                drop(state);
                 tracing::error!(
-                    event = "peer.wrong", peer = %peer.address, object = chunk.object.0, chunk = chunk.chunk.0,
-                    "peer {} sent bytes that are not the model's, and is not asked for {} s", peer.address, DISTRUSTED_FOR.as_secs()
+                    event = "peer.wrong", peer = %address, object = chunk.object.0, chunk = chunk.chunk.0,
+                    "peer {address} sent bytes that are not the model's, and is not asked for {} s", DISTRUSTED_FOR.as_secs()
                 );
             }
         }
@@ -406,6 +434,9 @@ impl Sender for Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
+        if self.counts.load(Ordering::Relaxed) {
+            self.board.failed(self.index);
+        }
         if let Some(peer) = self.board.lock().peers.get_mut(self.index) {
             peer.outstanding = peer.outstanding.saturating_sub(1);
         }
@@ -418,8 +449,8 @@ mod tests {
 
     fn board(peers: u8) -> Arc<Board> {
         let addresses: Vec<SocketAddr> = (0..peers).map(|at| ([10, 0, 0, at], 1).into()).collect();
-        // One object of 20 chunks of 10 bytes, the last of which has 3.
-        let (board, _queues) = Board::new([0; 32], vec![(20, 193, 10)], &addresses).unwrap();
+        // An object of 20 chunks of 10 bytes, the last of which has 3, and one that is not shared.
+        let (board, _queues) = Board::new([0; 32], vec![(20, 193, 10), (3, 30, 10)], 20, &addresses).unwrap();
         (0..peers).for_each(|at| board.connected(at.into(), [at + 1; 16]));
         Arc::new(board)
     }
@@ -447,7 +478,7 @@ mod tests {
     #[test]
     fn nothing_falls_to_a_node_that_has_not_looked_who_is_there() {
         let (board, _queues) =
-            Board::new([0; 32], vec![(20, 193, 10)], &[([10, 0, 0, 1], 1).into()]).unwrap();
+            Board::new([0; 32], vec![(20, 193, 10)], 20, &[([10, 0, 0, 1], 1).into()]).unwrap();
         let board = Arc::new(board);
         assert!((0..20).all(|chunk| board.rank(key(chunk)) == 1));
         board.gone(0, &PeerError::Silent { secs: 1 });
@@ -460,7 +491,7 @@ mod tests {
         assert_eq!(board.heard(0, bitmap(|at| at < 2)), [key(0), key(1)]);
         assert_eq!(board.heard(0, bitmap(|at| at < 2 || at == 17)), [key(17)]);
         assert_eq!(board.heard(0, bitmap(|_| false)), []);
-        assert_eq!(board.heard(0, Have { object: 1, bitmap: vec![1] }), [], "no such object");
+        assert_eq!(board.heard(0, Have { object: 2, bitmap: vec![1] }), [], "no such object");
         assert_eq!(board.shown()[0].chunks, 0);
     }
 
@@ -469,7 +500,7 @@ mod tests {
         let board = board(2);
         board.heard(0, bitmap(|at| at == 3));
         assert!(board.have(key(3)) && !board.have(key(4)));
-        let asked = Asked { board: board.clone(), index: 0, len: 10 };
+        let asked = Asked { board: board.clone(), index: 0, len: 10, counts: AtomicBool::new(true) };
         asked.judged(key(3), Judgement::Forged);
         assert!(!board.have(key(3)) && board.shown()[0].distrusted);
         board.heard(1, bitmap(|at| at == 3));
@@ -478,6 +509,19 @@ mod tests {
         assert!(!board.have(key(3)));
         let failed = Standing::Failed("peer.silent", "said nothing for 1 s".into());
         assert_eq!(board.shown()[1].standing, failed);
+    }
+
+    #[test]
+    fn peer_that_does_not_deliver_is_left_alone_for_a_while() {
+        let board = board(1);
+        board.heard(0, bitmap(|at| at == 3));
+        let ask = || Asked { board: board.clone(), index: 0, len: 10, counts: AtomicBool::new(true) };
+        drop((ask(), ask()));
+        ask().judged(key(3), Judgement::Genuine);
+        drop((ask(), ask()));
+        assert!(board.have(key(3)), "not three in a row");
+        drop(ask());
+        assert!(!board.have(key(3)) && board.shown()[0].counts.failed == 5);
     }
 
     #[test]

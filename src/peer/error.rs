@@ -98,7 +98,7 @@ impl Fault for PeerError {
 
     fn hint(&self) -> String {
         match self {
-            PeerError::Listen { .. } => "another service has the port: set peer.port to a free one, the same on all nodes",
+            PeerError::Listen { .. } => "another service has the port: set peer.port to a free one, and ADDRESS:PORT in the others' MODEL_SHARING_PEER",
             PeerError::Random(_) => "this is a defect of the machine: see getrandom(2)",
             PeerError::Unreachable(_) => {
                 "is cai running there with this machine in its MODEL_SHARING_PEER, and is the port (peer.port) open between the two?"

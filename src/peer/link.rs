@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::Instant;
 
 use super::blobs;
 use super::board::{Board, Job, Queues};
 use super::error::PeerError;
-use super::transport::{Dialler, Wire};
+use super::transport::{Dialler, Line, Wire, ended};
 use super::wire::{ANSWER, Answer, HAVE, HELLO, Have, Hello, Purpose};
 use crate::error::chain;
 use crate::store::{ChunkIndex, ChunkKey, ObjectIndex, PeerFailed, Store};
@@ -24,6 +25,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// How long a peer may say nothing: it repeats itself within a third of it.
 pub const SILENCE: Duration = Duration::from_secs(30);
+
+/// How often news are told at most: a chunk takes longer at 1 Gbit/s.
+pub const NEWS_EVERY: Duration = Duration::from_millis(50);
 
 /// How long a hello may take.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(10);
@@ -54,9 +58,10 @@ struct Link {
 
 impl Link {
     /// Dial, and say hello.
-    async fn dial(&self, purpose: Purpose) -> Result<(Box<dyn Wire>, Hello), PeerError> {
+    async fn dial(&self, purpose: Purpose) -> Result<(Line, Hello), PeerError> {
         let address = self.board.address(self.index).ok_or(PeerError::Itself)?;
-        let mut stream = self.dialler.dial(address).await?;
+        let mut line = self.dialler.dial(address).await?;
+        let stream = &mut line.stream;
         let ours = Hello { node: self.board.node, model: self.board.model, purpose };
         let said = async {
             stream.write_all(&ours.encode()).await?;
@@ -77,7 +82,7 @@ impl Link {
         if theirs.model != self.board.model {
             return Err(PeerError::OtherModel);
         }
-        Ok((stream, theirs))
+        Ok((line, theirs))
     }
 
     /// Hear what the peer has, for ever.
@@ -85,10 +90,17 @@ impl Link {
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match self.dial(Purpose::News).await {
-                Ok((stream, hello)) => {
-                    pause = FIRST_PAUSE;
+                Ok((line, hello)) => {
                     self.board.connected(self.index, hello.node);
-                    self.listen(stream, &store).await
+                    let (since, term) = (Instant::now(), line.term());
+                    let error = tokio::select! {
+                        error = self.listen(line.stream, &store) => error,
+                        // What it has told stays: it is attested again at once.
+                        () = ended(term) => continue,
+                    };
+                    // Who only says hello is not dialled more often than who says nothing.
+                    pause = if since.elapsed() > SILENCE { FIRST_PAUSE } else { pause };
+                    error
                 }
                 Err(error) => error,
             };
@@ -104,7 +116,13 @@ impl Link {
     }
 
     async fn listen(&self, mut stream: Box<dyn Wire>, store: &Store) -> PeerError {
+        let mut frames = 0usize;
         loop {
+            // A peer tells of each object at a time, and then no more often than it should.
+            frames = frames.saturating_add(1);
+            if frames.is_multiple_of(store.objects().max(1)) {
+                tokio::time::sleep(NEWS_EVERY).await;
+            }
             let heard = tokio::time::timeout(SILENCE, self.next_have(&mut stream)).await;
             match heard {
                 Ok(Ok(have)) => store.offered(self.board.heard(self.index, have).into_iter()),
@@ -141,33 +159,38 @@ impl Link {
     }
 
     /// Gives the connection back, if it is still good.
-    async fn do_job(&self, job: Job, line: Option<Box<dyn Wire>>) -> Option<Box<dyn Wire>> {
+    async fn do_job(&self, job: Job, line: Option<Line>) -> Option<Line> {
         let Job { ask, size, begun, frames } = job;
         let mut begun = Some(begun);
         // A connection that was idle may be gone; that is no failure of the peer.
+        let mut line = line.filter(Line::holds);
         let mut fresh = line.is_none();
-        let mut line = line;
         let error = loop {
             let dialled = match line.take() {
                 Some(line) => Ok(line),
                 None => self.dial(Purpose::Chunks).await.map(|(line, _)| line),
             };
-            let mut stream = match dialled {
-                Ok(stream) => stream,
+            let mut now = match dialled {
+                Ok(line) => line,
                 Err(error) => break error,
             };
+            if frames.is_closed() {
+                // Whoever waited has gone to the origin. The next one finds the connection ready.
+                return Some(now);
+            }
+            let stream = &mut now.stream;
             let asked = async {
-                let hash = self.ask(&mut stream, &ask.encode(), ask.object, ask.chunk).await?;
+                let hash = self.ask(stream, &ask.encode(), ask.object, ask.chunk).await?;
                 let tell = || {
                     if let Some(begun) = begun.take() {
                         // Nobody listens where the reader has gone to the origin.
                         let _ = begun.send(Ok(()));
                     }
                 };
-                blobs::take(&mut *stream, hash, ask.range.clone(), size, &frames, tell).await
+                blobs::take(&mut **stream, hash, ask.range.clone(), size, &frames, tell).await
             };
             match asked.await {
-                Ok(()) => return Some(stream),
+                Ok(()) => return Some(now),
                 Err(PeerError::NotHere { object, chunk }) => {
                     self.board.lacks(
                         self.index,
@@ -176,7 +199,7 @@ impl Link {
                     if let Some(begun) = begun.take() {
                         let _ = begun.send(Err(PeerFailed("the peer has it no more".into())));
                     }
-                    return Some(stream);
+                    return Some(now);
                 }
                 Err(_) if !fresh && begun.is_some() && !frames.is_closed() => fresh = true,
                 Err(error) => break error,

@@ -38,8 +38,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::bandwidth::Bandwidth;
+use crate::ciphertext::EntryId;
 use crate::store::{Peers, Store};
-use crate::task::Tasks;
+use crate::task::{Ended, Tasks};
 use board::Board;
 pub use board::{Counts, Shown, Standing};
 pub use error::PeerError;
@@ -52,6 +53,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The others; its own address among them does no harm.
     pub peers: Vec<SocketAddr>,
+    /// The files that are shared, as the store is told.
+    pub shared: Vec<EntryId>,
     /// Who may take part.
     pub security: Security,
     /// Most bytes per second that are sent; 0: no limit.
@@ -81,7 +84,8 @@ impl Swarm {
         let listener = TcpListener::bind(at).await.map_err(listen)?;
         let listening = listener.local_addr().map_err(listen)?;
         let chunks = (0..store.objects()).map(|object| store.chunks_of(object)).collect();
-        let (board, queues) = Board::new(options.model, chunks, &options.peers)?;
+        let total = store.chunks_in(&options.shared);
+        let (board, queues) = Board::new(options.model, chunks, total, &options.peers)?;
         // Peers know this node by the address that it listens at, where that is one.
         let from = Some(at.ip()).filter(|ip| !ip.is_unspecified());
         let (board, dialler) = (Arc::new(board), Arc::new(Dialler { security: options.security, from }));
@@ -90,7 +94,7 @@ impl Swarm {
         for (index, queue) in queues.into_iter().enumerate() {
             link::supervise(&mut tasks, &board, &dialler, &store, index, queue);
         }
-        let server = server::Server { board: board.clone(), dialler, store, upload };
+        let server = server::Server::new(board.clone(), dialler, store, upload);
         tasks.supervise("peer-server", server.serve(listener));
         Ok(Swarm { board, tasks, listening })
     }
@@ -108,6 +112,11 @@ impl Swarm {
     /// Every peer, as people are shown it.
     pub fn shown(&self) -> Vec<Shown> {
         self.board.shown()
+    }
+
+    /// Wait until a task of it ends, which none does unless it panics.
+    pub async fn any_ended(&mut self) -> Ended {
+        self.tasks.any_ended().await
     }
 
     /// Serve and ask nobody any more.

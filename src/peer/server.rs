@@ -6,16 +6,17 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::blobs::{Blob, Gate};
 use super::board::Board;
 use super::error::PeerError;
-use super::link::{HELLO_LIMIT, SILENCE};
-use super::transport::{Dialler, Wire};
+use super::link::{HELLO_LIMIT, NEWS_EVERY, SILENCE};
+use super::transport::{Dialler, Wire, ended};
 use super::wire::{ASK, Answer, Ask, HELLO, Have, Hello, Purpose};
 use crate::bandwidth::Bandwidth;
 use crate::error::{Fault, chain};
-use crate::store::{AT_ONCE, ChunkIndex, ChunkKey, ObjectIndex, Store, Urgency};
+use crate::store::{ChunkIndex, ChunkKey, ObjectIndex, Store};
 use crate::task::Tasks;
 
 /// Connections of one peer at a time: news, its lanes, and as many again that it may not have noticed to be gone.
@@ -30,24 +31,43 @@ const IDLE: Duration = Duration::from_secs(120);
 /// How long one chunk may take: 8 MiB at 70 KB/s.
 const CHUNK_LIMIT: Duration = Duration::from_secs(120);
 
-/// How often news are told at most: a chunk takes longer at 1 Gbit/s.
-const NEWS_EVERY: Duration = Duration::from_millis(50);
+/// Chunks that are read for peers and on their way to them at a time, all of them together: 16 MiB of memory each.
+const SERVING: usize = 32;
+
+/// How often it is told in the log that somebody was not let in.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// What a server needs.
 pub struct Server {
-    pub board: Arc<Board>,
-    pub dialler: Arc<Dialler>,
-    pub store: Arc<Store>,
-    pub upload: Option<Arc<Bandwidth>>,
+    board: Arc<Board>,
+    dialler: Arc<Dialler>,
+    store: Arc<Store>,
+    upload: Option<Arc<Bandwidth>>,
+    /// The right to have a chunk in memory for a peer.
+    serving: Semaphore,
 }
 
 impl Server {
+    /// Of what `store` has.
+    pub fn new(
+        board: Arc<Board>,
+        dialler: Arc<Dialler>,
+        store: Arc<Store>,
+        upload: Option<Arc<Bandwidth>>,
+    ) -> Self {
+        Server { board, dialler, store, upload, serving: Semaphore::new(SERVING) }
+    }
+
     /// Take connections for ever.
     pub async fn serve(self, listener: TcpListener) {
         let server = Arc::new(self);
         let (gate, mut tasks) = (Arc::new(Gate::default()), Tasks::new());
-        let places: Vec<Arc<Semaphore>> =
-            server.board.shown().iter().map(|_| Arc::new(Semaphore::new(CONNECTIONS))).collect();
+        let addresses: Vec<_> = server.board.shown().iter().map(|peer| peer.address.ip()).collect();
+        // Nodes behind one address share its places.
+        let places_of =
+            |ip| CONNECTIONS.saturating_mul(addresses.iter().filter(|other| **other == ip).count());
+        let places: Vec<_> = addresses.iter().map(|ip| Arc::new(Semaphore::new(places_of(*ip)))).collect();
+        let mut told: Option<Instant> = None;
         loop {
             let (tcp, from) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -60,12 +80,16 @@ impl Server {
             };
             tasks.reap();
             let Some(index) = server.board.peer_at(from.ip()) else {
-                tracing::warn!(event = "peer.stranger", from = %from, "{from} is not in MODEL_SHARING_PEER: refused");
+                // Anybody who reaches the port could fill the journal.
+                if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+                    told = Some(Instant::now());
+                    tracing::warn!(event = "peer.stranger", from = %from, "{from} is not in MODEL_SHARING_PEER: refused");
+                }
                 continue;
             };
             let Some(place) = places.get(index).and_then(|places| places.clone().try_acquire_owned().ok())
             else {
-                tracing::warn!(event = "peer.too-many", from = %from, "{from} has {CONNECTIONS} connections already: refused");
+                tracing::debug!(event = "peer.too-many", from = %from, "{from} has {CONNECTIONS} connections already: refused");
                 continue;
             };
             let (server, gate) = (server.clone(), gate.clone());
@@ -82,16 +106,28 @@ impl Server {
         let from = tcp.peer_addr().map_err(PeerError::Broken)?;
         let accepted = tokio::time::timeout(HANDSHAKE, self.dialler.accept(tcp)).await;
         let accepted = accepted.map_err(|_| PeerError::Silent { secs: HANDSHAKE.as_secs() })?;
-        let mut stream = accepted.inspect_err(|error| {
+        let mut line = accepted.inspect_err(|error| {
             if let PeerError::Refused(_) = error {
                 tracing::warn!(event = error.code(), from = %from, hint = error.hint(), "{from} may not take part: {}", chain(error));
             }
         })?;
-        let hello = tokio::time::timeout(HELLO_LIMIT, self.hello(&mut stream)).await;
+        let hello = tokio::time::timeout(HELLO_LIMIT, self.hello(&mut line.stream)).await;
         let hello = hello.map_err(|_| PeerError::Silent { secs: HELLO_LIMIT.as_secs() })??;
-        match hello.purpose {
-            Purpose::News => self.tell(&mut stream).await,
-            Purpose::Chunks => self.give(&mut stream, index, gate).await,
+        let (term, stream) = (line.term(), &mut line.stream);
+        let over = async {
+            ended(term).await;
+            // The peer has a verdict of its own, and comes again when that ends: rather it goes than is cut off.
+            tokio::time::sleep(SILENCE).await;
+        };
+        let served = async {
+            match hello.purpose {
+                Purpose::News => self.tell(stream).await,
+                Purpose::Chunks => self.give(stream, index, gate).await,
+            }
+        };
+        tokio::select! {
+            served = served => served,
+            () = over => Ok(()),
         }
     }
 
@@ -116,6 +152,10 @@ impl Server {
     async fn tell(&self, stream: &mut Box<dyn Wire>) -> Result<(), PeerError> {
         let mut told: Vec<Option<Have>> = vec![None; self.store.objects()];
         loop {
+            // Before anything is looked at: what comes while it is said must not be missed.
+            let changed = self.store.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
             let mut news = Vec::new();
             for (object, told) in told.iter_mut().enumerate() {
                 let have = Have::of(object, &self.store.served(ObjectIndex(object)));
@@ -135,7 +175,7 @@ impl Server {
             let written = tokio::time::timeout(SILENCE, written).await;
             written.map_err(|_| PeerError::Silent { secs: SILENCE.as_secs() })?.map_err(PeerError::Broken)?;
             tokio::time::sleep(NEWS_EVERY).await;
-            let _ = tokio::time::timeout(SILENCE / 3, self.store.changed()).await;
+            let _ = tokio::time::timeout(SILENCE / 3, changed).await;
         }
     }
 
@@ -168,6 +208,8 @@ impl Server {
         let ahead = ask.urgent.then(|| gate.pass());
         let (store, key) =
             (self.store.clone(), ChunkKey { object: ObjectIndex(ask.object), chunk: ChunkIndex(ask.chunk) });
+        // Closed only with the server.
+        let _place = self.serving.acquire().await;
         let range = ask.range.clone();
         let read = move || Blob::new(&store.read_chunk(key)?, range);
         let blob = tokio::task::spawn_blocking(read).await.ok().flatten();
@@ -176,11 +218,7 @@ impl Server {
         stream.flush().await.map_err(PeerError::Broken)?;
         let Some(blob) = blob else { return Ok(0) };
         let len = ask.range.end.saturating_sub(ask.range.start);
-        if let Some(upload) = &self.upload {
-            let urgency = if ask.urgent { &AT_ONCE } else { &Urgency::default() };
-            upload.take(usize::try_from(len).unwrap_or(usize::MAX), urgency).await;
-        }
-        blob.give(&mut **stream, ahead.is_none().then_some(&**gate)).await?;
+        blob.give(&mut **stream, ahead.is_none().then_some(&**gate), self.upload.as_deref()).await?;
         Ok(len)
     }
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, BufStream};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::error::PeerError;
-use crate::ratls::{Client, Server, Verifier};
+use crate::ratls::{Client, Server, Term, Verifier};
 
 /// How long it may take to reach a peer: it is on the same network.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -21,6 +21,32 @@ const BUFFER: usize = 128 << 10;
 pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Wire for S {}
+
+/// A connection to a peer, and how long its attestation holds.
+pub(super) struct Line {
+    pub(super) stream: Box<dyn Wire>,
+    term: Option<Term>,
+}
+
+impl Line {
+    /// Whether it may still be used.
+    pub(super) fn holds(&self) -> bool {
+        self.term.is_none_or(|term| term.holds())
+    }
+
+    /// Until when, for who waits beside it.
+    pub(super) fn term(&self) -> Option<Term> {
+        self.term
+    }
+}
+
+/// Wait until an attestation has ended; for ever where there is none.
+pub(super) async fn ended(term: Option<Term>) {
+    match term {
+        Some(term) => term.ended().await,
+        None => std::future::pending().await,
+    }
+}
 
 /// Who may take part.
 pub enum Security {
@@ -49,17 +75,17 @@ impl Dialler {
     ///
     /// # Errors
     /// `Unreachable`, `Silent`, `Tls`, `Refused`.
-    pub(super) async fn dial(&self, address: SocketAddr) -> Result<Box<dyn Wire>, PeerError> {
+    pub(super) async fn dial(&self, address: SocketAddr) -> Result<Line, PeerError> {
         let connected = tokio::time::timeout(CONNECT, self.reach(address)).await;
         let tcp = connected.map_err(|_| PeerError::Silent { secs: CONNECT.as_secs() })?;
         let tcp = tcp.map_err(PeerError::Unreachable)?;
         tcp.set_nodelay(true).map_err(PeerError::Broken)?;
         match &self.security {
             Security::Attested { client, verifier, .. } => {
-                let tls = client.connect(buffered(tcp), None).await?;
-                Ok(Box::new(tls.attest(verifier).await?.stream))
+                let attested = client.connect(buffered(tcp), None).await?.attest(verifier).await?;
+                Ok(Line { stream: Box::new(attested.stream), term: Some(attested.peer.term) })
             }
-            Security::Network => Ok(Box::new(tcp)),
+            Security::Network => Ok(Line { stream: Box::new(tcp), term: None }),
         }
     }
 
@@ -75,14 +101,14 @@ impl Dialler {
     ///
     /// # Errors
     /// `Tls`, `Refused`, `Broken`.
-    pub(super) async fn accept(&self, tcp: TcpStream) -> Result<Box<dyn Wire>, PeerError> {
+    pub(super) async fn accept(&self, tcp: TcpStream) -> Result<Line, PeerError> {
         tcp.set_nodelay(true).map_err(PeerError::Broken)?;
         match &self.security {
             Security::Attested { server, verifier, .. } => {
-                let tls = server.accept(buffered(tcp)).await?;
-                Ok(Box::new(tls.attest(verifier).await?.stream))
+                let attested = server.accept(buffered(tcp)).await?.attest(verifier).await?;
+                Ok(Line { stream: Box::new(attested.stream), term: Some(attested.peer.term) })
             }
-            Security::Network => Ok(Box::new(tcp)),
+            Security::Network => Ok(Line { stream: Box::new(tcp), term: None }),
         }
     }
 }

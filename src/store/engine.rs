@@ -390,7 +390,12 @@ impl Engine {
         if !taken.is_empty() {
             // Blocks of this file that open, and not the ones that the origin has: an older state of it, from a peer.
             tracing::error!(event = "object.stale", object = slot.path, chunks = taken.len());
-            taken.into_iter().for_each(|key| state.mark(slot, key, Chunk::Missing));
+            taken.iter().for_each(|(key, _)| state.mark(slot, *key, Chunk::Missing));
+            drop(guard);
+            // Of several nobody knows which.
+            if let [(key, sender)] = &*taken {
+                sender.judged(*key, Judgement::Forged);
+            }
             return Err(self.unavailable(slot, "peers sent an older state of it".into()));
         }
         object.mismatches += 1;

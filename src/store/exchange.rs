@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{TryFutureExt, TryStreamExt};
+use tokio::time::Instant;
 
 use super::chunkmap::Chunk;
 use super::engine::{Engine, Slot, blocking};
 use super::flight::{Failure, Flight, Ready};
-use super::landing::{BATCH, Origin};
+use super::landing::{BATCH, Landing, Origin};
 use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
 use super::proof::{BlockCheck, Check, Edges};
-use super::sharing::{Received, Shared};
+use super::sharing::{Patience, Received, Sender, Shared};
 use super::source::{Fetched, Urgency};
 use super::state::State;
 use crate::ciphertext::Judgement;
@@ -26,36 +27,44 @@ impl Engine {
         if !self.lock().exchange.may_come(shared, key) {
             return None;
         }
-        let slot = self.slot(key.object)?;
-        let asked = shared.peers.fetch(key, slot.layout.range(key.chunk), &flight.urgency);
-        let received = tokio::time::timeout(shared.patience.answer, asked).await.ok()?.ok()?;
-        self.take_in(key, flight, slot, shared, received).await
+        self.receive_from_peer(key, flight).await
     }
 
-    /// For the fill. `None`: no peer brought it, and the one that failed has been told or has told why.
+    /// Bring `key` from a peer, in time. `None`: none brought it, and the one that failed has been told or has told why.
     pub async fn receive_from_peer(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Option<Ready> {
         let (shared, slot) = (self.shared.get()?, self.slot(key.object)?);
-        let received = shared.peers.fetch(key, slot.layout.range(key.chunk), &flight.urgency).await.ok()?;
-        self.take_in(key, flight, slot, shared, received).await
+        let (urgency, patience) = (&flight.urgency, shared.patience);
+        // First what it is judged by: a peer's bytes must not wait for the origin's in a line that others need.
+        let check = tokio::select! {
+            check = self.check_of_peer(slot, key, shared, urgency) => check?,
+            () = stalled(urgency, patience.pause) => return None,
+        };
+        let received = tokio::select! {
+            received = shared.peers.fetch(key, slot.layout.range(key.chunk), urgency) => received.ok()?,
+            () = stalled(urgency, patience.answer) => return None,
+            () = tokio::time::sleep(patience.chunk) => return None,
+        };
+        let coming = self.begin(key, flight, check).await.ok()?;
+        self.take_in(coming, flight, slot, received, patience).await
     }
 
     /// Take what a peer sends to the disk, and keep it if it is the model's.
     async fn take_in(
         self: &Arc<Self>,
-        key: ChunkKey,
+        mut coming: Landing,
         flight: &Flight,
         slot: &Slot,
-        shared: &Shared,
         received: Received<'_>,
+        patience: Patience,
     ) -> Option<Ready> {
         let Received { mut frames, sender } = received;
+        let (key, deadline) = (coming.key(), Instant::now() + patience.chunk);
         let expected = slot.layout.len_of(key.chunk);
-        let check = self.check_of_peer(slot, key, shared, &flight.urgency).await?;
-        let mut coming = self.begin(key, flight, check).await.ok()?;
         while coming.got() <= expected {
             let frame = tokio::select! {
                 frame = frames.try_next() => frame,
-                () = stalled(&flight.urgency, shared.patience.pause) => Ok(None),
+                () = stalled(&flight.urgency, patience.pause) => Ok(None),
+                () = tokio::time::sleep_until(deadline) => Ok(None),
             };
             match frame {
                 Ok(Some(frame)) => coming.push(frame),
@@ -78,12 +87,12 @@ impl Engine {
             let judgement = engine.judge(&mut coming)?;
             sender.judged(key, judgement);
             if judgement == Judgement::Genuine {
+                engine.rests_on(key, sender);
                 return engine.keep(coming, demand, Origin::Peer).map(Some);
             }
             engine.give_up(&coming);
-            if judgement == Judgement::Unprovable {
-                engine.lock().exchange.bar(key);
-            }
+            // Once is enough: where the origin itself has a block that does not open, every peer's would be called forged.
+            engine.lock().exchange.bar(key);
             Ok(None)
         })
         .await
@@ -105,8 +114,8 @@ impl Engine {
         let span = judge.span(slot.layout.len, chunk.clone());
         let (head, before, after) = futures_util::try_join!(
             self.head(slot, key.object, shared, urgency),
-            self.edge(slot, key.object, shared, span.start..chunk.start, urgency),
-            self.edge(slot, key.object, shared, chunk.end..span.end, urgency),
+            self.believed(slot, key.object, span.start..chunk.start, urgency),
+            self.believed(slot, key.object, chunk.end..span.end, urgency),
         )
         .ok()?;
         let edges = Edges { head, before, after };
@@ -128,42 +137,6 @@ impl Engine {
         let range = 0..shared.judge.head().min(slot.layout.len);
         let head = self.believed(slot, object, range, urgency).await?;
         Ok(known.get_or_init(|| head).clone())
-    }
-
-    /// The rest of a block that lies across the border of a chunk. While the origin is away a peer's bytes do as well: a block opens
-    /// with its own bytes alone, whoever brought them.
-    async fn edge(
-        &self,
-        slot: &Slot,
-        object: ObjectIndex,
-        shared: &Shared,
-        range: Range<u64>,
-        urgency: &Urgency,
-    ) -> Result<Vec<u8>, Failure> {
-        let failed = match self.believed(slot, object, range.clone(), urgency).await {
-            Err(failed) => failed,
-            bytes => return bytes,
-        };
-        let Some(piece) = slot
-            .layout
-            .pieces(range.start, range.end.saturating_sub(range.start))
-            .and_then(|mut all| all.next())
-        else {
-            return Err(failed);
-        };
-        let received =
-            shared.peers.fetch(ChunkKey { object, chunk: piece.chunk }, range.clone(), urgency).await;
-        let Ok(Received { frames, .. }) = received else { return Err(failed) };
-        let most = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
-        let mut bytes = Vec::new();
-        let mut frames = frames;
-        while let Ok(Some(frame)) = frames.try_next().await {
-            bytes.extend_from_slice(&frame);
-            if bytes.len() > most {
-                return Err(failed);
-            }
-        }
-        if bytes.len() == most { Ok(bytes) } else { Err(failed) }
     }
 
     /// Bytes of an object from here, where they were found to be right, or else from the origin.
@@ -203,8 +176,12 @@ impl Engine {
         if origin == Origin::Peer || shared.peers.rank(key) == 0 {
             state.exchange.moved();
         }
-        if origin == Origin::Peer && !self.is_signed() {
-            state.exchange.take(key);
+    }
+
+    /// Without a manifest a chunk of a peer rests on its blocks alone, until its object is whole.
+    fn rests_on(&self, key: ChunkKey, sender: Arc<dyn Sender>) {
+        if !self.is_signed() {
+            self.lock().exchange.take(key, sender);
         }
     }
 

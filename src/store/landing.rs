@@ -72,6 +72,11 @@ impl Origin {
 }
 
 impl Landing {
+    /// Which chunk it is.
+    pub fn key(&self) -> ChunkKey {
+        self.key
+    }
+
     /// Bytes that arrived.
     pub fn got(&self) -> u64 {
         self.got

@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use tokio::runtime::Handle;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use super::Store;
@@ -37,6 +38,8 @@ pub struct Patience {
     pub answer: Duration,
     /// For the next bytes of it.
     pub pause: Duration,
+    /// For all of a chunk, whoever waits.
+    pub chunk: Duration,
     /// While nothing comes in, before it takes over what falls to the next in rank.
     pub turn: Duration,
 }
@@ -47,6 +50,8 @@ impl Default for Patience {
         Patience {
             answer: Duration::from_millis(20),
             pause: Duration::from_millis(250),
+            // 8 MiB at 140 KB/s: whoever is slower is no help.
+            chunk: Duration::from_secs(60),
             turn: Duration::from_secs(3),
         }
     }
@@ -92,7 +97,7 @@ pub struct Received<'a> {
 }
 
 /// Hears what became of its chunk.
-pub trait Sender: Send + Sync {
+pub trait Sender: Send + Sync + 'static {
     /// It was judged. What is unprovable is not the sender's fault, and is not to be had from peers.
     fn judged(&self, chunk: ChunkKey, judgement: Judgement);
 }
@@ -120,7 +125,6 @@ pub struct Shared {
 }
 
 /// What changes of it. Under the engine's lock.
-#[derive(Debug)]
 pub struct Exchange {
     /// Chunks that peers are believed to have, in an order that is no other node's.
     offered: BTreeMap<u64, ChunkKey>,
@@ -135,13 +139,22 @@ pub struct Exchange {
     /// When the fill was last planned.
     planned: Option<Instant>,
     /// Chunks that came from peers and only their blocks speak for, while the object is not whole.
-    taken: HashSet<ChunkKey>,
+    taken: HashMap<ChunkKey, Arc<dyn Sender>>,
     /// Chunks that peers cannot prove.
     barred: HashSet<ChunkKey>,
     /// How often peers did not bring a chunk, and when they last did not.
     missed: HashMap<ChunkKey, (u32, Instant)>,
     /// Objects whose checksum was not the origin's with what peers had sent.
     barred_objects: HashSet<ObjectIndex>,
+}
+
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange")
+            .field("offered", &self.offered.len())
+            .field("rates", &self.rates)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Exchange {
@@ -153,7 +166,7 @@ impl Default for Exchange {
             first: None,
             rates: (0, 0),
             planned: None,
-            taken: HashSet::new(),
+            taken: HashMap::new(),
             barred: HashSet::new(),
             missed: HashMap::new(),
             barred_objects: HashSet::new(),
@@ -199,22 +212,24 @@ impl Exchange {
     }
 
     /// `key` came from a peer and rests on its blocks alone.
-    pub fn take(&mut self, key: ChunkKey) {
-        self.taken.insert(key);
+    pub fn take(&mut self, key: ChunkKey, sender: Arc<dyn Sender>) {
+        self.taken.insert(key, sender);
+    }
+
+    /// `object` is the origin's alone from now on.
+    pub fn bar_object(&mut self, object: ObjectIndex) {
+        self.barred_objects.insert(object);
     }
 
     /// The chunks of `object` that rest on their blocks alone; peers are not asked for it again.
-    pub fn take_back(&mut self, object: ObjectIndex) -> Vec<ChunkKey> {
-        let taken: Vec<ChunkKey> = self.taken.extract_if(|key| key.object == object).collect();
-        if !taken.is_empty() {
-            self.barred_objects.insert(object);
-        }
-        taken
+    pub fn take_back(&mut self, object: ObjectIndex) -> Vec<(ChunkKey, Arc<dyn Sender>)> {
+        self.bar_object(object);
+        self.taken.extract_if(|key, _| key.object == object).collect()
     }
 
     /// `object` is whole, and what the origin has.
     pub fn is_whole(&mut self, object: ObjectIndex) {
-        self.taken.retain(|key| key.object != object);
+        self.taken.retain(|key, _| key.object != object);
     }
 
     /// Whether peers are believed to have something that is wanted here.
@@ -235,7 +250,7 @@ impl Exchange {
     fn is_slow(&self) -> bool {
         let (peers, origin) = self.rates;
         let known = self.first.is_some_and(|first| first.elapsed() >= KNOWN_AFTER);
-        known && !self.offered.is_empty() && peers.saturating_mul(2) < origin
+        known && peers.saturating_mul(2) < origin
     }
 
     /// A chunk of `len` bytes came from a peer.
@@ -289,7 +304,7 @@ impl Store {
         let mut guard = self.engine.lock();
         let state = &mut *guard;
         for key in chunks {
-            if shared.may_send(key) && state.wants(key) {
+            if shared.may_send(key) && state.asks_peers(key) {
                 state.exchange.offered.insert(shared.order.hash_one(key), key);
             }
         }
@@ -326,9 +341,15 @@ impl Store {
             .map_or((0, 0, 1), |slot| (slot.layout.chunks(), slot.layout.len, slot.layout.chunk_len()))
     }
 
-    /// Wait until chunks may have come or gone.
-    pub async fn changed(&self) {
-        self.engine.landed.notified().await;
+    /// Ends when chunks may have come or gone since it was made.
+    pub fn changed(&self) -> Notified<'_> {
+        self.engine.landed.notified()
+    }
+
+    /// How many chunks the files `ids` have together.
+    pub fn chunks_in(&self, ids: &[EntryId]) -> u64 {
+        let objects = ids.iter().filter_map(|id| self.object_of(*id));
+        objects.fold(0, |sum, (_, slot)| sum.saturating_add(slot.layout.chunks()))
     }
 
     /// The bytes of a chunk that may be served on; `None` where it is not here (any more). Blocking.
@@ -374,7 +395,7 @@ impl Engine {
         }
         loop {
             let (_, key) = state.exchange.offered.pop_first()?;
-            if state.wants(key) && state.exchange.may_come(shared, key) {
+            if state.asks_peers(key) && state.exchange.may_come(shared, key) {
                 return Some((key, state.depart(key)));
             }
         }
@@ -401,7 +422,7 @@ impl Engine {
             let object = ObjectIndex(index);
             for chunk in (0..slot.layout.chunks()).map(ChunkIndex) {
                 let key = ChunkKey { object, chunk };
-                if state.wants(key) && state.exchange.may_come(shared, key) {
+                if state.asks_peers(key) && state.exchange.may_come(shared, key) {
                     state.exchange.offered.insert(shared.order.hash_one(key), key);
                 }
             }

@@ -1,4 +1,4 @@
-//! Where ciphertext chunks come from: the trait the object store and the peers implement.
+//! Where ciphertext chunks come from: the trait that the object store implements. Peers have one of their own (`sharing`).
 
 use std::ops::Range;
 use std::path::PathBuf;

@@ -80,6 +80,11 @@ impl Origin {
         self.chunks.lock().unwrap().values().map(|count| u64::from(*count)).sum()
     }
 
+    /// It serves this node again.
+    pub fn admit(&self, node: usize) {
+        self.down_for.lock().unwrap().remove(&node);
+    }
+
     /// From now on it refuses this node.
     pub fn refuse(&self, node: usize) {
         self.down_for.lock().unwrap().insert(node);
@@ -159,16 +164,17 @@ pub fn open_in(
     Store::open_checked(options, objects(), manifest, source, Handle::current()).unwrap()
 }
 
-/// Let `store` take chunks of everything but the conf from `peers`.
+/// What is shared: everything but the conf.
+pub fn files(store: &Store) -> Vec<EntryId> {
+    let files = store.entries().iter().zip(0..);
+    let files = files.filter(|(entry, _)| entry.path.to_str() != Some("gocryptfs.conf"));
+    files.map(|(_, id)| EntryId(id)).collect()
+}
+
+/// Let `store` take chunks from `peers`.
 pub fn share(store: &Store, peers: Arc<dyn Peers>, patience: Patience) {
-    let files =
-        store.entries().iter().zip(0..).filter(|(entry, _)| entry.path.to_str() != Some("gocryptfs.conf"));
-    let sharing = Sharing {
-        peers,
-        judge: Arc::new(BlockJudge::new(Arc::new(keys()))),
-        shared: files.map(|(_, id)| EntryId(id)).collect(),
-        patience,
-    };
+    let sharing =
+        Sharing { peers, judge: Arc::new(BlockJudge::new(Arc::new(keys()))), shared: files(store), patience };
     store.share(sharing, &Handle::current());
 }
 
@@ -251,7 +257,12 @@ impl Group {
 
     /// Start node `number` with this origin; it waits `turn` for chunks that fall to others.
     pub fn start(self: &Arc<Self>, number: usize, origin: &Arc<Origin>, turn: Duration) -> Node {
-        let patience = Patience { answer: Duration::from_secs(10), pause: Duration::from_millis(100), turn };
+        let patience = Patience {
+            answer: Duration::from_secs(10),
+            pause: Duration::from_millis(500),
+            chunk: Duration::from_secs(10),
+            turn,
+        };
         self.start_with(number, origin, patience, CHUNK, None)
     }
 
@@ -264,6 +275,22 @@ impl Group {
         manifest: Option<Arc<Manifest>>,
     ) -> Node {
         let (store, dir) = open(number, origin, chunk_len, manifest);
+        self.join(number, store, dir, patience)
+    }
+
+    /// Start node `number` with the cache of an earlier run.
+    pub fn start_in(
+        self: &Arc<Self>,
+        dir: TempDir,
+        number: usize,
+        origin: &Arc<Origin>,
+        patience: Patience,
+    ) -> Node {
+        let store = open_in(dir.path(), number, origin, CHUNK, None);
+        self.join(number, store, dir, patience)
+    }
+
+    fn join(self: &Arc<Self>, number: usize, store: Arc<Store>, dir: TempDir, patience: Patience) -> Node {
         let board = Arc::new(Board {
             number,
             has: Mutex::default(),
