@@ -289,7 +289,7 @@ impl Store {
         let mut guard = self.engine.lock();
         let state = &mut *guard;
         for key in chunks {
-            if shared.may_send(key) && state.wants(key) {
+            if shared.may_send(key) && state.asks_peers(key) {
                 state.exchange.offered.insert(shared.order.hash_one(key), key);
             }
         }
@@ -374,7 +374,7 @@ impl Engine {
         }
         loop {
             let (_, key) = state.exchange.offered.pop_first()?;
-            if state.wants(key) && state.exchange.may_come(shared, key) {
+            if state.asks_peers(key) && state.exchange.may_come(shared, key) {
                 return Some((key, state.depart(key)));
             }
         }
@@ -401,7 +401,7 @@ impl Engine {
             let object = ObjectIndex(index);
             for chunk in (0..slot.layout.chunks()).map(ChunkIndex) {
                 let key = ChunkKey { object, chunk };
-                if state.wants(key) && state.exchange.may_come(shared, key) {
+                if state.asks_peers(key) && state.exchange.may_come(shared, key) {
                     state.exchange.offered.insert(shared.order.hash_one(key), key);
                 }
             }

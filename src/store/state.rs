@@ -99,11 +99,26 @@ impl Lacking<'_> {
             && !self.room.was_evicted(key)
     }
 
-    /// Whether the fill fetches `key` from the origin: it wants it, has not given up on its object, and no peer is to bring it.
+    /// Whether there is a copy of `key` here that has only to be checked.
+    fn is_doubtful(&self, key: ChunkKey) -> bool {
+        let chunk = usize::try_from(key.chunk.0).ok();
+        let chunk = chunk.and_then(|at| self.objects.get(key.object.0)?.map.chunks.get(at));
+        matches!(chunk, Some(Chunk::Unverified(_)))
+    }
+
+    /// Whether peers may be asked for `key`.
+    pub fn asks_peers(&self, key: ChunkKey) -> bool {
+        self.wants(key) && !self.is_doubtful(key)
+    }
+
+    /// Whether the fill's own workers bring `key`, which look here and then at the origin: it is wanted, its object has not been given
+    /// up, and no peer is to bring it.
     pub fn asks_origin(&self, key: ChunkKey) -> bool {
         self.objects.get(key.object.0).is_some_and(|object| object.aside.is_none())
             && self.wants(key)
-            && self.shared.is_none_or(|shared| shared.falls_to_us(self.exchange, key))
+            && self
+                .shared
+                .is_none_or(|shared| self.is_doubtful(key) || shared.falls_to_us(self.exchange, key))
     }
 }
 
@@ -197,9 +212,9 @@ impl State {
         (plan, Lacking { objects, flights, room, exchange, shared })
     }
 
-    /// As [`Lacking::wants`].
-    pub fn wants(&mut self, key: ChunkKey) -> bool {
-        self.choice(None).1.wants(key)
+    /// As [`Lacking::asks_peers`].
+    pub fn asks_peers(&mut self, key: ChunkKey) -> bool {
+        self.choice(None).1.asks_peers(key)
     }
 
     /// The fill sets out for `key`.
