@@ -259,7 +259,7 @@ def main():
     parser.add_argument("--only", default="many alone reads kill", help="parts, by name")
     options = parser.parse_args()
     binaries, parts = options.bin.resolve(), options.only.split()
-    hosts = list(range(11, 11 + max(4, *options.counts)))
+    hosts = list(range(11, 11 + max([4, *options.counts])))
     with tempfile.TemporaryDirectory(prefix="cai-bench.") as directory, contextlib.ExitStack() as cleanup:
         work = Path(directory)
         work.chmod(0o711)

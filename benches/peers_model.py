@@ -7,8 +7,9 @@ what nobody has, the node of the highest rendezvous score fetches from OSS; the 
 rather from one that has a part than from one that has all, in an order that is no other node's; every node knows every other.
 What links, OSS and CPU can is given; what is not modelled: latency, losses, disks, failures, and that links differ.
 
-What a node costs and reaches was measured with benches/peers.py and is an argument here: CPU seconds per GB sent and received, CPU
-seconds per attested connection, the part of a link that is used. They bound the rate, and the time until a node knows the others; until then it fetches what it would
+What a node costs and reaches is an argument here: CPU seconds per GB sent and received and the part of a link that is used, by
+default as docs/peer-to-peer.md measured them (benches/peers.py measures them again); CPU seconds per attested connection, by default
+assumed. They bound the rate, and the time until a node knows the others; until then it fetches what it would
 have fetched alone. Prints Markdown, writes plots.
 """
 
@@ -89,6 +90,8 @@ def planned(world, nodes, pieces, generator):
 
 
 def cai(world, nodes, pieces, generator):
+    if nodes == 1:
+        return naive(world, nodes)
     rounds, copies = planned(world, nodes, pieces, generator)
     joining = world.joining(nodes)
     # Meanwhile each fetches for itself what it may have on its way, and what falls to it is not lost.
@@ -161,7 +164,7 @@ def main():
     for name, world in worlds.items():
         results = table(world, options.counts, options.pieces)
         gain = next((n for n in options.counts if n > world.origin / world.rate), math.inf)
-        print(f"\nPeers cannot help before nodes x rate is more than OSS gives: from {gain} nodes on here.")
+        print(f"\nPeers cannot help before nodes x rate is more than OSS gives: from {gain} of these nodes on here.")
         if options.images:
             plot(world, options.counts, results, options.images / f"peers-model-{name}.png")
 
