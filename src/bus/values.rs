@@ -33,12 +33,13 @@ pub fn progress(progress: &Progress) -> Dict {
     dict
 }
 
-/// `Credentials` (s), `CredentialsExpire` (t, absent when unknown), `Throttled` (t), `Concurrency` (t).
+/// `Credentials` (s), `Proxy` (s, absent without one), `CredentialsExpire` (t, absent when unknown), `Throttled` (t), `Concurrency` (t).
 pub fn object_store(access: &Access) -> Dict {
     let mut dict = Dict::new();
     dict.insert("Credentials".into(), text(&access.credentials));
     dict.insert("Throttled".into(), access.throttled.into());
     dict.insert("Concurrency".into(), access.concurrency.into());
+    dict.extend(access.proxy.as_ref().map(|proxy| ("Proxy".to_owned(), text(proxy))));
     dict.extend(access.expires.map(|end| ("CredentialsExpire".to_owned(), unix_seconds(end).into())));
     dict
 }

@@ -105,7 +105,7 @@ fn render(status: &Json, terminal: bool) -> String {
     out
 }
 
-/// `STS, 41 min left; throttled 3 times, 8 requests at once`; empty before the store is used.
+/// `STS, 41 min left, through http://127.0.0.1:4001; throttled 3 times, 8 requests at once`; empty before the store is used.
 fn object_store_line(store: &Json, now: SystemTime) -> String {
     let number = |name: &str| store.get(name).and_then(Json::as_u64);
     let mut line = store.get("Credentials").and_then(Json::as_str).unwrap_or_default().to_owned();
@@ -115,6 +115,9 @@ fn object_store_line(store: &Json, now: SystemTime) -> String {
             0 if left == 0 => write!(line, ", expired"),
             minutes => write!(line, ", {minutes} min left"),
         };
+    }
+    if let Some(proxy) = store.get("Proxy").and_then(Json::as_str) {
+        let _ = write!(line, ", through {proxy}");
     }
     if let Some(times) = number("Throttled").filter(|times| *times > 0) {
         let slots = number("Concurrency").unwrap_or(0);

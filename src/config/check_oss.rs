@@ -65,6 +65,8 @@ pub(super) fn oss(
     let all = tuning?;
     let bandwidth_limit = bytes(&all.oss.bandwidth_limit, "oss.bandwidth_limit", all, findings)?;
     let tuning = &all.oss;
+    let proxy = tuning.proxy.as_deref().map(values::proxy).transpose();
+    let proxy = proxy.map_err(|flaw| findings.problem(tuning_problem("oss.proxy", all, &flaw)));
     let (bucket, prefix) = bucket_path?;
     Ok(Oss {
         endpoint: endpoint?,
@@ -75,6 +77,7 @@ pub(super) fn oss(
         env_file: None,
         signature: tuning.signature,
         addressing: tuning.addressing,
+        proxy: proxy?,
         ca_file: tuning.ca_file.as_deref().map(|path| under(root, path)),
         concurrency: tuning.concurrency,
         bandwidth_limit,

@@ -374,6 +374,11 @@ pub static TOML: &[Key] = &[
     tuning("oss.addressing", Form::Word(&["auto", "path", "cname"]), Default::Is("\"auto\""), None,
         "Where the bucket's name goes. auto: in front of the endpoint's name, in the path where that is an address. path: in \
          the path (PrivateLink). cname: nowhere, the endpoint is a domain of the bucket's own.", "\"cname\""),
+    tuning("oss.proxy", Form::Text("an http:// URL of host and port alone, without user name and password"),
+        Default::Derived("none"), None,
+        "HTTP proxy that requests to OSS go to, such as a Dragonfly dfdaemon. It sees and may cache what goes to an http endpoint, \
+         and only forwards (CONNECT) what goes to an https endpoint. STS and the metadata service are asked directly.",
+        "\"http://127.0.0.1:4001\""),
     tuning("oss.ca_file", Form::Path, Default::Derived("the public certificate authorities"), None,
         "PEM file with the certificate authorities trusted for OSS and STS, instead of the public ones.",
         "\"/etc/cai/oss-ca.pem\""),

@@ -193,6 +193,8 @@ pub struct Oss {
     pub signature: Signature,
     /// `oss.addressing`.
     pub addressing: Addressing,
+    /// `oss.proxy`: scheme, host and port of an HTTP proxy that requests to the endpoint go to.
+    pub proxy: Option<Url>,
     /// `oss.ca_file`: PEM bundle that replaces the public roots.
     pub ca_file: Option<PathBuf>,
     /// `oss.concurrency`: requests in flight, all objects together, 1..=256.
@@ -215,6 +217,7 @@ impl Oss {
             env_file: None,
             signature: Signature::V4,
             addressing: Addressing::Auto,
+            proxy: None,
             ca_file: None,
             concurrency: 32,
             bandwidth_limit: 0,

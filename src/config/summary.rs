@@ -82,6 +82,7 @@ impl Settings {
             ("oss.sts_endpoint", oidc.map(|oidc| oidc.sts_endpoint.to_string()).unwrap_or_default()),
             ("oss.signature", signature(oss.signature).to_owned()),
             ("oss.addressing", addressing(oss.addressing).to_owned()),
+            ("oss.proxy", oss.proxy.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("oss.ca_file", file(&oss.ca_file)),
             ("oss.concurrency", oss.concurrency.to_string()),
             ("oss.bandwidth_limit", oss.bandwidth_limit.to_string()),

@@ -80,6 +80,7 @@ pub(super) struct Oss {
     pub(super) sts_endpoint: String,
     pub(super) signature: Signature,
     pub(super) addressing: Addressing,
+    pub(super) proxy: Option<String>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) concurrency: usize,
     pub(super) bandwidth_limit: Size,

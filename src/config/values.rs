@@ -77,6 +77,16 @@ pub(super) fn endpoint(text: &str) -> Result<Url, Flaw> {
     Ok(url)
 }
 
+/// `oss.proxy`: scheme, host and port, no more. A password does not belong into a file that everybody may read.
+pub(super) fn proxy(text: &str) -> Result<Url, Flaw> {
+    let url = http_url(text)?;
+    match (url.scheme(), url.path()) {
+        ("http", "/") => Ok(url),
+        ("http", _) => Err("has a path".into()),
+        _ => Err("is not http: the proxy itself is spoken to in the open".into()),
+    }
+}
+
 /// Region ID in the name of a public OSS endpoint; `None` for names that do not hold it (acceleration, finance cloud,
 /// own domains, addresses).
 ///

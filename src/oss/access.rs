@@ -10,6 +10,8 @@ pub struct Access {
     /// What kind of credential signs the requests: `anonymous`, `AccessKey`, `STS`, `RAM role of this machine`, `RAM role by
     /// OIDC`.
     pub credentials: String,
+    /// The proxy that requests go to, where there is one.
+    pub proxy: Option<String>,
     /// When it ends, where that is known.
     pub expires: Option<SystemTime>,
     /// Answers that asked for less or slower, since the start.
@@ -24,8 +26,8 @@ pub struct Access {
 pub(super) struct AccessCell(watch::Sender<Access>);
 
 impl AccessCell {
-    pub(super) fn new(concurrency: u64) -> Self {
-        AccessCell(watch::Sender::new(Access { concurrency, ..Access::default() }))
+    pub(super) fn new(concurrency: u64, proxy: Option<String>) -> Self {
+        AccessCell(watch::Sender::new(Access { concurrency, proxy, ..Access::default() }))
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Access> {

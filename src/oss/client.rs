@@ -47,6 +47,8 @@ pub struct Client {
     transport: Transport,
     throttle: Throttle,
     access: Arc<AccessCell>,
+    /// For messages: what is between us and the endpoint.
+    through: String,
 }
 
 /// One request, before addressing and signing.
@@ -117,7 +119,8 @@ impl Client {
     /// As [`Client::new`].
     pub fn with_hosts(config: &Oss, hosts: HashMap<String, SocketAddr>) -> Result<Self, OssError> {
         let (throttle, clock) = (Throttle::new(config.concurrency), Arc::new(Clock::default()));
-        let access = Arc::new(AccessCell::new(throttle.counts().1));
+        let proxy = config.proxy.as_ref().map(|proxy| proxy.origin().ascii_serialization());
+        let access = Arc::new(AccessCell::new(throttle.counts().1, proxy.clone()));
         Ok(Client {
             address: Address::new(&config.endpoint, &config.bucket, config.addressing)?,
             signer: Signer::new(config)?,
@@ -126,6 +129,7 @@ impl Client {
             transport: Transport::new(config, hosts)?,
             throttle,
             access,
+            through: proxy.map(|proxy| format!(" (through the proxy {proxy})")).unwrap_or_default(),
         })
     }
 
@@ -214,7 +218,7 @@ impl Client {
 
     /// URL of `key` without query, for errors.
     pub(super) fn url(&self, key: &str) -> String {
-        self.address.url(key)
+        self.address.url(key) + &self.through
     }
 
     /// Send one request; an answer that is not a success becomes `Refused`.

@@ -205,6 +205,8 @@ pub enum Reason {
     NoSuchBucket,
     /// The object is not the one that was asked for.
     Changed,
+    /// The proxy wants to know who we are.
+    ProxyLogin,
     /// Anything else.
     Other,
 }
@@ -253,6 +255,7 @@ impl Reason {
         }
         match status {
             401 | 408 | 500 | 502 | 503 | 504 => Reason::Passing,
+            407 => Reason::ProxyLogin,
             429 => Reason::Throttled,
             403 => Reason::AccessDenied,
             404 => Reason::NoSuchKey,
@@ -293,6 +296,7 @@ impl OssError {
                 | Reason::SecondLevelDomain
                 | Reason::Archived
                 | Reason::NoSuchBucket
+                | Reason::ProxyLogin
                 | Reason::Other => SourceError::Denied { path, detail },
             };
         }
@@ -331,7 +335,9 @@ impl Fault for OssError {
                 Reason::Passing | Reason::Throttled => ErrorClass::Transient,
                 Reason::AccessDenied | Reason::Credentials | Reason::Signature => ErrorClass::Denied,
                 Reason::ClockSkew | Reason::SecondLevelDomain | Reason::Archived => ErrorClass::Config,
-                Reason::NoSuchKey | Reason::NoSuchBucket | Reason::Other => ErrorClass::Config,
+                Reason::NoSuchKey | Reason::NoSuchBucket | Reason::ProxyLogin | Reason::Other => {
+                    ErrorClass::Config
+                }
                 Reason::Changed => ErrorClass::Corrupt,
             },
         }
@@ -370,6 +376,7 @@ impl Fault for OssError {
                 Reason::NoSuchKey => "oss.no-such-key",
                 Reason::NoSuchBucket => "oss.no-such-bucket",
                 Reason::Changed => "oss.changed",
+                Reason::ProxyLogin => "oss.proxy-login",
                 Reason::Other => "oss.refused",
             },
         }
@@ -385,7 +392,8 @@ impl Fault for OssError {
             OssError::CaFile { .. } | OssError::NoCa { .. } => "oss.ca_file must be a PEM bundle of certificates".into(),
             OssError::CredentialText => "check MODEL_OSS_ACCESS_KEY_ID, _SECRET_ACCESS_KEY and _SESSION_TOKEN".into(),
             OssError::Send { .. } | OssError::Stalled { .. } | OssError::Body { .. } => {
-                "check name resolution, routes, proxies and TLS trust (oss.ca_file) towards MODEL_OSS_ENDPOINT".into()
+                "check name resolution, routes, oss.proxy if it is set, and TLS trust (oss.ca_file) towards MODEL_OSS_ENDPOINT"
+                    .into()
             }
             OssError::TooLarge { .. } | OssError::Xml { .. } | OssError::BadAnswer { .. } => {
                 "MODEL_OSS_ENDPOINT does not behave like OSS: check for a proxy or another service in its place".into()
@@ -434,6 +442,7 @@ impl Refusal {
             Reason::NoSuchKey => "check MODEL_OSS_BUCKET_PATH: there is no such object".into(),
             Reason::NoSuchBucket => "check the bucket in MODEL_OSS_BUCKET_PATH, and that MODEL_OSS_ENDPOINT is its region".into(),
             Reason::Changed => "the model was replaced while it was in use: restart cai to serve the new one".into(),
+            Reason::ProxyLogin => "oss.proxy must let this machine in by its address: cai logs in to no proxy".into(),
             Reason::Other => "look the code up in the OSS documentation; support needs the request id".into(),
         }
     }
@@ -473,6 +482,7 @@ mod tests {
             (404, "NoSuchBucket", "", Reason::NoSuchBucket),
             (412, "PreconditionFailed", "", Reason::Changed),
             (416, "InvalidRange", "", Reason::Changed),
+            (407, "", "", Reason::ProxyLogin),
             (409, "", "", Reason::Other),
         ];
         for (status, code, ec, reason) in rows {

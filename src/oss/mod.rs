@@ -31,6 +31,7 @@ mod metadata_address;
 mod metadata_address;
 mod persist;
 mod publish;
+mod route;
 mod sign;
 mod source;
 mod sts;

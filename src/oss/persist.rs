@@ -59,7 +59,8 @@ pub(super) fn concerns_all(error: &OssError) -> bool {
             | Reason::AccessDenied
             | Reason::Signature
             | Reason::SecondLevelDomain
-            | Reason::NoSuchBucket => true,
+            | Reason::NoSuchBucket
+            | Reason::ProxyLogin => true,
         },
         OssError::Archived { .. } | OssError::Key { .. } | OssError::Checksum { .. } => false,
         OssError::TooLarge { .. } | OssError::Xml { .. } | OssError::BadAnswer { .. } => false,

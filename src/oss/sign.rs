@@ -30,6 +30,8 @@ const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
 /// Headers that V4 binds where they are present: what is asked, of which object, at which bucket. Never empty, because
 /// every request has a host, and `AdditionalHeaders=` is an error of its own (0002-00000209). Sorted.
 const BOUND: [HeaderName; 3] = [HOST, IF_MATCH, RANGE];
+/// The same where `oss.proxy` reads the requests: it asks OSS for ranges of its own (Dragonfly's pieces), with our signature.
+const BOUND_FOR_PROXY: [HeaderName; 1] = [HOST];
 /// Parameters that V1 signs, of those that this client can send. Source: oss.md 1.7.
 const V1_PARAMETERS: [&str; 12] = [
     "acl",
@@ -61,7 +63,7 @@ pub struct Signer {
 #[derive(Debug, Clone)]
 enum Version {
     V1,
-    V4 { region: String },
+    V4 { region: String, bound: &'static [HeaderName] },
 }
 
 impl Signer {
@@ -71,10 +73,12 @@ impl Signer {
     /// `NoRegion`.
     pub fn new(config: &Oss) -> Result<Self, OssError> {
         let anonymous = matches!(config.credentials, Credentials::Anonymous);
+        let is_read = config.proxy.is_some() && config.endpoint.scheme() == "http";
+        let bound: &[HeaderName] = if is_read { &BOUND_FOR_PROXY } else { &BOUND };
         let version = match (config.signature, &config.region) {
             (Signature::V1, _) => Version::V1,
-            (Signature::V4, Some(region)) => Version::V4 { region: region.clone() },
-            (Signature::V4, None) if anonymous => Version::V4 { region: String::new() },
+            (Signature::V4, Some(region)) => Version::V4 { region: region.clone(), bound },
+            (Signature::V4, None) if anonymous => Version::V4 { region: String::new(), bound },
             (Signature::V4, None) => return Err(OssError::NoRegion { endpoint: plain(&config.endpoint) }),
         };
         Ok(Signer { bucket: config.bucket.clone(), version })
@@ -99,7 +103,9 @@ impl Signer {
         }
         let resource = format!("/{}/{key}", self.bucket);
         let authorization = match &self.version {
-            Version::V4 { region } => sign_v4(parts, &resource, query, credential, region, now)?,
+            Version::V4 { region, bound } => {
+                sign_v4(parts, &resource, query, credential, (region, bound), now)?
+            }
             Version::V1 => sign_v1(parts, &resource, query, credential, now)?,
         };
         let value = HeaderValue::try_from(authorization).map_err(|_| OssError::CredentialText)?;
@@ -123,22 +129,22 @@ fn sign_v4(
     resource: &str,
     query: &[(&str, &str)],
     credential: &Credential,
-    region: &str,
+    (region, bound): (&str, &[HeaderName]),
     now: jiff::Timestamp,
 ) -> Result<String, OssError> {
     let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
     let date = now.strftime("%Y%m%d").to_string();
     parts.headers.insert(OSS_DATE, date_header(&time)?);
     parts.headers.insert(OSS_CONTENT_SHA256, HeaderValue::from_static(UNSIGNED_PAYLOAD));
-    let bound: Vec<&str> =
-        BOUND.iter().filter(|name| parts.headers.contains_key(*name)).map(HeaderName::as_str).collect();
-    let bound = bound.join(";");
+    let names: Vec<&str> =
+        bound.iter().filter(|name| parts.headers.contains_key(*name)).map(HeaderName::as_str).collect();
+    let names = names.join(";");
     let uri = utf8_percent_encode(resource, KEY);
     let canonical = format!(
-        "{}\n{uri}\n{}\n{}\n{bound}\n{UNSIGNED_PAYLOAD}",
+        "{}\n{uri}\n{}\n{}\n{names}\n{UNSIGNED_PAYLOAD}",
         parts.method,
         v4_query(query),
-        v4_headers(&parts.headers)
+        v4_headers(&parts.headers, bound)
     );
     let scope = format!("{date}/{region}/oss/{V4_REQUEST}");
     let hash = hex::encode(digest::digest(&digest::SHA256, canonical.as_bytes()));
@@ -149,7 +155,7 @@ fn sign_v4(
         key = hmac_of(hmac::HMAC_SHA256, key.as_ref(), part);
     }
     let (id, signature) = (&credential.id, hex::encode(key));
-    Ok(format!("{V4} Credential={id}/{scope},AdditionalHeaders={bound},Signature={signature}"))
+    Ok(format!("{V4} Credential={id}/{scope},AdditionalHeaders={names},Signature={signature}"))
 }
 
 /// Encoded, sorted by the encoded name, bare names for empty values.
@@ -165,11 +171,11 @@ fn pair(name: &str, value: &str) -> String {
     if value.is_empty() { name.to_owned() } else { format!("{name}={value}") }
 }
 
-fn v4_headers(headers: &HeaderMap) -> String {
+fn v4_headers(headers: &HeaderMap, bound: &[HeaderName]) -> String {
     let is_signed = |name: &HeaderName| {
         name.as_str().starts_with("x-oss-")
             || [CONTENT_TYPE, CONTENT_MD5].contains(name)
-            || BOUND.contains(name)
+            || bound.contains(name)
     };
     lines(headers, is_signed)
 }
@@ -244,7 +250,7 @@ mod tests {
     /// Signatures made by the official SDK (PyPI alibabacloud-oss-v2 1.4.1).
     #[test]
     fn signature_is_the_one_of_the_official_sdk() {
-        let v4 = Version::V4 { region: "cn-beijing".into() };
+        let v4 = Version::V4 { region: "cn-beijing".into(), bound: &BOUND };
         let get =
             [("host", "conf-ai.oss-cn-beijing.aliyuncs.com"), ("range", "bytes=0-9"), ("user-agent", "x")];
         assert_eq!(

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
@@ -20,8 +20,10 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use url::Url;
 
 use super::error::OssError;
+use super::route::Route;
 use crate::bandwidth::Bandwidth;
 use crate::config::Oss;
 use crate::store::Urgency;
@@ -33,7 +35,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Pieces an upload is handed over in, so that its progress can be seen.
 const UPLOAD_PIECE: usize = 256 << 10;
 
-type HttpClient = hyper_util::client::legacy::Client<HttpsConnector<HttpConnector<Resolver>>, Payload>;
+type Connector = HttpsConnector<Route<HttpConnector<Resolver>>>;
+type HttpClient = hyper_util::client::legacy::Client<Connector, Payload>;
 
 /// The connections to one endpoint.
 #[derive(Clone)]
@@ -48,18 +51,23 @@ impl Transport {
     /// Set up; nothing is connected yet. Names in `hosts` are not looked up but taken from there.
     ///
     /// # Errors
-    /// `CaFile`, `NoCa`, `Tls`.
+    /// `CaFile`, `NoCa`, `Tls`, `Request`.
     pub fn new(config: &Oss, hosts: HashMap<String, SocketAddr>) -> Result<Self, OssError> {
         let mut http =
             HttpConnector::new_with_resolver(Resolver { hosts: Arc::new(hosts), turn: Arc::default() });
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT.min(config.timeout)));
+        let address = |proxy: &Url| {
+            let uri = Uri::try_from(proxy.as_str());
+            uri.map_err(|source| OssError::Request { url: proxy.to_string(), source: source.into() })
+        };
+        let proxy = config.proxy.as_ref().map(address).transpose()?;
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(tls(config)?)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(http);
+            .wrap_connector(Route { direct: http, proxy });
         let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)

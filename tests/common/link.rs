@@ -18,7 +18,8 @@ pub struct Link {
     far_end: String,
 }
 
-fn run(command: &str) -> Result<(), String> {
+/// Run it, its words parted by blanks; what it said against it.
+pub fn run(command: &str) -> Result<(), String> {
     let mut words = command.split(' ');
     let output =
         Command::new(words.next().unwrap()).args(words).output().map_err(|error| error.to_string())?;

@@ -107,21 +107,7 @@ impl World {
 
     /// Encrypt `model` with [`SECRET`] and put it into the bucket; gives the ciphertext directory.
     pub async fn upload(&mut self, model: BTreeMap<String, Vec<u8>>) -> PathBuf {
-        let (plain, cipher) = (self.path("plain"), self.path("cipher"));
-        for (path, content) in &model {
-            let path = plain.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
-        let passphrase = Passphrase::from_secret(&Secret::copy_of(SECRET).unwrap()).unwrap();
-        let options = EncryptOptions { scrypt_log_n: 10, ..EncryptOptions::default() };
-        encrypt_tree(&plain, &cipher, &passphrase, &options).unwrap();
-        fs::remove_dir_all(&plain).unwrap();
-        let client = oss::Client::new(&self.sandbox.oss_config()).unwrap();
-        for path in files_below(&cipher) {
-            let key = format!("model/{}", path.strip_prefix(&cipher).unwrap().display());
-            client.put(&key, Bytes::from(fs::read(&path).unwrap())).await.unwrap();
-        }
+        let cipher = upload(self.directory.path(), &self.sandbox, &model).await;
         self.model = model;
         cipher
     }
@@ -186,6 +172,26 @@ impl Drop for World {
     }
 }
 
+/// Encrypt `model` with [`SECRET`] below `directory` and put it into the bucket; gives the ciphertext directory.
+pub async fn upload(directory: &Path, sandbox: &Sandbox, model: &BTreeMap<String, Vec<u8>>) -> PathBuf {
+    let (plain, cipher) = (directory.join("plain"), directory.join("cipher"));
+    for (path, content) in model {
+        let path = plain.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    let passphrase = Passphrase::from_secret(&Secret::copy_of(SECRET).unwrap()).unwrap();
+    let options = EncryptOptions { scrypt_log_n: 10, ..EncryptOptions::default() };
+    encrypt_tree(&plain, &cipher, &passphrase, &options).unwrap();
+    fs::remove_dir_all(&plain).unwrap();
+    let client = oss::Client::new(&sandbox.oss_config()).unwrap();
+    for path in files_below(&cipher) {
+        let key = format!("model/{}", path.strip_prefix(&cipher).unwrap().display());
+        client.put(&key, Bytes::from(fs::read(&path).unwrap())).await.unwrap();
+    }
+    cipher
+}
+
 pub fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
@@ -199,7 +205,8 @@ pub fn files_below(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn start_bus(directory: &Path) -> Child {
+/// A system bus of its own, at `bus` in `directory`.
+pub fn start_bus(directory: &Path) -> Child {
     let config = directory.join("bus.conf");
     let text = format!(
         "<busconfig><type>system</type><listen>unix:path={}/bus</listen><auth>EXTERNAL</auth>\
@@ -241,7 +248,24 @@ impl Agent {
     }
 
     fn spawn(world: &World, environment: &[(&str, &str)], own_group: bool) -> Agent {
-        let notify_path = world.path("notify");
+        let program = env!("CARGO_BIN_EXE_cai");
+        let mut command = match &world.namespace {
+            None => world.on_bus(program),
+            Some(name) => {
+                let mut command = world.on_bus("nsenter");
+                command.arg(format!("--net=/run/netns/{name}")).arg(program);
+                command
+            }
+        };
+        if own_group {
+            command.process_group(0);
+        }
+        command.arg("--root").arg(world.root()).arg("run").envs(environment.iter().copied());
+        Agent::launch(command, world.path("notify"))
+    }
+
+    /// `command` is a whole `cai run`; its notifications come to `notify_path`.
+    pub fn launch(mut command: Command, notify_path: PathBuf) -> Agent {
         let _ = fs::remove_file(&notify_path);
         let notify = UnixDatagram::bind(&notify_path).unwrap();
         // Read at once, as systemd does: the kernel queues ten datagrams, then the sender waits.
@@ -256,27 +280,7 @@ impl Agent {
             }
         });
         fs::set_permissions(&notify_path, fs::Permissions::from_mode(0o666)).unwrap();
-        let program = env!("CARGO_BIN_EXE_cai");
-        let mut command = match &world.namespace {
-            None => world.on_bus(program),
-            Some(name) => {
-                let mut command = world.on_bus("nsenter");
-                command.arg(format!("--net=/run/netns/{name}")).arg(program);
-                command
-            }
-        };
-        if own_group {
-            command.process_group(0);
-        }
-        let mut child = command
-            .arg("--root")
-            .arg(world.root())
-            .arg("run")
-            .env("NOTIFY_SOCKET", &notify_path)
-            .envs(environment.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.env("NOTIFY_SOCKET", &notify_path).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (mut stderr, sink) = (child.stderr.take().unwrap(), log.clone());
         let reader = std::thread::spawn(move || {

@@ -255,6 +255,7 @@ fn store_hint(error: &OssError) -> String {
         | Reason::Archived
         | Reason::NoSuchKey
         | Reason::NoSuchBucket
+        | Reason::ProxyLogin
         | Reason::Changed
         | Reason::Other => error.hint(),
     }
