@@ -26,8 +26,8 @@ const DISTRUSTED_FOR: Duration = Duration::from_secs(600);
 const FAILURES: u32 = 3;
 const RESTS_FOR: Duration = Duration::from_secs(60);
 
-/// How long it takes at most to find out who is there.
-const SETTLING: Duration = Duration::from_secs(6);
+/// How long nodes that start together get to find each other; whoever answers needs a fraction of it, attestation included.
+const SETTLING: Duration = Duration::from_millis(1500);
 
 /// How long nothing comes in until also those that have everything are asked for what falls to others: they are asked for each
 /// chunk once, and the group passes it on.
