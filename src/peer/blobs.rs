@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::error::PeerError;
-use super::transport::Wire;
+use super::transport::{Wire, within};
 use crate::bandwidth::Bandwidth;
 use crate::store::{AT_ONCE, PeerFailed, Urgency};
 
@@ -110,9 +110,9 @@ impl Blob {
             if let Some(upload) = upload {
                 upload.take(piece.len(), urgency).await;
             }
-            waited(stream.write_all(piece)).await?.map_err(PeerError::Broken)?;
+            within(STALL, stream.write_all(piece)).await?.map_err(PeerError::Broken)?;
         }
-        waited(stream.flush()).await?.map_err(PeerError::Broken)
+        within(STALL, stream.flush()).await?.map_err(PeerError::Broken)
     }
 }
 
@@ -134,7 +134,7 @@ pub async fn take(
     frames: &mpsc::Sender<Result<Bytes, PeerFailed>>,
     mut begun: impl FnMut(),
 ) -> Result<(), PeerError> {
-    let told = waited(stream.read_u64_le()).await?.map_err(PeerError::Broken)?;
+    let told = within(STALL, stream.read_u64_le()).await?.map_err(PeerError::Broken)?;
     if told != size {
         return Err(PeerError::Protocol {
             expected: "a blob as long as the chunk",
@@ -145,7 +145,7 @@ pub async fn take(
     let mut decoder = ResponseDecoder::new(hash.into(), ranges(range.clone()), tree, In(stream));
     let (mut wanted, mut frame) = (range, BytesMut::new());
     loop {
-        let item = match waited(decoder.next()).await? {
+        let item = match within(STALL, decoder.next()).await? {
             ResponseDecoderNext::More((next, item)) => {
                 decoder = next;
                 item.map_err(|error| PeerError::Broken(io::Error::other(error)))?
@@ -159,8 +159,8 @@ pub async fn take(
         if from >= to {
             continue;
         }
-        let within = |at: u64| usize::try_from(at.saturating_sub(leaf.offset)).unwrap_or(usize::MAX);
-        frame.extend_from_slice(leaf.data.get(within(from)..within(to)).unwrap_or_default());
+        let place = |at: u64| usize::try_from(at.saturating_sub(leaf.offset)).unwrap_or(usize::MAX);
+        frame.extend_from_slice(leaf.data.get(place(from)..place(to)).unwrap_or_default());
         wanted.start = to;
         begun();
         if frame.len() >= FRAME {
@@ -179,10 +179,6 @@ async fn hand_on(
 ) -> Result<(), PeerError> {
     let taken = frames.send(Ok(frame.split().freeze())).await;
     taken.map_err(|_| PeerError::Broken(io::Error::other("nobody waits for it any more")))
-}
-
-async fn waited<T>(step: impl Future<Output = T>) -> Result<T, PeerError> {
-    tokio::time::timeout(STALL, step).await.map_err(|_| PeerError::Silent { secs: STALL.as_secs() })
 }
 
 /// The end of a connection that bytes come from.

@@ -2,22 +2,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::asking::{Job, Queues};
 use super::error::PeerError;
-use super::wire::{Ask, Have};
+use super::wire::Have;
 use crate::ciphertext::Judgement;
 use crate::error::{Fault, chain};
-use crate::store::{
-    ChunkIndex, ChunkKey, ObjectIndex, PeerFailed, Peers, ReceiveFuture, Received, Sender, Urgency,
-};
+use crate::store::{ChunkIndex, ChunkKey, Layout, ObjectIndex, Peers, ReceiveFuture, Urgency};
 
 /// How long a peer that sent wrong bytes is not asked again. Each time costs as many chunks as are asked of one peer at once.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(600);
@@ -74,29 +70,6 @@ pub struct Shown {
     pub counts: Counts,
 }
 
-/// Bytes that are wanted of a peer.
-pub struct Job {
-    /// Which.
-    pub ask: Ask,
-    /// Length of the chunk in bytes.
-    pub size: u64,
-    /// Told once the first byte is here, or that none will be.
-    pub begun: oneshot::Sender<Result<(), PeerFailed>>,
-    /// Where the bytes go.
-    pub frames: mpsc::Sender<Result<Bytes, PeerFailed>>,
-}
-
-/// Where the lanes of one peer take their jobs from.
-pub struct Queues {
-    /// For the fill.
-    pub jobs: mpsc::UnboundedReceiver<Job>,
-    /// For readers.
-    pub urgent: mpsc::UnboundedReceiver<Job>,
-}
-
-/// Frames of a job that may wait to be taken. A lane pauses then.
-const FRAMES: usize = 4;
-
 struct Peer {
     address: SocketAddr,
     standing: Standing,
@@ -120,8 +93,8 @@ pub struct Board {
     pub node: [u8; 16],
     /// SHA-256 over the list of objects.
     pub model: [u8; 32],
-    /// Chunks of each object, and its length and that of its chunks.
-    chunks: Vec<(u64, u64, u64)>,
+    /// Of each object.
+    layouts: Vec<Layout>,
     /// Chunks that whoever has everything has.
     total: u64,
     began: Instant,
@@ -148,13 +121,13 @@ impl Peer {
 }
 
 impl Board {
-    /// `chunks`: of each object, how many, its length and that of a chunk, in bytes. `total`: chunks of those that are shared.
+    /// `layouts`: of each object. `total`: chunks of those that are shared.
     ///
     /// # Errors
     /// [`PeerError::Random`].
     pub fn new(
         model: [u8; 32],
-        chunks: Vec<(u64, u64, u64)>,
+        layouts: Vec<Layout>,
         total: u64,
         peers: &[SocketAddr],
     ) -> Result<(Self, Vec<Queues>), PeerError> {
@@ -169,7 +142,7 @@ impl Board {
                 address: *address,
                 standing: Standing::Dialling,
                 node: None,
-                have: vec![Vec::new(); chunks.len()],
+                have: vec![Vec::new(); layouts.len()],
                 chunks: 0,
                 distrusted_until: None,
                 in_a_row: 0,
@@ -182,7 +155,7 @@ impl Board {
         };
         let peers = peers.iter().map(peer).collect();
         let state = Mutex::new(State { peers, arrival: Instant::now() });
-        Ok((Board { node, model, chunks, total, began: Instant::now(), state }, queues))
+        Ok((Board { node, model, layouts, total, began: Instant::now(), state }, queues))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -191,14 +164,18 @@ impl Board {
 
     /// Number of chunks of an object.
     pub fn chunks_of(&self, object: usize) -> Option<u64> {
-        self.chunks.get(object).map(|(count, ..)| *count)
+        self.layouts.get(object).map(Layout::chunks)
     }
 
-    /// Length of a chunk in bytes.
+    /// Length of a chunk in bytes; `None` outside of the object.
     pub fn len_of(&self, chunk: ChunkKey) -> Option<u64> {
-        let (count, len, each) = *self.chunks.get(chunk.object.0)?;
-        let start = chunk.chunk.0.checked_mul(each).filter(|_| chunk.chunk.0 < count)?;
-        Some(len.saturating_sub(start).min(each))
+        let len = self.layouts.get(chunk.object.0)?.len_of(chunk.chunk);
+        Some(len).filter(|len| *len > 0)
+    }
+
+    /// Where a chunk begins in its object.
+    pub(super) fn start_of(&self, chunk: ChunkKey) -> Option<u64> {
+        Some(self.layouts.get(chunk.object.0)?.range(chunk.chunk).start)
     }
 
     /// Where a peer is dialled.
@@ -290,7 +267,11 @@ impl Board {
     }
 
     /// The peer to ask: rather one that has a part than one that has all, and the one with the least to do.
-    fn choose(&self, chunk: ChunkKey, urgent: bool) -> Option<(usize, mpsc::UnboundedSender<Job>)> {
+    pub(super) fn choose(
+        &self,
+        chunk: ChunkKey,
+        urgent: bool,
+    ) -> Option<(usize, mpsc::UnboundedSender<Job>)> {
         let mut state = self.lock();
         let total = self.total;
         let asked = state.peers.iter_mut().enumerate().filter(|(_, peer)| peer.is_asked() && peer.has(chunk));
@@ -302,12 +283,41 @@ impl Board {
         Some((index, if urgent { peer.urgent.clone() } else { peer.jobs.clone() }))
     }
 
-    /// A peer did not bring what it was asked for, or not in time.
-    fn failed(&self, index: usize) {
+    /// What a peer sent, `len` bytes of `chunk`, was judged.
+    pub(super) fn judged(&self, index: usize, chunk: ChunkKey, len: u64, judgement: Judgement) {
+        let mut state = self.lock();
+        if judgement == Judgement::Genuine {
+            state.arrival = Instant::now();
+        }
+        let Some(peer) = state.peers.get_mut(index) else { return };
+        match judgement {
+            Judgement::Genuine => {
+                peer.counts.received = peer.counts.received.saturating_add(len);
+                peer.in_a_row = 0;
+            }
+            Judgement::Unprovable => {}
+            Judgement::Forged => {
+                peer.counts.wrong = peer.counts.wrong.saturating_add(1);
+                peer.distrusted_until = Some(Instant::now() + DISTRUSTED_FOR);
+                let address = peer.address;
+                drop(state);
+                tracing::error!(
+                    event = "peer.wrong", peer = %address, object = chunk.object.0, chunk = chunk.chunk.0,
+                    "peer {address} sent bytes that are not the model's, and is not asked for {} s", DISTRUSTED_FOR.as_secs()
+                );
+            }
+        }
+    }
+
+    /// A peer is done with what it was asked for; `failed`: it did not bring it, or not in time.
+    pub(super) fn done(&self, index: usize, failed: bool) {
         let mut state = self.lock();
         let Some(peer) = state.peers.get_mut(index) else { return };
-        peer.counts.failed = peer.counts.failed.saturating_add(1);
-        peer.in_a_row = peer.in_a_row.saturating_add(1);
+        peer.outstanding = peer.outstanding.saturating_sub(1);
+        if failed {
+            peer.counts.failed = peer.counts.failed.saturating_add(1);
+            peer.in_a_row = peer.in_a_row.saturating_add(1);
+        }
         if peer.in_a_row >= FAILURES {
             (peer.in_a_row, peer.rests_until) = (0, Some(Instant::now() + RESTS_FOR));
         }
@@ -364,93 +374,19 @@ impl Board {
             && state.peers.iter().any(|peer| peer.standing == Standing::Dialling);
         u32::try_from(before.count()).unwrap_or(u32::MAX).saturating_add(u32::from(unknown))
     }
-
-    async fn ask<'a>(
-        self: &Arc<Self>,
-        chunk: ChunkKey,
-        range: Range<u64>,
-        urgent: bool,
-    ) -> Result<Received<'a>, PeerFailed> {
-        let gone = || PeerFailed("no peer has it".into());
-        let (_, _, each) = *self.chunks.get(chunk.object.0).ok_or_else(gone)?;
-        let size = self.len_of(chunk).ok_or_else(gone)?;
-        let start = chunk.chunk.0.saturating_mul(each);
-        let range = range.start.saturating_sub(start)..range.end.saturating_sub(start).min(size);
-        let (index, queue) = self.choose(chunk, urgent).ok_or_else(gone)?;
-        let len = range.end.saturating_sub(range.start);
-        // A reader's is no failure before it began: it did not wait for long.
-        let asked = Arc::new(Asked { board: self.clone(), index, len, counts: AtomicBool::new(!urgent) });
-        let (begun, has_begun) = oneshot::channel();
-        let (frames, coming) = mpsc::channel(FRAMES);
-        let ask = Ask { object: chunk.object.0, chunk: chunk.chunk.0, range, urgent };
-        queue.send(Job { ask, size, begun, frames }).map_err(|_| gone())?;
-        has_begun.await.unwrap_or_else(|_| Err(gone()))?;
-        asked.counts.store(true, Ordering::Relaxed);
-        let sender: Arc<dyn Sender> = asked.clone();
-        let next = async |(mut coming, asked): (mpsc::Receiver<_>, Arc<Asked>)| {
-            let frame: Result<Bytes, PeerFailed> = coming.recv().await?;
-            Some((frame, (coming, asked)))
-        };
-        Ok(Received { frames: stream::unfold((coming, asked), next).boxed(), sender })
-    }
-}
-
-/// A chunk that a peer was asked for; as long as this lives, the peer has that to do.
-struct Asked {
-    board: Arc<Board>,
-    index: usize,
-    len: u64,
-    /// It is a failure if nothing comes of it.
-    counts: AtomicBool,
-}
-
-impl Sender for Asked {
-    fn judged(&self, chunk: ChunkKey, judgement: Judgement) {
-        self.counts.store(false, Ordering::Relaxed);
-        let mut state = self.board.lock();
-        if judgement == Judgement::Genuine {
-            state.arrival = Instant::now();
-        }
-        let Some(peer) = state.peers.get_mut(self.index) else { return };
-        match judgement {
-            Judgement::Genuine => {
-                peer.counts.received = peer.counts.received.saturating_add(self.len);
-                peer.in_a_row = 0;
-            }
-            Judgement::Unprovable => {}
-            Judgement::Forged => {
-                peer.counts.wrong = peer.counts.wrong.saturating_add(1);
-                peer.distrusted_until = Some(Instant::now() + DISTRUSTED_FOR);
-                let address = peer.address;
-                drop(state);
-                tracing::error!(
-                    event = "peer.wrong", peer = %address, object = chunk.object.0, chunk = chunk.chunk.0,
-                    "peer {address} sent bytes that are not the model's, and is not asked for {} s", DISTRUSTED_FOR.as_secs()
-                );
-            }
-        }
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        if self.counts.load(Ordering::Relaxed) {
-            self.board.failed(self.index);
-        }
-        if let Some(peer) = self.board.lock().peers.get_mut(self.index) {
-            peer.outstanding = peer.outstanding.saturating_sub(1);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::asking::Asked;
+    use crate::store::Sender as _;
 
     fn board(peers: u8) -> Arc<Board> {
         let addresses: Vec<SocketAddr> = (0..peers).map(|at| ([10, 0, 0, at], 1).into()).collect();
         // An object of 20 chunks of 10 bytes, the last of which has 3, and one that is not shared.
-        let (board, _queues) = Board::new([0; 32], vec![(20, 193, 10), (3, 30, 10)], 20, &addresses).unwrap();
+        let (board, _queues) =
+            Board::new([0; 32], vec![Layout::new(193, 10), Layout::new(30, 10)], 20, &addresses).unwrap();
         (0..peers).for_each(|at| board.connected(at.into(), [at + 1; 16]));
         Arc::new(board)
     }
@@ -478,7 +414,7 @@ mod tests {
     #[test]
     fn nothing_falls_to_a_node_that_has_not_looked_who_is_there() {
         let (board, _queues) =
-            Board::new([0; 32], vec![(20, 193, 10)], 20, &[([10, 0, 0, 1], 1).into()]).unwrap();
+            Board::new([0; 32], vec![Layout::new(193, 10)], 20, &[([10, 0, 0, 1], 1).into()]).unwrap();
         let board = Arc::new(board);
         assert!((0..20).all(|chunk| board.rank(key(chunk)) == 1));
         board.gone(0, &PeerError::Silent { secs: 1 });
@@ -500,7 +436,7 @@ mod tests {
         let board = board(2);
         board.heard(0, bitmap(|at| at == 3));
         assert!(board.have(key(3)) && !board.have(key(4)));
-        let asked = Asked { board: board.clone(), index: 0, len: 10, counts: AtomicBool::new(true) };
+        let asked = Asked::new(board.clone(), 0, 10, false);
         asked.judged(key(3), Judgement::Forged);
         assert!(!board.have(key(3)) && board.shown()[0].distrusted);
         board.heard(1, bitmap(|at| at == 3));
@@ -515,7 +451,7 @@ mod tests {
     fn peer_that_does_not_deliver_is_left_alone_for_a_while() {
         let board = board(1);
         board.heard(0, bitmap(|at| at == 3));
-        let ask = || Asked { board: board.clone(), index: 0, len: 10, counts: AtomicBool::new(true) };
+        let ask = || Asked::new(board.clone(), 0, 10, false);
         drop((ask(), ask()));
         ask().judged(key(3), Judgement::Genuine);
         drop((ask(), ask()));

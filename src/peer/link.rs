@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 
+use super::asking::{Job, Queues};
 use super::blobs;
-use super::board::{Board, Job, Queues};
+use super::board::Board;
 use super::error::PeerError;
-use super::transport::{Dialler, Line, Wire, ended};
-use super::wire::{ANSWER, Answer, HAVE, HELLO, Have, Hello, Purpose};
+use super::transport::{Dialler, Line, Wire, ended, hear_hello, say, within};
+use super::wire::{ANSWER, Answer, HAVE, Have, Hello, Purpose};
 use crate::error::chain;
 use crate::store::{ChunkIndex, ChunkKey, ObjectIndex, PeerFailed, Store};
 use crate::task::Tasks;
@@ -63,19 +64,11 @@ impl Link {
         let mut line = self.dialler.dial(address).await?;
         let stream = &mut line.stream;
         let ours = Hello { node: self.board.node, model: self.board.model, purpose };
-        let said = async {
-            stream.write_all(&ours.encode()).await?;
-            stream.flush().await?;
-            let mut bytes = [0; HELLO];
-            stream.read_exact(&mut bytes).await.map(|_| bytes)
+        let greeted = async {
+            say(stream, &ours.encode()).await?;
+            hear_hello(stream).await
         };
-        let bytes = tokio::time::timeout(HELLO_LIMIT, said).await;
-        let bytes = bytes.map_err(|_| PeerError::Silent { secs: HELLO_LIMIT.as_secs() })?;
-        let bytes = bytes.map_err(PeerError::Broken)?;
-        let theirs = Hello::decode(&bytes).ok_or_else(|| PeerError::Protocol {
-            expected: "the hello of cai's peer protocol, version 1",
-            got: format!("{:02x?}", bytes.first_chunk::<8>().copied().unwrap_or_default()),
-        })?;
+        let theirs = within(HELLO_LIMIT, greeted).await??;
         if theirs.node == self.board.node {
             return Err(PeerError::Itself);
         }
@@ -123,11 +116,9 @@ impl Link {
             if frames.is_multiple_of(store.objects().max(1)) {
                 tokio::time::sleep(NEWS_EVERY).await;
             }
-            let heard = tokio::time::timeout(SILENCE, self.next_have(&mut stream)).await;
-            match heard {
+            match within(SILENCE, self.next_have(&mut stream)).await {
                 Ok(Ok(have)) => store.offered(self.board.heard(self.index, have).into_iter()),
-                Ok(Err(error)) => return error,
-                Err(_) => return PeerError::Silent { secs: SILENCE.as_secs() },
+                Ok(Err(error)) | Err(error) => return error,
             }
         }
     }
@@ -221,15 +212,13 @@ impl Link {
         object: usize,
         chunk: u64,
     ) -> Result<[u8; 32], PeerError> {
-        let said = async {
-            stream.write_all(ask).await?;
-            stream.flush().await?;
-            let mut bytes = [0; ANSWER];
-            stream.read_exact(&mut bytes).await.map(|_| bytes)
+        let mut bytes = [0; ANSWER];
+        let answered = async {
+            say(stream, ask).await?;
+            stream.read_exact(&mut bytes).await.map_err(PeerError::Broken)
         };
-        let bytes = tokio::time::timeout(blobs::STALL, said).await;
-        let bytes = bytes.map_err(|_| PeerError::Silent { secs: blobs::STALL.as_secs() })?;
-        match Answer::decode(&bytes.map_err(PeerError::Broken)?) {
+        within(blobs::STALL, answered).await??;
+        match Answer::decode(&bytes) {
             Some(Answer::Blob(hash)) => Ok(hash),
             Some(Answer::NotHere) => Err(PeerError::NotHere { object, chunk }),
             None => Err(PeerError::Protocol { expected: "an answer", got: "something else".into() }),

@@ -16,6 +16,7 @@
 //! | `wire` | what is said around a blob; pure, fuzzed |
 //! | `blobs` | the engine: one chunk given, one chunk taken |
 //! | `board` | who has what, who is asked, who fetches first; answers the store from memory |
+//! | `asking` | a chunk that one peer is asked for |
 //! | `transport` | connections, attested or not |
 //! | `link` | the dialling end |
 //! | `server` | the listening end |
@@ -23,6 +24,7 @@
 //! Threads: everything is async; reading a chunk to be served runs in `spawn_blocking`. Locks: the board's, for a look.
 //! Tested in `tests/peer_swarm.rs` and `tests/peer_hostile.rs`.
 
+mod asking;
 mod blobs;
 mod board;
 mod error;
@@ -83,9 +85,8 @@ impl Swarm {
         let listen = |source| PeerError::Listen { at, source };
         let listener = TcpListener::bind(at).await.map_err(listen)?;
         let listening = listener.local_addr().map_err(listen)?;
-        let chunks = (0..store.objects()).map(|object| store.chunks_of(object)).collect();
         let total = store.chunks_in(&options.shared);
-        let (board, queues) = Board::new(options.model, chunks, total, &options.peers)?;
+        let (board, queues) = Board::new(options.model, store.layouts(), total, &options.peers)?;
         // Peers know this node by the address that it listens at, where that is one.
         let from = Some(at.ip()).filter(|ip| !ip.is_unspecified());
         let (board, dialler) = (Arc::new(board), Arc::new(Dialler { security: options.security, from }));

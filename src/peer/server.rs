@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -12,8 +12,8 @@ use super::blobs::{Blob, Gate};
 use super::board::Board;
 use super::error::PeerError;
 use super::link::{HELLO_LIMIT, NEWS_EVERY, SILENCE};
-use super::transport::{Dialler, Wire, ended};
-use super::wire::{ASK, Answer, Ask, HELLO, Have, Hello, Purpose};
+use super::transport::{Dialler, Wire, ended, hear_hello, say, within};
+use super::wire::{ASK, Answer, Ask, Have, Hello, Purpose};
 use crate::bandwidth::Bandwidth;
 use crate::error::{Fault, chain};
 use crate::store::{ChunkIndex, ChunkKey, ObjectIndex, Store};
@@ -104,15 +104,13 @@ impl Server {
 
     async fn connection(&self, tcp: TcpStream, index: usize, gate: &Arc<Gate>) -> Result<(), PeerError> {
         let from = tcp.peer_addr().map_err(PeerError::Broken)?;
-        let accepted = tokio::time::timeout(HANDSHAKE, self.dialler.accept(tcp)).await;
-        let accepted = accepted.map_err(|_| PeerError::Silent { secs: HANDSHAKE.as_secs() })?;
+        let accepted = within(HANDSHAKE, self.dialler.accept(tcp)).await?;
         let mut line = accepted.inspect_err(|error| {
             if let PeerError::Refused(_) = error {
                 tracing::warn!(event = error.code(), from = %from, hint = error.hint(), "{from} may not take part: {}", chain(error));
             }
         })?;
-        let hello = tokio::time::timeout(HELLO_LIMIT, self.hello(&mut line.stream)).await;
-        let hello = hello.map_err(|_| PeerError::Silent { secs: HELLO_LIMIT.as_secs() })??;
+        let hello = within(HELLO_LIMIT, self.hello(&mut line.stream)).await??;
         let (term, stream) = (line.term(), &mut line.stream);
         let over = async {
             ended(term).await;
@@ -133,15 +131,9 @@ impl Server {
 
     /// Answer a hello with ours; whoever is of another model, or is this node, has what it needs to know and goes.
     async fn hello(&self, stream: &mut Box<dyn Wire>) -> Result<Hello, PeerError> {
-        let mut bytes = [0; HELLO];
-        stream.read_exact(&mut bytes).await.map_err(PeerError::Broken)?;
-        let theirs = Hello::decode(&bytes).ok_or_else(|| PeerError::Protocol {
-            expected: "the hello of cai's peer protocol, version 1",
-            got: "something else".into(),
-        })?;
+        let theirs = hear_hello(stream).await?;
         let ours = Hello { node: self.board.node, model: self.board.model, purpose: theirs.purpose };
-        stream.write_all(&ours.encode()).await.map_err(PeerError::Broken)?;
-        stream.flush().await.map_err(PeerError::Broken)?;
+        say(stream, &ours.encode()).await?;
         if theirs.model != ours.model {
             return Err(PeerError::OtherModel);
         }
@@ -168,12 +160,7 @@ impl Server {
                 // A sign of life.
                 news.extend(told.iter().flatten().next().map(Have::encode).unwrap_or_default());
             }
-            let written = async {
-                stream.write_all(&news).await?;
-                stream.flush().await
-            };
-            let written = tokio::time::timeout(SILENCE, written).await;
-            written.map_err(|_| PeerError::Silent { secs: SILENCE.as_secs() })?.map_err(PeerError::Broken)?;
+            within(SILENCE, say(stream, &news)).await??;
             tokio::time::sleep(NEWS_EVERY).await;
             let _ = tokio::time::timeout(SILENCE / 3, changed).await;
         }
@@ -188,12 +175,10 @@ impl Server {
     ) -> Result<(), PeerError> {
         loop {
             let mut bytes = [0; ASK];
-            let asked = tokio::time::timeout(IDLE, stream.read_exact(&mut bytes)).await;
-            asked.map_err(|_| PeerError::Silent { secs: IDLE.as_secs() })?.map_err(PeerError::Broken)?;
+            within(IDLE, stream.read_exact(&mut bytes)).await?.map_err(PeerError::Broken)?;
             let ask = Ask::decode(&bytes)
                 .ok_or_else(|| PeerError::Protocol { expected: "an ask", got: "something else".into() })?;
-            let given = tokio::time::timeout(CHUNK_LIMIT, self.give_one(stream, &ask, gate)).await;
-            let sent = given.map_err(|_| PeerError::Silent { secs: CHUNK_LIMIT.as_secs() })??;
+            let sent = within(CHUNK_LIMIT, self.give_one(stream, &ask, gate)).await??;
             self.board.sent(index, sent);
         }
     }
@@ -214,8 +199,7 @@ impl Server {
         let read = move || Blob::new(&store.read_chunk(key)?, range);
         let blob = tokio::task::spawn_blocking(read).await.ok().flatten();
         let answer = blob.as_ref().map_or(Answer::NotHere, |blob| Answer::Blob(blob.hash));
-        stream.write_all(&answer.encode()).await.map_err(PeerError::Broken)?;
-        stream.flush().await.map_err(PeerError::Broken)?;
+        say(stream, &answer.encode()).await?;
         let Some(blob) = blob else { return Ok(0) };
         let len = ask.range.end.saturating_sub(ask.range.start);
         blob.give(&mut **stream, ahead.is_none().then_some(&**gate), self.upload.as_deref()).await?;

@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, BufStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::error::PeerError;
+use super::wire::{HELLO, Hello};
 use crate::ratls::{Client, Server, Term, Verifier};
 
 /// How long it may take to reach a peer: it is on the same network.
@@ -63,6 +64,27 @@ pub enum Security {
     Network,
 }
 
+/// What `step` gives, if the other end does not keep it waiting for longer than `limit`.
+pub(super) async fn within<T>(limit: Duration, step: impl Future<Output = T>) -> Result<T, PeerError> {
+    tokio::time::timeout(limit, step).await.map_err(|_| PeerError::Silent { secs: limit.as_secs() })
+}
+
+/// Read the other end's hello.
+pub(super) async fn hear_hello(stream: &mut Box<dyn Wire>) -> Result<Hello, PeerError> {
+    let mut bytes = [0; HELLO];
+    stream.read_exact(&mut bytes).await.map_err(PeerError::Broken)?;
+    Hello::decode(&bytes).ok_or_else(|| PeerError::Protocol {
+        expected: "the hello of cai's peer protocol, version 1",
+        got: format!("{:02x?}", bytes.first_chunk::<8>().copied().unwrap_or_default()),
+    })
+}
+
+/// Send these bytes now.
+pub(super) async fn say(stream: &mut Box<dyn Wire>, bytes: &[u8]) -> Result<(), PeerError> {
+    stream.write_all(bytes).await.map_err(PeerError::Broken)?;
+    stream.flush().await.map_err(PeerError::Broken)
+}
+
 /// Makes and takes connections.
 pub(super) struct Dialler {
     pub(super) security: Security,
@@ -76,9 +98,7 @@ impl Dialler {
     /// # Errors
     /// `Unreachable`, `Silent`, `Tls`, `Refused`.
     pub(super) async fn dial(&self, address: SocketAddr) -> Result<Line, PeerError> {
-        let connected = tokio::time::timeout(CONNECT, self.reach(address)).await;
-        let tcp = connected.map_err(|_| PeerError::Silent { secs: CONNECT.as_secs() })?;
-        let tcp = tcp.map_err(PeerError::Unreachable)?;
+        let tcp = within(CONNECT, self.reach(address)).await?.map_err(PeerError::Unreachable)?;
         tcp.set_nodelay(true).map_err(PeerError::Broken)?;
         match &self.security {
             Security::Attested { client, verifier, .. } => {

@@ -23,7 +23,7 @@ use super::Store;
 use super::chunkmap::Chunk;
 use super::engine::Engine;
 use super::flight::{Failure, Flight};
-use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
+use super::layout::{ChunkIndex, ChunkKey, Layout, ObjectIndex};
 use super::source::Urgency;
 use super::state::State;
 use crate::ciphertext::{EntryId, Judge, Judgement};
@@ -239,7 +239,7 @@ impl Exchange {
 
     /// Whether `key` may be asked of peers that have it.
     pub fn may_come(&self, shared: &Shared, key: ChunkKey) -> bool {
-        shared.may_send(key)
+        shared.may_send(key.object)
             && !self.barred.contains(&key)
             && !self.is_missed(key)
             && !self.barred_objects.contains(&key.object)
@@ -261,8 +261,9 @@ impl Exchange {
 }
 
 impl Shared {
-    fn may_send(&self, key: ChunkKey) -> bool {
-        self.objects.get(key.object.0).is_some_and(|(shared, _)| *shared)
+    /// Whether peers may send `object`, and are sent it.
+    fn may_send(&self, object: ObjectIndex) -> bool {
+        self.objects.get(object.0).is_some_and(|(shared, _)| *shared)
     }
 
     /// Where the first bytes of a shared object are kept.
@@ -272,7 +273,7 @@ impl Shared {
 
     /// Whether the origin is to be asked for `key`, which nobody waits for.
     pub fn falls_to_us(&self, exchange: &Exchange, key: ChunkKey) -> bool {
-        if exchange.is_slow() || !self.may_send(key) {
+        if exchange.is_slow() || !self.may_send(key.object) {
             return true;
         }
         let level = exchange.moved.elapsed().as_millis() / self.patience.turn.as_millis().max(1);
@@ -304,7 +305,7 @@ impl Store {
         let mut guard = self.engine.lock();
         let state = &mut *guard;
         for key in chunks {
-            if shared.may_send(key) && state.asks_peers(key) {
+            if shared.may_send(key.object) && state.asks_peers(key) {
                 state.exchange.offered.insert(shared.order.hash_one(key), key);
             }
         }
@@ -314,11 +315,7 @@ impl Store {
 
     /// The chunks of `object` that may be served on, one `bool` for each; empty for an object that is not shared.
     pub fn served(&self, object: ObjectIndex) -> Vec<bool> {
-        let may_send = self
-            .engine
-            .shared
-            .get()
-            .is_some_and(|shared| shared.may_send(ChunkKey { object, chunk: ChunkIndex(0) }));
+        let may_send = self.engine.shared.get().is_some_and(|shared| shared.may_send(object));
         let state = self.engine.lock();
         match state.object(object).filter(|object| may_send && object.broken.is_none()) {
             Some(object) => {
@@ -333,12 +330,9 @@ impl Store {
         self.engine.slots.len()
     }
 
-    /// How many chunks object number `object` has, its length, and that of a chunk, in bytes.
-    pub fn chunks_of(&self, object: usize) -> (u64, u64, u64) {
-        self.engine
-            .slots
-            .get(object)
-            .map_or((0, 0, 1), |slot| (slot.layout.chunks(), slot.layout.len, slot.layout.chunk_len()))
+    /// How each object is cut, in the same order.
+    pub fn layouts(&self) -> Vec<Layout> {
+        self.engine.slots.iter().map(|slot| slot.layout).collect()
     }
 
     /// Ends when chunks may have come or gone since it was made.
@@ -355,7 +349,7 @@ impl Store {
     /// The bytes of a chunk that may be served on; `None` where it is not here (any more). Blocking.
     pub fn read_chunk(&self, key: ChunkKey) -> Option<Vec<u8>> {
         let slot = self.engine.slot(key.object)?;
-        self.engine.shared.get().filter(|shared| shared.may_send(key))?;
+        self.engine.shared.get().filter(|shared| shared.may_send(key.object))?;
         let range = slot.layout.range(key.chunk);
         self.engine.read_present(slot, key.object, &range)
     }

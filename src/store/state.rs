@@ -101,8 +101,7 @@ impl Lacking<'_> {
 
     /// Whether there is a copy of `key` here that has only to be checked.
     fn is_doubtful(&self, key: ChunkKey) -> bool {
-        let chunk = usize::try_from(key.chunk.0).ok();
-        let chunk = chunk.and_then(|at| self.objects.get(key.object.0)?.map.chunks.get(at));
+        let chunk = self.objects.get(key.object.0).and_then(|object| object.chunk(key.chunk));
         matches!(chunk, Some(Chunk::Unverified(_)))
     }
 
@@ -161,9 +160,13 @@ impl ObjectState {
         }
     }
 
+    /// The mark of `chunk`; `None` outside of the object.
+    pub fn chunk(&self, chunk: ChunkIndex) -> Option<Chunk> {
+        self.map.chunks.get(usize::try_from(chunk.0).ok()?).copied()
+    }
+
     pub fn is_present(&self, chunk: ChunkIndex) -> bool {
-        let chunk = usize::try_from(chunk.0).ok().and_then(|chunk| self.map.chunks.get(chunk));
-        matches!(chunk, Some(Chunk::Present(_)))
+        matches!(self.chunk(chunk), Some(Chunk::Present(_)))
     }
 
     /// Whether every chunk is on the disk.
@@ -202,8 +205,7 @@ impl State {
     }
 
     pub fn chunk(&self, key: ChunkKey) -> Option<Chunk> {
-        let index = usize::try_from(key.chunk.0).ok()?;
-        self.object(key.object)?.map.chunks.get(index).copied()
+        self.object(key.object)?.chunk(key.chunk)
     }
 
     /// The plan, and what goes into the choice of the next chunk of it.
