@@ -26,6 +26,9 @@ mod sandbox;
 use group::{CHUNK, Origin, shared_chunks};
 use sandbox::{Builder, Sandbox};
 
+/// The list of objects that everybody has.
+const MODEL: [u8; 32] = [7; 32];
+
 /// Longer than any test: nobody takes over what falls to others.
 const NEVER: Duration = Duration::from_secs(600);
 
@@ -42,17 +45,6 @@ fn at(group: u8, number: usize) -> SocketAddr {
 }
 
 async fn start(
-    group: u8,
-    number: usize,
-    size: usize,
-    origin: &Arc<Origin>,
-    security: Security,
-    turn: Duration,
-) -> Node {
-    start_as(group, number, size, origin, security, turn, [7; 32]).await
-}
-
-async fn start_as(
     group: u8,
     number: usize,
     size: usize,
@@ -108,7 +100,7 @@ async fn fill_and_check(nodes: &[Node]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_take_each_chunk_from_the_origin_once() {
     let origin = Origin::new();
-    let start = |number| start(1, number, 3, &origin, Security::Network, NEVER);
+    let start = |number| start(1, number, 3, &origin, Security::Network, NEVER, MODEL);
     let nodes = join_all((0..3).map(start)).await;
     meet(&nodes).await;
     fill_and_check(&nodes).await;
@@ -131,11 +123,11 @@ async fn nodes_take_each_chunk_from_the_origin_once() {
 async fn late_node_gets_everything_from_those_that_have_it_and_nothing_while_they_are_gone() {
     let origin = Origin::new();
     let turn = Duration::from_millis(50);
-    let first = start(2, 0, 2, &origin, Security::Network, turn).await;
+    let first = start(2, 0, 2, &origin, Security::Network, turn, MODEL).await;
     group::fill(&first.store).await;
     assert_eq!(shown(&first, 2, 1).standing_code(), "peer.unreachable");
     let before = origin.delivered();
-    let late = start(2, 1, 2, &origin, Security::Network, NEVER).await;
+    let late = start(2, 1, 2, &origin, Security::Network, NEVER, MODEL).await;
     until("it has heard of everything", || shown(&late, 2, 0).chunks == shared_chunks()).await;
     fill_and_check(std::slice::from_ref(&late)).await;
     assert_eq!(origin.delivered(), before);
@@ -179,7 +171,7 @@ async fn attested_nodes_share_and_one_that_is_refused_gets_and_gives_nothing() {
     for number in 0..2 {
         let (security, identity) = attested(&sandbox, &signer, "default").await;
         identities.push(identity);
-        nodes.push(start(3, number, 3, &origin, security, NEVER).await);
+        nodes.push(start(3, number, 3, &origin, security, NEVER, MODEL).await);
     }
     meet(&nodes).await;
     fill_and_check(&nodes).await;
@@ -189,7 +181,7 @@ async fn attested_nodes_share_and_one_that_is_refused_gets_and_gives_nothing() {
     sandbox.faults(json!([{"do": "as_contraindicate"}])).await;
     let (security, identity) = attested(&sandbox, &signer, "default").await;
     identities.push(identity);
-    let refused = start(3, 2, 3, &origin, security, Duration::from_millis(50)).await;
+    let refused = start(3, 2, 3, &origin, security, Duration::from_millis(50), MODEL).await;
     until("both sides have refused", || {
         let code = |node: &Node, other| shown(node, 3, other).standing_code();
         code(&refused, 0) == "verify.claim" && code(&nodes[0], 2) == "verify.claim"
@@ -205,8 +197,8 @@ async fn attested_nodes_share_and_one_that_is_refused_gets_and_gives_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_model_and_a_stranger_take_no_part() {
     let origin = Origin::new();
-    let one = start(4, 0, 2, &origin, Security::Network, Duration::from_millis(50)).await;
-    let other = start_as(4, 1, 2, &origin, Security::Network, Duration::from_millis(50), [8; 32]).await;
+    let one = start(4, 0, 2, &origin, Security::Network, Duration::from_millis(50), MODEL).await;
+    let other = start(4, 1, 2, &origin, Security::Network, Duration::from_millis(50), [8; 32]).await;
     until("they have met", || {
         shown(&one, 4, 1).standing_code() == "peer.other-model"
             && shown(&other, 4, 0).standing_code() == "peer.other-model"
@@ -226,7 +218,7 @@ async fn another_model_and_a_stranger_take_no_part() {
 #[tokio::test(flavor = "multi_thread")]
 async fn port_that_is_taken_fails_the_start() {
     let origin = Origin::new();
-    let _first = start(5, 0, 1, &origin, Security::Network, NEVER).await;
+    let _first = start(5, 0, 1, &origin, Security::Network, NEVER, MODEL).await;
     let (store, _dir) = group::open(1, &origin, CHUNK, None);
     let options = Options {
         listen: at(5, 0),

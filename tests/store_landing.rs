@@ -8,13 +8,16 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use cai::ciphertext::{Ciphertext, EntryId};
-use cai::manifest::{CHUNK_LEN, Contents, Manifest, SigningKey, generate, list};
+use cai::manifest::{CHUNK_LEN, Manifest};
 use cai::store::{
     CacheMode, ChunkSource, FetchFuture, Fetched, Object, Retry, SourceError, Store, StoreOptions, Urgency,
 };
 use futures_util::{StreamExt, stream};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+#[path = "common/signed.rs"]
+mod signed;
 
 const MIB: u64 = 1 << 20;
 /// One chunk and a bit.
@@ -96,14 +99,7 @@ impl ChunkSource for Source {
 }
 
 fn manifest() -> Arc<Manifest> {
-    let dir = TempDir::new().unwrap();
-    generate(&dir.path().join("key")).unwrap();
-    let key = SigningKey::read(&dir.path().join("key")).unwrap();
-    let model = dir.path().join("model");
-    std::fs::create_dir(&model).unwrap();
-    std::fs::write(model.join("weights"), content()).unwrap();
-    let objects = list(&model).unwrap().objects(&model, &|_| {}).unwrap();
-    Arc::new(Manifest::parse(&Contents { revision: 1, licence: None, objects }.sign(&key).unwrap()).unwrap())
+    signed::manifest([(Path::new("weights"), &*content())])
 }
 
 struct Bench {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use cai::ciphertext::{Ciphertext, EntryId, ReadError};
 use cai::error::{ErrorClass, Fault};
-use cai::manifest::{CHUNK_LEN, Contents, Manifest, SigningKey, generate, list};
+use cai::manifest::{CHUNK_LEN, Manifest};
 use cai::store::{
     CacheMode, ChunkSource, FetchFuture, Fetched, Filled, Object, Retry, Store, StoreOptions, Urgency,
 };
@@ -17,6 +17,9 @@ use futures_util::{StreamExt, stream};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
+
+#[path = "common/signed.rs"]
+mod signed;
 
 const LEN: usize = 2 * CHUNK_LEN as usize + 5_000;
 
@@ -71,15 +74,7 @@ impl ChunkSource for Source {
 
 /// A manifest of one object, `weights`, with this content.
 fn manifest(content: &[u8]) -> Arc<Manifest> {
-    let dir = TempDir::new().unwrap();
-    generate(&dir.path().join("key")).unwrap();
-    let key = SigningKey::read(&dir.path().join("key")).unwrap();
-    let model = dir.path().join("model");
-    std::fs::create_dir(&model).unwrap();
-    std::fs::write(model.join("weights"), content).unwrap();
-    let objects = list(&model).unwrap().objects(&model, &|_| {}).unwrap();
-    let file = Contents { revision: 1, licence: None, objects }.sign(&key).unwrap();
-    Arc::new(Manifest::parse(&file).unwrap())
+    signed::manifest([(Path::new("weights"), content)])
 }
 
 fn open(dir: &Path, manifest: Option<Arc<Manifest>>, source: Arc<Source>, rt: &Runtime) -> Arc<Store> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cai::ciphertext::Judgement;
-use cai::manifest::{Contents, Manifest, SigningKey, generate, list};
+use cai::manifest::Manifest;
 use cai::store::{ChunkKey, Patience};
 use tempfile::TempDir;
 
@@ -13,6 +13,8 @@ use tempfile::TempDir;
 mod format;
 #[path = "common/group.rs"]
 mod group;
+#[path = "common/signed.rs"]
+mod signed;
 use format::seal;
 use group::{CHUNK, Group, LARGE, Node, Origin, Sent, contents, objects, shared_chunks};
 
@@ -178,17 +180,8 @@ async fn what_an_earlier_run_left_is_checked_here_and_not_written_over_by_peers(
 
 /// A manifest of the model.
 fn manifest() -> Arc<Manifest> {
-    let dir = TempDir::new().unwrap();
-    generate(&dir.path().join("key")).unwrap();
-    let key = SigningKey::read(&dir.path().join("key")).unwrap();
-    let model = dir.path().join("model");
-    std::fs::create_dir(&model).unwrap();
-    for (object, content) in objects().iter().zip(contents()) {
-        std::fs::write(model.join(&object.path), content).unwrap();
-    }
-    let objects = list(&model).unwrap().objects(&model, &|_| {}).unwrap();
-    let file = Contents { revision: 1, licence: None, objects }.sign(&key).unwrap();
-    Arc::new(Manifest::parse(&file).unwrap())
+    let (objects, contents) = (objects(), contents());
+    signed::manifest(objects.iter().zip(&contents).map(|(object, content)| (&*object.path, &**content)))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -132,7 +132,10 @@ async fn origin_that_goes_down_in_the_middle_is_waited_for() {
         tokio::task::yield_now().await;
     }
     origin.down.store(true, Ordering::SeqCst);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Both have noticed.
+    while nodes.iter().any(|node| node.store.progress().borrow().retries == 0) {
+        tokio::task::yield_now().await;
+    }
     assert!(!filling.is_finished());
     origin.down.store(false, Ordering::SeqCst);
     filling.await.unwrap();

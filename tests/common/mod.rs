@@ -16,6 +16,14 @@ pub fn available(what: &str, present: bool, why: &str) -> bool {
     present
 }
 
+/// Whether an agent can run here: it drops from root to user `cai`, mounts, and shows its status on a bus.
+pub fn agents_run() -> bool {
+    let dbus = std::process::Command::new("dbus-daemon").arg("--version").output().is_ok();
+    available("root", nix::unistd::Uid::effective().is_root(), "needs root")
+        && available("fuse", Path::new("/dev/fuse").exists(), "no /dev/fuse")
+        && available("dbus", dbus, "no dbus-daemon")
+}
+
 /// Wait for `condition`, at most half a minute.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);

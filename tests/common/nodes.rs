@@ -18,7 +18,7 @@ use nix::mount::{MntFlags, umount2};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::{available, mounts_below, wait_until, write_config};
+use crate::common::{agents_run, available, mounts_below, wait_until, write_config};
 use crate::link::run;
 use crate::sandbox::{ACCESS_KEY_ID, ACCESS_KEY_SECRET, Builder, RESOURCE, Sandbox};
 use crate::world::{Agent, SECRET, files_below, pattern, start_bus, upload};
@@ -159,12 +159,7 @@ pub struct Node {
 impl Nodes {
     /// `count` machines, all of which name all others, with links of `rate` each way; a model of `mib` in three files.
     pub async fn new(count: u8, mib: usize, rate: &str) -> Option<Nodes> {
-        let is_root = nix::unistd::Uid::effective().is_root();
-        let dbus = Command::new("dbus-daemon").arg("--version").output().is_ok();
-        let runs = available("root", is_root, "needs root")
-            && available("fuse", Path::new("/dev/fuse").exists(), "no /dev/fuse")
-            && available("dbus", dbus, "no dbus-daemon");
-        if !runs {
+        if !agents_run() {
             return None;
         }
         let hosts: Vec<u8> = (11..11 + count).collect();

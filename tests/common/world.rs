@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::common::{available, mounts_below, wait_until, write_config};
+use crate::common::{agents_run, mounts_below, wait_until, write_config};
 use crate::sandbox::{ACCESS_KEY_ID, ACCESS_KEY_SECRET, Builder, RESOURCE, Sandbox};
 
 /// The model's password, as the Trustee delivers it: with the newline that `echo` leaves.
@@ -57,12 +57,7 @@ pub fn small_model() -> BTreeMap<String, Vec<u8>> {
 impl World {
     /// `None`, with the reason printed, where the machine lacks something.
     pub fn new(builder: Builder) -> Option<World> {
-        let is_root = nix::unistd::Uid::effective().is_root();
-        let dbus = Command::new("dbus-daemon").arg("--version").output().is_ok();
-        let runs = available("root", is_root, "needs root")
-            && available("fuse", Path::new("/dev/fuse").exists(), "no /dev/fuse")
-            && available("dbus", dbus, "no dbus-daemon");
-        if !runs {
+        if !agents_run() {
             return None;
         }
         let directory = tempfile::tempdir().unwrap();
