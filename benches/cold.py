@@ -23,13 +23,12 @@ import socket
 import ssl
 import statistics
 import subprocess
-import tempfile
 import threading
 import time
 from pathlib import Path
 
 from common import CHUNK, GB, cpu_of, cpu_used, drop_caches, memory_of, mounted, read_all, wait_for
-from stand import Stand, ensure_user
+from stand import Stand, sample_model, workplace
 
 NAMESPACE, HOST, GUEST = "cai-bench", "10.77.44.1", "10.77.44.2"
 NAME = "model"
@@ -263,17 +262,8 @@ def main():
     parser.add_argument("--only", default="cold receiving readers kill", help="parts, by name")
     options = parser.parse_args()
     binaries = options.bin.resolve()
-    with tempfile.TemporaryDirectory(prefix="cai-bench.") as directory, contextlib.ExitStack() as cleanup:
-        work = Path(directory)
-        work.chmod(0o711)
-        ensure_user(cleanup)
-        password = work / "password"
-        password.write_text("bench password\n")
-        subprocess.run([binaries / "cai-sandbox", "sample-model", "--mib", str(options.mib), work / "plain"], check=True)
-        cipher = work / "cipher"
-        command = [binaries / "cai", "encrypt", work / "plain", cipher, "--passfile", password]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        shutil.rmtree(work / "plain")
+    with workplace() as (work, password, cleanup):
+        cipher = sample_model(binaries, work, password, options.mib)
         paths = [str(path.relative_to(cipher)) for path in sorted(cipher.rglob("*")) if path.is_file()]
         size = sum((cipher / path).stat().st_size for path in paths)
         cleanup.enter_context(Link())

@@ -24,12 +24,11 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from common import GB, cpu_of, memory_of, wait_for
-from stand import Stand, ensure_user
+from stand import Stand, workplace
 
 HERE = Path(__file__).resolve().parent.parent
 TNG = HERE / ".tools/tng/2.12.0/tng"
@@ -202,13 +201,8 @@ def main():
     if not TNG.exists():
         raise SystemExit("no .tools/tng: run scripts/setup.sh test first")
     binaries = options.bin.resolve()
-    with tempfile.TemporaryDirectory(prefix="cai-bench.") as directory, contextlib.ExitStack() as cleanup:
-        work = Path(directory)
-        work.chmod(0o711)
-        ensure_user(cleanup)
+    with workplace() as (work, password, cleanup):
         backend = nginx(cleanup, work, options.mib)
-        password = work / "password"
-        password.write_text("bench password\n")
         (work / "plain").mkdir()
         (work / "plain/config.json").write_text("{}")
         run = lambda *command: subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -25,13 +25,12 @@ import shutil
 import signal
 import statistics
 import subprocess
-import tempfile
 import threading
 import time
 from pathlib import Path
 
 from common import CHUNK, GB, cpu_of, drop_caches, memory_of, wait_for
-from stand import Agent, Stand, ensure_user, start_bus
+from stand import Agent, Stand, sample_model, start_bus, workplace
 
 PREFIX, SUBNET, ORIGIN = "cai-peers", "10.77.45", 1
 NAME = "model"
@@ -260,17 +259,8 @@ def main():
     options = parser.parse_args()
     binaries, parts = options.bin.resolve(), options.only.split()
     hosts = list(range(11, 11 + max([4, *options.counts])))
-    with tempfile.TemporaryDirectory(prefix="cai-bench.") as directory, contextlib.ExitStack() as cleanup:
-        work = Path(directory)
-        work.chmod(0o711)
-        ensure_user(cleanup)
-        password = work / "password"
-        password.write_text("bench password\n")
-        subprocess.run([binaries / "cai-sandbox", "sample-model", "--mib", str(options.mib), work / "plain"], check=True)
-        cipher = work / "cipher"
-        command = [binaries / "cai", "encrypt", work / "plain", cipher, "--passfile", password]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        shutil.rmtree(work / "plain")
+    with workplace() as (work, password, cleanup):
+        cipher = sample_model(binaries, work, password, options.mib)
         size = sum(path.stat().st_size for path in cipher.rglob("*") if path.is_file())
         net = cleanup.enter_context(Net([ORIGIN, *hosts], options.rate))
         stand = cleanup.enter_context(Stand(binaries, work, password, f"{PREFIX}-{ORIGIN}", f"{SUBNET}.{ORIGIN}"))

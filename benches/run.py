@@ -11,17 +11,15 @@ Needs root, /dev/fuse, gocryptfs, dbus-daemon. Prints Markdown. Leaves nothing b
 """
 
 import argparse
-import contextlib
 import resource
 import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
 from common import GB, cpu_of, cpu_used, drop_caches, memory_of, mounted, read_all
-from stand import Stand, ensure_user
+from stand import Stand, sample_model, workplace
 
 
 def measure_read(command, point, cold):
@@ -92,20 +90,8 @@ def main():
     parser.add_argument("--mib", type=int, default=2048, help="size of the large model")
     options = parser.parse_args()
     binaries = options.bin.resolve()
-    with tempfile.TemporaryDirectory(prefix="cai-bench.") as directory, contextlib.ExitStack() as cleanup:
-        work = Path(directory)
-        work.chmod(0o711)
-        ensure_user(cleanup)
-        password = work / "password"
-        password.write_text("bench password\n")
-        models = {}
-        for mib in (64, options.mib):
-            name = f"{mib}-MiB"
-            subprocess.run([binaries / "cai-sandbox", "sample-model", "--mib", str(mib), work / "plain"], check=True)
-            models[name] = work / name
-            command = [binaries / "cai", "encrypt", work / "plain", models[name], "--passfile", password]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            shutil.rmtree(work / "plain")
+    with workplace() as (work, password, _):
+        models = {f"{mib}-MiB": sample_model(binaries, work, password, mib, f"{mib}-MiB") for mib in (64, options.mib)}
         with Stand(binaries, work, password) as stand:
             compare_ready(stand, work, models, options.rounds)
         compare_reads(binaries / "cai", work, models[f"{options.mib}-MiB"], password, options.rounds)

@@ -6,9 +6,12 @@ Imported by the scripts beside it; stdlib only. Needs root.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
+from pathlib import Path
 
 from common import wait_for
 
@@ -18,6 +21,28 @@ def ensure_user(cleanup):
     if subprocess.run(["id", "cai"], capture_output=True).returncode != 0:
         subprocess.run(["useradd", "--system", "--no-create-home", "cai"], check=True)
         cleanup.callback(subprocess.run, ["userdel", "cai"], check=True)
+
+
+@contextlib.contextmanager
+def workplace():
+    """A directory that the daemon's user can pass, a password file in it, and a stack of what is to be undone at the end."""
+    with tempfile.TemporaryDirectory(prefix="cai-bench.") as directory, contextlib.ExitStack() as cleanup:
+        work = Path(directory)
+        work.chmod(0o711)
+        ensure_user(cleanup)
+        password = work / "password"
+        password.write_text("bench password\n")
+        yield work, password, cleanup
+
+
+def sample_model(binaries, work, password, mib, name="cipher"):
+    """A sample model of `mib` MiB, encrypted, in `name` below `work`; the plaintext is gone."""
+    plain, cipher = work / "plain", work / name
+    subprocess.run([binaries / "cai-sandbox", "sample-model", "--mib", str(mib), plain], check=True)
+    command = [binaries / "cai", "encrypt", plain, cipher, "--passfile", password]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shutil.rmtree(plain)
+    return cipher
 
 
 def end(process):
