@@ -41,7 +41,7 @@ fn sixty_four_readers_take_no_more_memory_and_threads_than_the_daemon_was_given(
     let mount = model.mount("on-demand", &["--threads", "4"]);
     // Its code is in memory then, too.
     assert_reads_anew(&mount.at(names[0]), &contents[0]);
-    let (threads, descriptors) = (mount.threads(), mount.descriptors());
+    let (threads, descriptors) = (mount.threads_with(4), mount.descriptors());
     let before = mount.forget_peak();
     let most_threads = std::thread::scope(|scope| {
         let readers: Vec<_> = (0..64)
@@ -79,8 +79,8 @@ fn ten_thousand_open_files_take_few_descriptors_and_are_all_read_right() {
         (0..FILES).for_each(|number| fs::write(plain.join(format!("{number}")), content(number)).unwrap())
     };
     let Some(model) = Model::filled(fill) else { return };
-    let mount = model.mount("auto", &[]);
-    let (threads, descriptors) = (mount.threads(), mount.descriptors());
+    let mount = model.mount("auto", &["--threads", "4"]);
+    let (threads, descriptors) = (mount.threads_with(4), mount.descriptors());
     let mut open = Vec::new();
     for number in (0..OPENS).flat_map(|_| 0..FILES) {
         open.push((number, File::open(mount.at(&number.to_string())).unwrap()));
@@ -139,7 +139,7 @@ fn readers_that_are_killed_while_they_read_disturb_nobody_and_leave_nothing_open
     let Some(model) = Model::of(&[("w", &content)]) else { return };
     let mount = model.mount("on-demand", &["--threads", "4"]);
     assert_reads_anew(&mount.at("w"), &content);
-    let (threads, descriptors) = (mount.threads(), mount.descriptors());
+    let (threads, descriptors) = (mount.threads_with(4), mount.descriptors());
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let other = scope.spawn(|| {

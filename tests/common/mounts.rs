@@ -221,6 +221,16 @@ impl Mount {
         field(&self.proc("io"), "rchar:")
     }
 
+    /// Threads it has once all `fuse` of them that answer the kernel are there: they may start after the mount is announced.
+    pub fn threads_with(&self, fuse: usize) -> u64 {
+        let answers = |task: &fs::DirEntry| {
+            fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("fuser-"))
+        };
+        let tasks = || fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().map_while(Result::ok);
+        wait_until("the FUSE threads", || tasks().filter(answers).count() == fuse);
+        self.threads()
+    }
+
     /// Threads it has.
     pub fn threads(&self) -> u64 {
         field(&self.proc("status"), "Threads:")
