@@ -36,7 +36,7 @@
 //! kbs:        error, config, attest, keyring, pki, jwt, text, https, task
 //! store:      error, ciphertext, manifest, task, ahead
 //! bandwidth:  store::Urgency, store::AT_ONCE
-//! oss:        error, config, keyring::Secret, store, task, bandwidth
+//! oss:        error, config, keyring::Secret, store, task, text, bandwidth
 //! peer:       error, ratls, store, ciphertext, task, bandwidth
 //! gocryptfs:  error, ciphertext, keyring, ahead
 //! mount:      error, ciphertext, gocryptfs, meminfo

@@ -5,9 +5,11 @@
 //! ever crosses the bus. Tested in `tests/lifecycle.rs` and `tests/bus_prefetch.rs`.
 
 mod agent;
+mod json;
 mod permission;
 mod values;
 
+pub use json::to_json;
 pub use values::Dict;
 
 use tokio::sync::watch;

@@ -18,7 +18,7 @@ use super::session::Jar;
 use super::token::{self, Signers};
 use super::transport::{Credential, Transport};
 use super::uri::ResourceUri;
-use super::wire::{self, Challenge};
+use super::wire::{self, Challenge, Dialect};
 use crate::attest::{Attester, Claims, Evidence, Tee};
 use crate::config::Trustee;
 use crate::keyring::Secret;
@@ -38,6 +38,17 @@ pub struct Client {
     negotiation: Negotiation,
     /// Who may sign tokens; `None` leaves them opaque.
     signers: Option<Signers>,
+}
+
+/// What a broker tells everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Version of the protocol that it speaks.
+    pub dialect: Dialect,
+    /// As [`Facts::downgraded`].
+    pub downgraded: bool,
+    /// Seconds that this machine's clock is behind the broker's, where it told the time.
+    pub clock_behind: Option<i64>,
 }
 
 impl fmt::Debug for Client {
@@ -69,6 +80,19 @@ impl Client {
     /// Whether the broker proves who it is. The JWE of a secret does not: anybody who saw the public key can make one.
     pub fn server_authenticated(&self) -> bool {
         self.transport.server_authenticated()
+    }
+
+    /// Ask for a challenge and leave it at that: whether a broker is there, and what it speaks. Proves nothing to anybody.
+    ///
+    /// # Errors
+    /// [`KbsError`] of the first step.
+    pub async fn probe(&self, tee: Tee) -> Result<Probe, KbsError> {
+        let (offer, _) = self.challenge(tee, &Jar::new(self.transport.base())).await?;
+        Ok(Probe {
+            dialect: offer.dialect,
+            downgraded: self.negotiation.is_downgrade(offer.dialect),
+            clock_behind: self.transport.clock_behind(),
+        })
     }
 
     /// One handshake with a fresh key pair and fresh cookies.
