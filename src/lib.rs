@@ -44,6 +44,7 @@
 //! host:       error
 //! agent:      everything but cli, bus
 //! bus:        error, agent
+//! doctor:     everything but agent, cli
 //! cli:        everything
 //! ```
 #![deny(
@@ -69,6 +70,7 @@ pub mod bus;
 pub mod ciphertext;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod error;
 pub mod gateway;
 pub mod gocryptfs;

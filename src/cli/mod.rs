@@ -4,11 +4,13 @@ mod attest;
 mod check_config;
 mod check_key;
 mod connect;
+mod doctor;
 mod download;
 mod encrypt;
 mod gate;
 mod manifest;
 mod mount;
+mod page;
 mod passwd;
 mod place;
 mod run;
@@ -58,6 +60,8 @@ enum Command {
     Gate(gate::Args),
     /// Validate the configuration and report every problem at once.
     CheckConfig(check_config::Args),
+    /// Look at everything that cai depends on, and say what mends what is wrong.
+    Doctor(doctor::Args),
     /// Does this secret open this encrypted directory?
     CheckKey(check_key::Args),
     /// Encrypt a directory into a new gocryptfs directory.
@@ -110,6 +114,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
         Command::Gate(args) => gate::run(&cli.root, args)?,
         Command::Attest(args) => attest::run(&cli.root, args)?,
         Command::CheckConfig(args) => return Ok(check_config::run(&cli.root, args).map_err(OutputError)?),
+        Command::Doctor(args) => return doctor::run(&cli.root, args),
         Command::CheckKey(args) => check_key::run(args)?,
         Command::Encrypt(args) => encrypt::run(args)?,
         Command::Verify(args) => verify::run(args)?,
