@@ -45,6 +45,7 @@
 //! agent:      everything but cli, bus
 //! bus:        error, agent
 //! doctor:     everything but agent, cli
+//! report:     error, host, gateway
 //! cli:        everything
 //! ```
 #![deny(
@@ -87,6 +88,7 @@ pub mod oss;
 pub mod peer;
 pub mod pki;
 pub mod ratls;
+pub mod report;
 pub mod store;
 pub mod task;
 mod text;

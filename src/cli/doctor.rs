@@ -117,6 +117,11 @@ impl Report {
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
+    /// For people: everything, without colours.
+    pub(super) fn text(&self) -> String {
+        self.findings.iter().map(|finding| shown(finding, false)).collect::<String>() + &self.summary()
+    }
+
     /// `2 errors, 1 warning, 3 unseen; exit status 78`.
     fn summary(&self) -> String {
         let number = |level| self.findings.iter().filter(|finding| finding.level == level).count();

@@ -13,6 +13,7 @@ mod mount;
 mod page;
 mod passwd;
 mod place;
+mod report;
 mod run;
 mod status;
 mod upload;
@@ -62,6 +63,8 @@ enum Command {
     CheckConfig(check_config::Args),
     /// Look at everything that cai depends on, and say what mends what is wrong.
     Doctor(doctor::Args),
+    /// Collect everything that support needs, without secrets, in one archive.
+    Report(report::Args),
     /// Does this secret open this encrypted directory?
     CheckKey(check_key::Args),
     /// Encrypt a directory into a new gocryptfs directory.
@@ -115,6 +118,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
         Command::Attest(args) => attest::run(&cli.root, args)?,
         Command::CheckConfig(args) => return Ok(check_config::run(&cli.root, args).map_err(OutputError)?),
         Command::Doctor(args) => return doctor::run(&cli.root, args),
+        Command::Report(args) => report::run(&cli.root, args)?,
         Command::CheckKey(args) => check_key::run(args)?,
         Command::Encrypt(args) => encrypt::run(args)?,
         Command::Verify(args) => verify::run(args)?,
