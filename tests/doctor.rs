@@ -237,7 +237,7 @@ async fn gpus_and_what_else_is_in_the_way_are_told_from_what_the_machine_shows()
     install(
         &root,
         "nvidia-smi",
-        "#!/bin/sh\n[ \"$1\" = conf-compute ] || exit 1\ncase $2 in\n-f) echo 'CC status: OFF' ;;\n-d) echo 'DevTools Mode: OFF' ;;\n\
+        "#!/bin/sh\n[ \"$1\" = conf-compute ] || exit 1\ncase $2 in\n-f) echo 'CC status: ON' ;;\n-d) echo 'DevTools Mode: OFF' ;;\n\
          -grs) echo 'Confidential Compute GPUs Ready state: ready' ;;\nesac\n",
     );
     fs::write(world.mount_point(), "").unwrap();
@@ -246,8 +246,8 @@ async fn gpus_and_what_else_is_in_the_way_are_told_from_what_the_machine_shows()
     for (id, level, found) in [
         ("gpu.present", "ok", "1 NVIDIA GPU"),
         ("gpu.driver", "error", "the NVIDIA driver is not loaded"),
-        ("gpu.mode", "error", "confidential mode is OFF"),
-        ("gpu.ready", "warning", "the GPUs are ready, and the agent does not serve"),
+        ("gpu.mode", "ok", "confidential mode is on"),
+        ("gpu.ready", "warning", "the GPUs are ready, and the agent does not run"),
         ("peers.reach", "warning", "127.0.0.1:9: Connection refused (os error 111)"),
     ] {
         assert_eq!((diagnosis.level(id), diagnosis.found(id)), (level, found));

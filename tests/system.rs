@@ -12,6 +12,8 @@ mod common;
 mod container;
 #[path = "system/crash.rs"]
 mod crash;
+#[path = "system/doctor.rs"]
+mod doctor;
 #[path = "system/package.rs"]
 mod package;
 #[path = "system/port.rs"]
@@ -55,6 +57,8 @@ fn package_lives_and_dies_under_a_real_systemd() {
     step("start", || service::start(c));
     step("the daemon has no privilege", || service::daemon_has_no_privilege(c));
     step("who may reach the helper", || service::helper_is_for_the_daemon_alone(c));
+    step("doctor", || doctor::tells_of_a_serving_machine(c));
+    step("report", || doctor::reports_without_secrets(c));
     step("bus", || bus::answers_everybody(c));
     step("bus: own", || bus::belongs_to_the_daemon(c));
     step("polkit", || bus::polkit_decides(c));

@@ -19,7 +19,7 @@ use crate::report::{Bundle, Redactor, system};
 ///
 /// Inside: the configuration without secrets, status, journal of the units, what cai doctor finds, a summary of this machine's evidence,
 /// mounts, rules of the service port, versions, and a MANIFEST of all that. Look into it before you send it: names of hosts, buckets and
-/// files of the model are inside. Run it as root to have everything in it.
+/// files of the model are inside. Run it as root to have everything in it; like cai doctor it then asks for the model's key, and wipes it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The archive, which must not exist yet [default: cai-report-TIME.tar.gz in this directory]

@@ -143,7 +143,7 @@ impl Redacted {
                 (Item::Table(inside), false) => self.table(file, &name, inside, text),
                 (item, _) => {
                     text.push_str(&format!("{} = {REMOVED}\n", shown_name(&name).unwrap_or(REMOVED)));
-                    let value = item.to_string();
+                    let value = Zeroizing::new(item.to_string());
                     self.remove(
                         format!("{file}: {}", shown_name(&name).unwrap_or(REMOVED)),
                         value.trim().trim_matches('"'),

@@ -61,6 +61,17 @@ pub(super) enum Blocked {
     Failed(Arc<dyn Fault>),
 }
 
+/// How far the daemon is, which decides what should be there and what should not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Agent {
+    /// Not running, or about to end.
+    Absent,
+    /// On its way.
+    Starting,
+    /// The model can be read.
+    Serving,
+}
+
 /// The model's objects, and who can fetch them.
 pub(super) struct Listed {
     pub(super) client: oss::Client,
@@ -181,10 +192,13 @@ impl Context {
         self.status.get_or_init(ask).await
     }
 
-    /// Whether the daemon serves the model now.
-    pub(super) async fn is_serving(&self) -> bool {
+    /// How far the daemon is.
+    pub(super) async fn agent(&self) -> Agent {
         let status = self.status().await.as_ref().ok();
-        let state = status.and_then(|status| status.get("State")?.as_str());
-        matches!(state, Some("Serving" | "Degraded"))
+        match status.map(|status| status.get("State").and_then(serde_json::Value::as_str)) {
+            None | Some(Some("Failed" | "Stopping")) => Agent::Absent,
+            Some(Some("Serving" | "Degraded")) => Agent::Serving,
+            Some(_) => Agent::Starting,
+        }
     }
 }

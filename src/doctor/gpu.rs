@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::context::Context;
-use super::finding::{Finding, count};
+use super::context::{Agent, Context};
+use super::finding::{Finding, Level, count};
 use crate::attest::gpu::on_pci;
 use crate::error::ErrorClass;
 use crate::host::tool;
@@ -17,11 +17,11 @@ const VERSION: &str = "proc/driver/nvidia/version";
 const SMI: (Duration, usize) = (Duration::from_secs(15), 16 << 10);
 
 pub(super) async fn check(context: Arc<Context>) -> Vec<Finding> {
-    let serving = context.is_serving().await;
-    super::blocking("gpu.present", move || look(&context, serving)).await
+    let agent = context.agent().await;
+    super::blocking("gpu.present", move || look(&context, agent)).await
 }
 
-fn look(context: &Context, serving: bool) -> Vec<Finding> {
+fn look(context: &Context, agent: Agent) -> Vec<Finding> {
     let root = &context.root;
     let required = context.attesting().and_then(|settings| settings.attest.require_gpu);
     let number = match on_pci(root) {
@@ -40,7 +40,7 @@ fn look(context: &Context, serving: bool) -> Vec<Finding> {
         _ => {}
     }
     let mut findings = vec![Finding::ok("gpu.present", count(number, "NVIDIA GPU")), driver(root)];
-    findings.extend(modes(root, serving));
+    findings.extend(modes(root, agent));
     findings
 }
 
@@ -58,7 +58,7 @@ fn driver(root: &Path) -> Finding {
 }
 
 /// Confidential mode and ready state, as the vendor's tool tells them.
-fn modes(root: &Path, serving: bool) -> Vec<Finding> {
+fn modes(root: &Path, agent: Agent) -> Vec<Finding> {
     let Some(smi) = tool::find(root, "nvidia-smi") else {
         let fix = "install the driver's tools, then: nvidia-smi conf-compute -f";
         return vec![Finding::unseen("gpu.mode", "there is no nvidia-smi to ask", fix)];
@@ -71,7 +71,10 @@ fn modes(root: &Path, serving: bool) -> Vec<Finding> {
             return vec![Finding::unseen("gpu.mode", format!("nvidia-smi: {error}"), fix)];
         }
     };
-    vec![mode(&feature, &tools), ready_state(&ready, serving)]
+    let mode = mode(&feature, &tools);
+    // Only confidential mode has a ready state; without it the tool says `ready`.
+    let ready = (mode.level == Level::Ok).then(|| ready_state(&ready, agent));
+    [mode].into_iter().chain(ready).collect()
 }
 
 /// What is after the last colon of the first line that has `label`: `CC status: ON`.
@@ -100,25 +103,26 @@ fn mode(feature: &str, tools: &str) -> Finding {
 }
 
 /// Ready is the agent's to set, once the key is there.
-fn ready_state(text: &str, serving: bool) -> Finding {
+fn ready_state(text: &str, agent: Agent) -> Finding {
     let Some(state) = value(text, "ready state") else {
         let fix = "nvidia-smi conf-compute -grs";
         return Finding::unseen("gpu.ready", "nvidia-smi does not tell the ready state", fix);
     };
     let ready = state.eq_ignore_ascii_case("ready");
     let found = format!("the GPUs are {}", state.to_lowercase());
-    match (ready, serving) {
-        (true, true) => Finding::ok("gpu.ready", found),
-        (false, false) => {
+    match (ready, agent) {
+        // Somewhere between the two the agent lets them work.
+        (_, Agent::Starting) | (true, Agent::Serving) => Finding::ok("gpu.ready", found),
+        (false, Agent::Absent) => {
             Finding::ok("gpu.ready", found).meaning("the agent lets them work once the key is released")
         }
-        (true, false) => Finding::warning(
+        (true, Agent::Absent) => Finding::warning(
             "gpu.ready",
-            format!("{found}, and the agent does not serve"),
+            format!("{found}, and the agent does not run"),
             "they take work from an environment that nobody has attested",
         )
         .fixed_by("find who set it; the agent takes it back at its next start"),
-        (false, true) => Finding::warning(
+        (false, Agent::Serving) => Finding::warning(
             "gpu.ready",
             format!("{found}, although the agent serves"),
             "CUDA programs fail with `system not yet initialized`",
@@ -130,7 +134,6 @@ fn ready_state(text: &str, serving: bool) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Level;
 
     #[test]
     fn mode_is_read_from_what_the_tool_prints() {
@@ -147,9 +150,13 @@ mod tests {
             "Confidential Compute GPUs Ready state: ready\n",
             "Confidential Compute GPUs Ready state: not-ready\n",
         );
-        let level = |text: &str, serving| ready_state(text, serving).level;
-        assert_eq!((level(ready, true), level(not, false)), (Level::Ok, Level::Ok));
-        assert_eq!((level(ready, false), level(not, true)), (Level::Warning, Level::Warning));
-        assert_eq!(level("?", false), Level::Unseen);
+        let level = |text: &str, agent| ready_state(text, agent).level;
+        assert_eq!((level(ready, Agent::Serving), level(not, Agent::Absent)), (Level::Ok, Level::Ok));
+        assert_eq!((level(ready, Agent::Starting), level(not, Agent::Starting)), (Level::Ok, Level::Ok));
+        assert_eq!(
+            (level(ready, Agent::Absent), level(not, Agent::Serving)),
+            (Level::Warning, Level::Warning)
+        );
+        assert_eq!(level("?", Agent::Absent), Level::Unseen);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use indicatif::HumanBytes;
 
-use super::context::{Context, Listed};
+use super::context::{Agent, Context, Listed};
 use super::finding::Finding;
 use crate::config::{MountMode, Settings};
 use crate::error::ErrorClass;
@@ -26,10 +26,10 @@ const LEAST: u64 = 64 << 20;
 pub(super) async fn check(context: Arc<Context>) -> Vec<Finding> {
     let Some(settings) = context.settings().cloned() else { return Vec::new() };
     let listed = context.listed().await.and_then(|listed| listed.as_ref().ok().cloned());
-    let serving = context.is_serving().await;
+    let agent = context.agent().await;
     super::blocking("memory.room", move || {
         let mut findings = vec![swap(settings.mount.mode)];
-        findings.push(if serving {
+        findings.push(if agent == Agent::Serving {
             Finding::ok("memory.room", "the agent serves: it has what it needs")
         } else {
             room(&settings, listed.as_deref())

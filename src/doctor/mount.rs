@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::context::Context;
+use super::context::{Agent, Context};
 use super::finding::Finding;
 use crate::error::ErrorClass;
 use crate::host;
@@ -16,13 +16,13 @@ const DEVICE: &str = "/dev/fuse";
 
 pub(super) async fn check(context: Arc<Context>) -> Vec<Finding> {
     let Some(settings) = context.settings().cloned() else { return Vec::new() };
-    let serving = context.is_serving().await;
+    let agent = context.agent().await;
     let daemon = context.daemon.map(|user| user.uid.as_raw());
     super::blocking("mount.point", move || {
         let point = &settings.mount.point;
         let mut findings = vec![match mounts_at(point).pop() {
-            Some(top) => mounted(point, &top, serving),
-            None if serving => Finding::error(
+            Some(top) => mounted(point, &top, agent),
+            None if agent == Agent::Serving => Finding::error(
                 "mount.point",
                 ErrorClass::Transient,
                 format!("nothing is mounted at {}, and the agent serves", point.display()),
@@ -39,11 +39,11 @@ pub(super) async fn check(context: Arc<Context>) -> Vec<Finding> {
 }
 
 /// `top`: what is mounted at `point`.
-fn mounted(point: &Path, top: &MountEntry, serving: bool) -> Finding {
+fn mounted(point: &Path, top: &MountEntry, agent: Agent) -> Finding {
     let found = format!("{} holds a {} mount of {}", point.display(), top.fs_type, top.source);
     let ours = top.is_our_fuse() || top.is_our_memory();
-    match (ours, serving) {
-        (true, true) => match std::fs::read_dir(point) {
+    match (ours, agent) {
+        (true, Agent::Serving) => match std::fs::read_dir(point) {
             Ok(_) => Finding::ok("mount.point", format!("the model can be read at {}", point.display())),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Finding::ok("mount.point", found).meaning("it is not for this user to read (mount.gid)")
@@ -56,7 +56,8 @@ fn mounted(point: &Path, top: &MountEntry, serving: bool) -> Finding {
             )
             .fixed_by("journalctl -u cai; systemctl restart cai"),
         },
-        (true, false) => {
+        (true, Agent::Starting) => Finding::ok("mount.point", found),
+        (true, Agent::Absent) => {
             Finding::note("mount.point", found).meaning("left by a crash; the next start takes it away")
         }
         (false, _) => Finding::error(
@@ -166,8 +167,8 @@ mod tests {
     #[test]
     fn mount_of_somebody_else_is_an_error_whether_the_agent_serves_or_not() {
         let entry = mount_of(Path::new("/proc")).unwrap();
-        for serving in [true, false] {
-            assert_eq!(mounted(Path::new("/proc"), &entry, serving).level, Level::Error);
+        for agent in [Agent::Absent, Agent::Starting, Agent::Serving] {
+            assert_eq!(mounted(Path::new("/proc"), &entry, agent).level, Level::Error);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::context::{AS_ROOT, Context};
+use super::context::{AS_ROOT, Agent, Context};
 use super::finding::Finding;
 use crate::config::{Entrance, Settings};
 use crate::error::ErrorClass;
@@ -17,23 +17,23 @@ const LISTEN: &str = "0A";
 
 pub(super) async fn check(context: Arc<Context>) -> Vec<Finding> {
     let Some(settings) = context.settings().cloned() else { return Vec::new() };
-    let serving = context.is_serving().await;
+    let agent = context.agent().await;
     super::blocking("port.gate", move || {
         let listening: Vec<SocketAddr> = TABLES
             .iter()
             .filter_map(|path| super::read(Path::new(path)))
             .flat_map(|table| listeners(&table))
             .collect();
-        let mut findings = gateway(&settings, &listening, serving, context.is_root());
+        let mut findings = gateway(&settings, &listening, agent, context.is_root());
         if !settings.peer.addresses.is_empty() {
-            findings.push(own("port.peer", "peer.port", settings.peer.port, &listening, serving));
+            findings.push(own("port.peer", "peer.port", settings.peer.port, &listening, agent));
         }
         findings
     })
     .await
 }
 
-fn gateway(settings: &Settings, listening: &[SocketAddr], serving: bool, is_root: bool) -> Vec<Finding> {
+fn gateway(settings: &Settings, listening: &[SocketAddr], agent: Agent, is_root: bool) -> Vec<Finding> {
     match settings.gateway.entrance {
         None => vec![
             Finding::note("port.gate", "no service port is protected")
@@ -41,11 +41,11 @@ fn gateway(settings: &Settings, listening: &[SocketAddr], serving: bool, is_root
                 .fixed_by("MODEL_SERVICE_PORT in cai.env"),
         ],
         Some(Entrance::Mapping { listen, .. }) => {
-            vec![own("port.listen", "gateway.listen", listen.port(), listening, serving)]
+            vec![own("port.listen", "gateway.listen", listen.port(), listening, agent)]
         }
         Some(Entrance::Capture { port, service_port }) => {
             let gate = Gate::of(&settings.gateway).map(|gate| shut(gate, service_port, port, is_root));
-            let capture = own("port.listen", "gateway.capture_port", port, listening, serving);
+            let capture = own("port.listen", "gateway.capture_port", port, listening, agent);
             gate.into_iter().chain([service(service_port, listening), capture]).collect()
         }
     }
@@ -90,19 +90,21 @@ fn service(port: u16, listening: &[SocketAddr]) -> Finding {
 }
 
 /// A port that is the agent's to listen on.
-fn own(id: &'static str, key: &str, port: u16, listening: &[SocketAddr], serving: bool) -> Finding {
+fn own(id: &'static str, key: &str, port: u16, listening: &[SocketAddr], agent: Agent) -> Finding {
     let taken = listening.iter().any(|at| at.port() == port);
-    match (taken, serving) {
-        (true, true) => Finding::ok(id, format!("the agent listens on port {port} ({key})")),
-        (false, false) => Finding::ok(id, format!("port {port} ({key}) is free")),
-        (true, false) => Finding::error(
+    match (taken, agent) {
+        (true, Agent::Serving | Agent::Starting) => {
+            Finding::ok(id, format!("the agent listens on port {port} ({key})"))
+        }
+        (false, Agent::Absent | Agent::Starting) => Finding::ok(id, format!("port {port} ({key}) is free")),
+        (true, Agent::Absent) => Finding::error(
             id,
             ErrorClass::Config,
-            format!("somebody listens on port {port} ({key}), and the agent does not serve"),
+            format!("somebody listens on port {port} ({key}), and the agent does not run"),
             "the agent cannot listen there",
         )
         .fixed_by(format!("ss -ltnp 'sport = :{port}'; stop it, or set {key} in cai.toml")),
-        (false, true) => Finding::warning(
+        (false, Agent::Serving) => Finding::warning(
             id,
             format!("the agent serves, and nobody listens on port {port} ({key})"),
             "this process lives in another network namespace, or the configuration has changed",
@@ -162,9 +164,13 @@ mod tests {
     #[test]
     fn port_of_the_agent_is_right_when_it_is_taken_while_it_serves() {
         let listening: Vec<SocketAddr> = vec!["0.0.0.0:40000".parse().unwrap()];
-        let level = |port, serving| own("port.listen", "k", port, &listening, serving).level;
-        assert_eq!((level(40_000, true), level(40_001, false)), (Level::Ok, Level::Ok));
-        assert_eq!((level(40_000, false), level(40_001, true)), (Level::Error, Level::Warning));
+        let level = |port, agent| own("port.listen", "k", port, &listening, agent).level;
+        assert_eq!((level(40_000, Agent::Serving), level(40_001, Agent::Absent)), (Level::Ok, Level::Ok));
+        assert_eq!((level(40_000, Agent::Starting), level(40_001, Agent::Starting)), (Level::Ok, Level::Ok));
+        assert_eq!(
+            (level(40_000, Agent::Absent), level(40_001, Agent::Serving)),
+            (Level::Error, Level::Warning)
+        );
         assert_eq!(
             (service(40_000, &listening).level, service(1, &listening).level),
             (Level::Ok, Level::Note)

@@ -1,6 +1,6 @@
 //! Programs of the system that are asked for what they know: found at fixed places, bounded in time and output.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,14 @@ pub fn run(program: &Path, arguments: &[&str], limit: Duration, bytes: usize) ->
 }
 
 /// Everything up to `bytes`, and whether there was more.
-fn read_until(pipe: &mut io::PipeReader, deadline: Instant, bytes: usize) -> io::Result<(Vec<u8>, bool)> {
+///
+/// # Errors
+/// What the system says; `TimedOut` when `pipe` is still open at the `deadline`.
+pub fn read_until(
+    pipe: &mut (impl Read + AsFd),
+    deadline: Instant,
+    bytes: usize,
+) -> io::Result<(Vec<u8>, bool)> {
     let (mut output, mut buffer) = (Vec::new(), [0; 16 << 10]);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -44,19 +44,21 @@ impl Redactor {
     }
 
     fn learn(&mut self, secret: &str) {
-        self.exact.push(Zeroizing::new(secret.to_owned()));
+        let held = |text: String| Zeroizing::new(text);
+        self.exact.push(held(secret.to_owned()));
         // As JSON, Rust and a shell quote it.
-        for quoted in [serde_json::to_string(secret).unwrap_or_default(), format!("{secret:?}")] {
+        for quoted in [held(serde_json::to_string(secret).unwrap_or_default()), held(format!("{secret:?}"))] {
             let inside = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
-            self.exact.push(Zeroizing::new(inside.to_owned()));
+            self.exact.push(held(inside.to_owned()));
         }
-        self.exact.push(Zeroizing::new(secret.replace('\'', "'\\''")));
+        self.exact.push(held(secret.replace('\'', "'\\''")));
         for set in [NON_ALPHANUMERIC, URL, FORM] {
-            let encoded = utf8_percent_encode(secret, set).to_string();
-            self.folded.push(Zeroizing::new(encoded.replace("%20", "+").to_lowercase()));
-            self.folded.push(Zeroizing::new(encoded.to_lowercase()));
+            let mut encoded = held(utf8_percent_encode(secret, set).to_string());
+            encoded.make_ascii_lowercase();
+            self.folded.push(held(encoded.replace("%20", "+")));
+            self.folded.push(encoded);
         }
-        self.folded.push(Zeroizing::new(hex::encode(secret)));
+        self.folded.push(held(hex::encode(secret)));
         for alignment in 0..3 {
             self.exact.extend(in_base64(secret.as_bytes(), alignment));
         }
@@ -82,10 +84,13 @@ impl Redactor {
 /// The characters of base64, in both alphabets, that are the same whatever is before and after `secret`, where so many bytes are
 /// before it (modulo three).
 fn in_base64(secret: &[u8], alignment: usize) -> impl Iterator<Item = Zeroizing<String>> {
-    let padded = Zeroizing::new([vec![0; alignment], secret.to_vec()].concat());
+    let mut padded = Zeroizing::new(Vec::with_capacity(alignment + secret.len()));
+    padded.resize(alignment, 0);
+    padded.extend_from_slice(secret);
     let (first, last) = ((alignment * 8).div_ceil(6), padded.len() * 8 / 6);
-    let whole = move |text: String| Zeroizing::new(text.get(first..last).unwrap_or_default().to_owned());
-    let both = [STANDARD_NO_PAD.encode(&*padded), URL_SAFE_NO_PAD.encode(&*padded)];
+    let both = [STANDARD_NO_PAD.encode(&*padded), URL_SAFE_NO_PAD.encode(&*padded)].map(Zeroizing::new);
+    let whole =
+        move |text: Zeroizing<String>| Zeroizing::new(text.get(first..last).unwrap_or_default().to_owned());
     both.into_iter().map(whole).filter(|piece| piece.len() >= SHORTEST_BASE64)
 }
 
