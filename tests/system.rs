@@ -5,6 +5,8 @@
 //! CAI_TEST_ROOTFS and CAI_TEST_RPM it is another distribution's, and a package that was built before (`make test-system`).
 #![cfg(feature = "sandbox")]
 
+#[path = "system/audit.rs"]
+mod audit;
 #[path = "system/bus.rs"]
 mod bus;
 mod common;
@@ -58,6 +60,7 @@ fn package_lives_and_dies_under_a_real_systemd() {
     step("bus", || bus::answers_everybody(c));
     step("bus: own", || bus::belongs_to_the_daemon(c));
     step("polkit", || bus::polkit_decides(c));
+    step("audit", || audit::documented_queries_answer(c));
     step("another mount point, and who reads", || service::consumer_reads(c));
     step("crash", || crash::killed_daemon_is_back(c));
     step("hang", || crash::hung_daemon_is_replaced(c));

@@ -5,6 +5,7 @@
 //! `spawn_blocking`. Order of work is held by types too: an [`Attested`](crate::kbs::Attested) comes only from a
 //! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
+pub mod audit;
 pub mod command;
 mod evidence;
 pub mod mounting;
@@ -139,7 +140,7 @@ async fn start_and_serve(
     commands: &mut Commands,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Released { secret, attester, gpus_ready, policy, time } =
+    let Released { secret, approval, attester, gpus_ready, policy, time } =
         release::release_key(settings, voice, helper).await?;
     in_place.gpus_ready = gpus_ready;
     let Opened { store, mut watched, identity, listing } = stages::open_store(settings, voice, time).await?;
@@ -159,6 +160,7 @@ async fn start_and_serve(
     let tree = model.tree.clone();
     let (mounted, shown) = mounting::mount(settings, voice, helper, model).await?;
     let mounted = in_place.mounted.insert(mounted);
+    audit::model_mounted(settings, &approval, identity, &listing);
     // Before anybody hears that the model is ready: clients may come as soon as its service does.
     in_place.port = ServicePort::open(settings, voice, helper, fresh).await?;
     voice.apply(Event::Mounted, shown)?;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::audit::{self, Approval};
 use super::patience::Patience;
 use super::stages::ask;
 use super::state::{Event, State};
@@ -24,6 +25,8 @@ use crate::keyring::Secret;
 pub(super) struct Released {
     /// The model's secret.
     pub(super) secret: Secret,
+    /// Who approved it, and by what.
+    pub(super) approval: Approval,
     /// Who gave the evidence.
     pub(super) attester: Arc<dyn Attester>,
     /// Whether the GPUs were attested too, and accept work now.
@@ -53,15 +56,18 @@ pub(super) async fn release_key(
 
     let mut patience = Patience::new("the key broker", settings.trustee.retry_limit);
     loop {
-        let mut outcome = Ok(());
-        let released =
-            client.release(attester.clone(), &uri, |facts| outcome = attested(voice, facts, &uri)).await;
+        let (mut outcome, mut judged) = (Ok(()), None);
+        let heard = |facts: &Facts| {
+            judged = Some(facts.clone());
+            outcome = attested(voice, facts, &uri);
+        };
+        let released = client.release(attester.clone(), &uri, heard).await;
         outcome?;
         let error = match released {
             Ok((proof, secret)) => {
-                tracing::info!(event = "key.released", key_id = %uri, "the broker released the key");
-                voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
                 let facts = proof.facts();
+                let approval = Approval { generation: voice.next_key(), facts: facts.clone() };
+                audit::key_released(settings, &approval);
                 let gpus_ready = !facts.claims.gpus.is_empty();
                 let believed = facts.token_verified || facts.server_authenticated;
                 let time = facts.expires.filter(|_| believed);
@@ -71,11 +77,12 @@ pub(super) async fn release_key(
                     tracing::info!(event = "gpu.ready", "{text}");
                 }
                 voice.apply(Event::KeyReleased, "listing the model")?;
-                return Ok(Released { secret, attester, gpus_ready, policy, time });
+                return Ok(Released { secret, approval, attester, gpus_ready, policy, time });
             }
             Err(error) => error,
         };
-        patience.after(voice, fail(&error)).await?;
+        let given_up = |_: &Failure| audit::key_not_released(settings, &error, judged.as_ref());
+        patience.after(voice, fail(&error)).await.inspect_err(given_up)?;
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::audit;
 use super::origin;
 use super::patience::Patience;
 use super::state::{Event, State};
@@ -130,7 +131,9 @@ pub(super) async fn open_store(
         return Err(fail(&StageError::NoConf { model: settings.oss.location(), inside }));
     }
     let listed = revision(&objects);
-    let (mut objects, manifest) = origin::judge(settings, voice, &source, objects, time).await?;
+    let (mut objects, manifest) = origin::judge(settings, voice, &source, objects, time)
+        .await
+        .inspect_err(|failure| audit::model_refused(settings, failure))?;
     objects.sort_by(|a, b| a.path.cmp(&b.path));
     let identity = manifest.as_ref().map(|manifest| manifest.identity());
     let revision = identity.map_or_else(|| hex::encode(listed), |identity| identity.to_string());

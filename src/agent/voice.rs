@@ -77,6 +77,12 @@ impl Voice {
         self.notifier().status(&text, PATIENCE);
     }
 
+    /// Count a released key; its number.
+    pub(super) fn next_key(&self) -> u32 {
+        self.update(|status| status.key_generation = status.key_generation.saturating_add(1));
+        self.status.borrow().key_generation
+    }
+
     /// Say what is being done now, within the same state.
     pub(super) fn stage(&self, stage: impl Into<String>) {
         let stage = stage.into();

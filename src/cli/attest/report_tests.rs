@@ -33,6 +33,7 @@ fn collected() -> Collected {
         report_data: hex("ee", 64),
         tdx: Some(tdx),
         gpus: vec![gpu],
+        evidence_sha256: hex("5e", 32),
         notices: vec![
             "the boot event log is left out: RTMR2 does not replay, so that verifiers would refuse it".into(),
         ],
