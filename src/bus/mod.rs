@@ -10,10 +10,12 @@ mod values;
 
 pub use values::Dict;
 
+use std::path::PathBuf;
+
 use tokio::sync::watch;
 use zbus::Connection;
 use zbus::fdo::RequestNameFlags;
-use zbus::object_server::InterfaceRef;
+use zbus::object_server::{Interface as _, InterfaceRef};
 
 use crate::agent::command::Desk;
 use crate::agent::status::Status;
@@ -122,6 +124,15 @@ impl Bus {
             tracing::debug!(event = "bus.release", error = ?error, "releasing the name");
         }
     }
+}
+
+/// The interface as introspection shows it, for its manual page.
+pub fn introspection() -> String {
+    let (_, status) = watch::channel(Status::new(String::new(), PathBuf::new(), Vec::new()));
+    let (desk, _) = crate::agent::command::desk();
+    let mut xml = String::new();
+    AgentInterface::new(status, desk).introspect_to_writer(&mut xml, 0);
+    xml
 }
 
 /// Every property of the running daemon, by name.
