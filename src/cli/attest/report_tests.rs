@@ -90,7 +90,7 @@ fn json_has_exactly_the_documented_names() {
             .lines()
             .filter_map(|line| line.strip_prefix("  ")?.strip_prefix(prefix)?.split_whitespace().next())
             .filter(|name| !prefix.is_empty() || !name.contains('.'))
-            .filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+            .filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
             .map(str::to_owned)
             .collect();
         names.sort();
