@@ -14,6 +14,12 @@ use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
 pub(super) enum Action {
     /// `Prefetch`.
     Prefetch,
+    /// `Rotate`.
+    Rotate,
+    /// `Reattest`.
+    Reattest,
+    /// `Reload`.
+    Reload,
 }
 
 impl Action {
@@ -21,6 +27,9 @@ impl Action {
     pub(super) const fn id(self) -> &'static str {
         match self {
             Action::Prefetch => "com.alibaba.cai1.prefetch",
+            Action::Rotate => "com.alibaba.cai1.rotate",
+            Action::Reattest => "com.alibaba.cai1.reattest",
+            Action::Reload => "com.alibaba.cai1.reload",
         }
     }
 }
