@@ -1,4 +1,4 @@
-//! Claim: each release of a key, each release that did not come, each mount, each refused model and each refused request leaves exactly
+//! Claim: each release of a key, each release that did not come, each mount, rotation, refused model and refused request leaves exactly
 //! one record, with the fields that docs/audit.md says, and with no secret. What a real journal makes of them: tests/system.rs.
 #![cfg(feature = "sandbox")]
 
@@ -109,10 +109,18 @@ async fn signed() -> Option<(World, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn release_mount_and_refused_request_are_one_record_each_and_name_one_another() {
+async fn release_mount_rotation_and_refusal_are_one_record_each_and_name_one_another() {
     let Some((world, identity)) = signed().await else { return };
     let mut agent = world.agent();
     let status = world.wait_state(&mut agent, "Serving");
+    let cai = |arguments: &[&str]| {
+        let status = world.on_bus(env!("CARGO_BIN_EXE_cai")).args(arguments).output().unwrap().status;
+        status.code().unwrap()
+    };
+    assert_eq!(cai(&["reattest"]), 0);
+    assert_eq!(cai(&["rotate", "--wait"]), 0);
+    world.sandbox.faults(json!([{"do": "kbs_deny"}])).await;
+    assert_eq!(cai(&["rotate", "--wait"]), 77);
     // `nobody`, without polkit.
     let address = format!("--address=unix:path={}", world.path("bus").display());
     let object = ["com.alibaba.cai1", "/com/alibaba/cai1", "com.alibaba.cai1.Agent"];
@@ -124,11 +132,21 @@ async fn release_mount_and_refused_request_are_one_record_each_and_name_one_anot
     let log = agent.log();
     holds_no_secret(&log);
     let found = records(&log);
-    assert_eq!(events(&found), ["key.released", "model.mounted", "bus.refused"], "{log}");
-    let [released, mounted, refused] = &found[..] else { panic!() };
+    let expected = [
+        "key.released",
+        "model.mounted",
+        "key.released",
+        "key.released",
+        "rotation.over",
+        "key.not-released",
+        "rotation.over",
+        "bus.refused",
+    ];
+    assert_eq!(events(&found), expected, "{log}");
+    let [released, mounted, renewed, again, rotated, denied, failed, refused] = &found[..] else { panic!() };
     for (field, value) in [
+        ("F_PURPOSE", "start"),
         ("F_KEY_ID", "kbs:///default/aliyun/model-decryption-key"),
-        ("F_GENERATION", "1"),
         ("F_MODEL", "conf-ai:/model/"),
         ("F_BROKER", &format!("{}/", world.sandbox.kbs)),
         ("F_BROKER_AUTHENTICATED", "false"),
@@ -139,13 +157,23 @@ async fn release_mount_and_refused_request_are_one_record_each_and_name_one_anot
     ] {
         assert_eq!(released[field], value, "{field}");
     }
-    assert!(is_hex(&released["F_EVIDENCE"], 64) && is_hex(&released["F_TOKEN"], 16), "{released:?}");
-    for field in ["F_KEY_ID", "F_GENERATION", "F_MODEL", "F_TOKEN", "F_POLICY", "F_EVIDENCE"] {
-        assert_eq!(mounted[field], released[field], "{field}");
+    for release in [released, renewed, again] {
+        assert!(is_hex(&release["F_EVIDENCE"], 64) && is_hex(&release["F_TOKEN"], 16), "{release:?}");
     }
-    assert_eq!(mounted["F_IDENTITY"], identity);
+    assert_eq!((&*renewed["F_PURPOSE"], &*again["F_PURPOSE"]), ("renewal", "rotation"));
+    assert_ne!(released["F_EVIDENCE"], renewed["F_EVIDENCE"]);
+    for field in ["F_KEY_ID", "F_MODEL", "F_TOKEN", "F_POLICY", "F_EVIDENCE"] {
+        assert_eq!(mounted[field], released[field], "{field}");
+        assert_eq!(rotated[field], again[field], "{field}");
+    }
+    for (shown, generation) in [(mounted, "1"), (rotated, "2")] {
+        assert_eq!((&shown["F_IDENTITY"], &shown["F_REVISION"]), (&identity, &identity));
+        assert_eq!(shown["F_GENERATION"], generation);
+    }
     assert_eq!(mounted["F_MOUNT_POINT"], world.mount_point().display().to_string());
-    assert!(is_hex(&mounted["F_LISTING"], 64), "{mounted:?}");
+    assert_eq!((&*rotated["F_ROTATION"], &*rotated["F_OUTCOME"]), ("1", "unchanged"));
+    assert_eq!((&*denied["F_PURPOSE"], &*denied["F_CODE"]), ("rotation", "kbs.denied"));
+    assert_eq!((&*failed["F_OUTCOME"], &*failed["F_CODE"]), ("failed", "kbs.denied"));
     assert_eq!((&*refused["F_ACTION"], &*refused["F_CALLER"]), ("com.alibaba.cai1.prefetch", "65534"));
 }
 

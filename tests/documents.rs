@@ -156,6 +156,7 @@ fn keys_and_codes_that_are_named_exist() {
         "verify",
         "connect",
         "licence",
+        "rotation",
         "tdx",
     ];
     for (path, text) in pages() {

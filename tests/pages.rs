@@ -88,9 +88,12 @@ fn package_has_every_page_and_the_units_name_theirs() {
     }
     let more: Vec<&String> = pages.keys().filter(|name| !name.ends_with(".1")).collect();
     assert_eq!(more, ["cai.env.5", "cai.service.8", "cai.toml.5", "com.alibaba.cai1.5"]);
-    for unit in ["cai.service", "cai-gate.service", "cai-helper.socket", "cai-helper@.service"] {
+    let ours = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd")).unwrap();
+    let ours = ours.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let is_unit = |name: &String| ["service", "socket", "timer"].iter().any(|kind| name.ends_with(kind));
+    for unit in ours.filter(is_unit) {
         assert!(read(&format!("systemd/{unit}")).contains("man:cai.service(8)"), "{unit}");
-        assert!(plain(&pages["cai.service.8"]).contains(unit), "{unit}");
+        assert!(plain(&pages["cai.service.8"]).contains(&unit), "{unit}");
     }
 }
 
@@ -130,8 +133,11 @@ fn declared() -> (BTreeSet<String>, BTreeSet<String>) {
     let signal = interface.split("signal, name = \"").skip(1).filter_map(|rest| rest.split('"').next());
     let signals: Vec<String> = signal.map(str::to_owned).collect();
     let functions = interface.split("\n    fn ").skip(1).chain(interface.split("\n    async fn ").skip(1));
-    let functions = functions.filter_map(|rest| rest.split('(').next()).filter(|name| !name.contains(' '));
-    let members = functions.filter(|name| !name.ends_with("has_changed")).map(camel).chain(signals).collect();
+    // A signal's function has a name of its own.
+    let is_signal =
+        |function: &&str| function.split(')').next().is_some_and(|head| head.contains("emitter:"));
+    let names = functions.filter(|function| !is_signal(function)).filter_map(|rest| rest.split('(').next());
+    let members = names.map(camel).chain(signals).collect();
     let errors = source.split("enum MethodError {").nth(1).unwrap().split('}').next().unwrap();
     let errors = errors.lines().filter_map(|line| line.trim().strip_suffix("(String),"));
     (members, errors.map(str::to_owned).collect())

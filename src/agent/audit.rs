@@ -4,34 +4,45 @@
 //! stands for one act and is written where that act is done. Must not know: a key, or an attestation token beyond its id. No
 //! threads, no locks. Tested in `tests/audit.rs`, and with the documented queries on a real journal in `tests/system.rs`.
 
+use super::model::Listed;
+use super::status::{Failure, Outcome};
+use crate::attest::Claims;
 use crate::config::Settings;
-use crate::error::{ErrorClass, Fault, chain};
-use crate::kbs::{Facts, KbsError};
-use crate::manifest::Identity;
-
-use super::status::Failure;
+use crate::error::{ErrorClass, Fault};
+use crate::kbs::Facts;
 
 /// What the records have in common: `journalctl TARGET=cai::audit`.
 const TARGET: &str = "cai::audit";
 
-/// A release of the model key, as far as later records name it.
-#[derive(Debug)]
-pub(super) struct Approval {
-    /// Counts the keys released since start, from 1.
-    pub(super) generation: u32,
-    /// The attestation that it followed.
-    pub(super) facts: Facts,
+/// What the broker was asked for the key for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To serve the model.
+    Start,
+    /// To go to the key and the revision that there are now.
+    Rotation,
+    /// To hear whether it would still be given; what came is wiped unused.
+    Renewal,
+}
+
+impl Purpose {
+    const fn name(self) -> &'static str {
+        match self {
+            Purpose::Start => "start",
+            Purpose::Rotation => "rotation",
+            Purpose::Renewal => "renewal",
+        }
+    }
 }
 
 /// The broker gave the model key.
-pub(super) fn key_released(settings: &Settings, approval: &Approval) {
-    let Approval { generation, facts } = approval;
+pub(super) fn key_released(settings: &Settings, purpose: Purpose, facts: &Facts) {
     let gpus: Vec<&str> = facts.claims.gpus.iter().map(|gpu| gpu.uuid.as_str()).collect();
     tracing::info!(
         target: TARGET,
         event = "key.released",
+        purpose = purpose.name(),
         key_id = settings.trustee.key_id,
-        generation,
         model = settings.oss.location(),
         broker = settings.trustee.url.as_str(),
         broker_authenticated = facts.server_authenticated,
@@ -47,41 +58,40 @@ pub(super) fn key_released(settings: &Settings, approval: &Approval) {
     );
 }
 
-/// The broker was asked for the model key and did not give it, for as long as it was asked. `judged` is the last attestation that
-/// it accepted, where it accepted one.
-pub(super) fn key_not_released(settings: &Settings, error: &KbsError, judged: Option<&Facts>) {
-    let claims = error.claims().or(judged.map(|facts| &facts.claims));
+/// The broker was asked for the model key and did not give it, for as long as it was asked. `refused` is what the evidence said
+/// that it refused, `judged` the last attestation that it accepted, where it accepted one.
+pub(super) fn key_not_released(
+    settings: &Settings,
+    purpose: Purpose,
+    failure: &Failure,
+    refused: Option<&Claims>,
+    judged: Option<&Facts>,
+) {
+    let claims = refused.or(judged.map(|facts| &facts.claims));
     tracing::warn!(
         target: TARGET,
         event = "key.not-released",
+        purpose = purpose.name(),
         key_id = settings.trustee.key_id,
         model = settings.oss.location(),
         broker = settings.trustee.url.as_str(),
-        code = error.code(),
+        code = failure.code(),
         token = judged.map(|facts| facts.token_id.as_str()),
         policy = judged.and_then(|facts| facts.policy.ids.as_deref()),
         evidence = claims.map(|claims| claims.evidence_sha256.as_str()),
-        "the key {} was not released: {}",
-        settings.trustee.key_id,
-        chain(error)
+        "the key {} was not released: {failure}",
+        settings.trustee.key_id
     );
 }
 
-/// The plaintext of the model can be read from now on. `identity` is that of a signed model, `listing` the SHA-256 over the
-/// list of objects.
-pub(super) fn model_mounted(
-    settings: &Settings,
-    approval: &Approval,
-    identity: Option<Identity>,
-    listing: &[u8; 32],
-) {
-    let Approval { generation, facts } = approval;
+/// The plaintext of the model can be read from now on. `generation` counts the keys that were taken into use since start.
+pub(super) fn model_mounted(settings: &Settings, generation: u32, facts: &Facts, listed: &Listed) {
     tracing::info!(
         target: TARGET,
         event = "model.mounted",
         model = settings.oss.location(),
-        identity = identity.map(|identity| identity.to_string()),
-        listing = hex::encode(listing),
+        identity = listed.identity().map(|identity| identity.to_string()),
+        revision = listed.name,
         mount_point = %settings.mount.point.display(),
         key_id = settings.trustee.key_id,
         generation,
@@ -92,6 +102,48 @@ pub(super) fn model_mounted(
         "the model {} can be read at {}",
         settings.oss.location(),
         settings.mount.point.display()
+    );
+}
+
+/// A rotation ended in one of its three good ways: `listed` is what is served now.
+pub(super) fn rotated(
+    settings: &Settings,
+    number: u32,
+    outcome: Outcome,
+    generation: u32,
+    facts: &Facts,
+    listed: &Listed,
+) {
+    tracing::info!(
+        target: TARGET,
+        event = "rotation.over",
+        rotation = number,
+        outcome = outcome.name(),
+        model = settings.oss.location(),
+        identity = listed.identity().map(|identity| identity.to_string()),
+        revision = listed.name,
+        key_id = settings.trustee.key_id,
+        generation,
+        token = facts.token_id,
+        policy = facts.policy.ids,
+        policy_hash = facts.policy.hashes,
+        evidence = facts.claims.evidence_sha256,
+        "rotation {number}: {}",
+        outcome.name()
+    );
+}
+
+/// A rotation failed, and everything is as it was before.
+pub(super) fn rotation_failed(settings: &Settings, number: u32, failure: &Failure) {
+    tracing::warn!(
+        target: TARGET,
+        event = "rotation.over",
+        rotation = number,
+        outcome = Outcome::Failed.name(),
+        model = settings.oss.location(),
+        key_id = settings.trustee.key_id,
+        code = failure.code(),
+        "rotation {number} failed: {failure}"
     );
 }
 

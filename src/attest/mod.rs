@@ -96,7 +96,8 @@ pub trait Attester: Send + Sync + 'static {
     fn tee(&self) -> Tee;
 
     /// Evidence of the devices beside the TEE, bound to `digest`, as the text of `additional_evidence` (kbs.md 2.3, 7.2.2);
-    /// empty where no device is attested that way. Asked for before [`Attester::evidence`], whose digest covers it.
+    /// empty where no device is attested that way. Asked for before [`Attester::evidence`], whose digest covers it, and on the
+    /// same thread.
     ///
     /// # Errors
     /// [`AttestError`] with the device that failed.

@@ -16,6 +16,12 @@ use crate::agent::audit;
 pub(super) enum Action {
     /// `Prefetch`.
     Prefetch,
+    /// `Rotate`.
+    Rotate,
+    /// `Reattest`.
+    Reattest,
+    /// `Reload`.
+    Reload,
 }
 
 impl Action {
@@ -23,6 +29,9 @@ impl Action {
     pub(super) const fn id(self) -> &'static str {
         match self {
             Action::Prefetch => "com.alibaba.cai1.prefetch",
+            Action::Rotate => "com.alibaba.cai1.rotate",
+            Action::Reattest => "com.alibaba.cai1.reattest",
+            Action::Reload => "com.alibaba.cai1.reload",
         }
     }
 }

@@ -7,10 +7,10 @@ const PAGE: &str = include_str!("../../docs/audit.md");
 pub fn documented_queries_answer(c: &Container) {
     let mount = c.sh("journalctl -u cai F_EVENT=model.mounted -n 1 -o verbose --output-fields=F_TOKEN");
     let token = mount.lines().find_map(|line| line.trim().strip_prefix("F_TOKEN=")).unwrap();
-    let queries: Vec<String> = PAGE
+    let page = PAGE.replace("\\\n        ", "").replace("TOKEN=TOKEN", &format!("TOKEN={token}"));
+    let queries: Vec<&str> = page
         .lines()
         .filter_map(|line| line.strip_prefix("    ").filter(|line| line.starts_with("journalctl ")))
-        .map(|line| line.replace("TOKEN=TOKEN", &format!("TOKEN={token}")))
         .collect();
     assert_eq!(queries.len(), 6);
     for query in &queries {
@@ -18,6 +18,6 @@ pub fn documented_queries_answer(c: &Container) {
         assert!(!found.is_empty() && !found.contains("No entries"), "{query}: {found}");
         assert!(!found.contains("eyJ"), "a token: {found}");
     }
-    let refused = c.sh(&queries[4]);
+    let refused = c.sh(queries[4]);
     assert!(refused.contains("polkit does not allow") && !refused.contains("can be read at"), "{refused}");
 }
