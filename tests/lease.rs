@@ -100,7 +100,10 @@ async fn attestation_on_demand_needs_no_lease_and_ends_cai_only_where_it_is_deni
     let output = world.cai(&["reattest"]);
     assert_eq!(output.status.code(), Some(69));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("the attestation was not renewed: ") && said.contains("[kbs.unreachable]"), "{said}");
+    assert!(
+        said.contains("the attestation was not renewed: ") && said.contains("[kbs.unreachable]"),
+        "{said}"
+    );
     assert_eq!(world.status().unwrap()["State"], "Serving");
     world.sandbox.faults(json!([{"do": "kbs_refuse_evidence"}])).await;
     let output = world.cai(&["reattest"]);

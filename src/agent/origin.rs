@@ -68,10 +68,7 @@ pub(super) async fn judge(
         attestation_policy: &settings.trustee.policy,
     };
     let origin = policy.judge(manifest.as_ref()).map_err(|error| fail(&error))?;
-    if let Some(notice) = origin.notice {
-        tracing::warn!(event = "model.origin", "{notice}");
-        voice.update(|status| status.notices.push(notice));
-    }
+    voice.origin(origin.notice);
     let (Some(manifest), Some(seen)) = (manifest, origin.seen) else { return Ok((objects, None)) };
     let listed = objects.iter().map(|object| (object.path.as_path(), object.len));
     manifest.check_list(listed).map_err(|error| fail(&error))?;

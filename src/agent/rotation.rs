@@ -24,7 +24,7 @@ use super::status::{Failure, Outcome, Phase, Progress, Rotation};
 use super::voice::Voice;
 use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
-use crate::gocryptfs::{Conf, Keys};
+use crate::gocryptfs::{Conf, FormatError, Keys};
 use crate::keyring::Secret;
 use crate::oss::{self, OssSource};
 use crate::ratls::identity::Identity;
@@ -39,8 +39,6 @@ enum RotationError {
     KeyOfOther,
     #[error("the conf is not the one that the manifest names")]
     ConfForged,
-    #[error("the conf has {len} bytes, more than any conf has")]
-    ConfTooLarge { len: u64 },
     #[error(
         "there is another revision of the model, and mount.mode = \"ram\" holds a sealed copy of this one"
     )]
@@ -50,9 +48,7 @@ enum RotationError {
 impl Fault for RotationError {
     fn class(&self) -> ErrorClass {
         match self {
-            RotationError::KeyOfOther | RotationError::ConfForged | RotationError::ConfTooLarge { .. } => {
-                ErrorClass::Corrupt
-            }
+            RotationError::KeyOfOther | RotationError::ConfForged => ErrorClass::Corrupt,
             RotationError::Sealed => ErrorClass::Config,
         }
     }
@@ -61,7 +57,6 @@ impl Fault for RotationError {
         match self {
             RotationError::KeyOfOther => "rotation.other-key",
             RotationError::ConfForged => "rotation.conf-forged",
-            RotationError::ConfTooLarge { .. } => "rotation.conf-too-large",
             RotationError::Sealed => "rotation.sealed",
         }
     }
@@ -72,7 +67,7 @@ impl Fault for RotationError {
                 "upload the files that were encrypted with this key, gocryptfs.conf last; or put the conf back that belongs to these"
                     .into()
             }
-            RotationError::ConfForged | RotationError::ConfTooLarge { .. } => {
+            RotationError::ConfForged => {
                 "upload gocryptfs.conf and the manifest of the same directory again: cai upload".into()
             }
             RotationError::Sealed => {
@@ -154,7 +149,7 @@ impl Rotor<'_> {
             return Err(self.fail(&RotationError::ConfForged));
         };
         if object.len > Conf::largest() {
-            return Err(self.fail(&RotationError::ConfTooLarge { len: object.len }));
+            return Err(self.fail(&FormatError::TooLarge { len: object.len }));
         }
         let json =
             origin::fetch_whole(self.settings, self.voice, &self.source, &object, "gocryptfs.conf").await?;

@@ -39,7 +39,10 @@ pub fn under_load(c: &Container) {
 
 pub fn by_the_timer(c: &Container) {
     assert_eq!(c.fails("systemctl is-enabled cai-rotate.timer"), "disabled\n");
-    c.write("/etc/systemd/system/cai-rotate.timer.d/soon.conf", "[Timer]\nOnCalendar=\nOnActiveSec=0\nRandomizedDelaySec=0");
+    c.write(
+        "/etc/systemd/system/cai-rotate.timer.d/soon.conf",
+        "[Timer]\nOnCalendar=\nOnActiveSec=0\nRandomizedDelaySec=0",
+    );
     c.sh("systemctl daemon-reload; systemctl start cai-rotate.timer");
     c.wait("journalctl -u cai-rotate -o cat | grep -q '^unchanged '");
     c.wait("test \"$(systemctl show -p ActiveState --value cai-rotate)\" = inactive");
