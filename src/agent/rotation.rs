@@ -15,7 +15,7 @@ use super::following::{Stores, Watched, wait_until_complete};
 use super::lease::Lease;
 use super::model::{self, Listed, Revision};
 use super::mounting::{self, Mount};
-use super::origin;
+use super::origin::{self, Small};
 use super::release::{Broker, Verdict};
 use super::sharing::Group;
 use super::stages::blocking;
@@ -151,8 +151,7 @@ impl Rotor<'_> {
         if object.len > Conf::largest() {
             return Err(self.fail(&FormatError::TooLarge { len: object.len }));
         }
-        let json =
-            origin::fetch_whole(self.settings, self.voice, &self.source, &object, "gocryptfs.conf").await?;
+        let json = origin::fetch_whole(self.settings, self.voice, &self.source, &object, Small::Conf).await?;
         if let Some(manifest) = &listed.manifest {
             let signed = manifest.object(&object.path);
             if !signed.is_some_and(|signed| signed.is_chunk(0, std::iter::once(json.as_slice()))) {
