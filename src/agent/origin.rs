@@ -20,11 +20,29 @@ use crate::store::{AT_ONCE, ChunkSource, Object, SourceError, StoreOptions};
 /// The store's chunk is the manifest's: a chunk that arrived can be checked by itself.
 const _: () = assert!(StoreOptions::CHUNK_LEN == manifest::CHUNK_LEN);
 
-/// An object is listed and cannot be fetched.
+/// A small object that is fetched by itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Small {
+    /// `cai.manifest`.
+    Manifest,
+    /// `gocryptfs.conf`.
+    Conf,
+}
+
+impl Small {
+    fn name(self) -> &'static str {
+        match self {
+            Small::Manifest => "the manifest",
+            Small::Conf => "gocryptfs.conf",
+        }
+    }
+}
+
+/// It is listed and cannot be fetched.
 #[derive(Debug, thiserror::Error)]
-#[error("fetching {what}")]
+#[error("fetching {}", what.name())]
 struct FetchError {
-    what: &'static str,
+    what: Small,
     #[source]
     source: SourceError,
 }
@@ -35,7 +53,10 @@ impl Fault for FetchError {
     }
 
     fn code(&self) -> &'static str {
-        "model.object-fetch"
+        match self.what {
+            Small::Manifest => "model.manifest-fetch",
+            Small::Conf => "model.conf-fetch",
+        }
     }
 
     fn hint(&self) -> String {
@@ -68,10 +89,7 @@ pub(super) async fn judge(
         attestation_policy: &settings.trustee.policy,
     };
     let origin = policy.judge(manifest.as_ref()).map_err(|error| fail(&error))?;
-    if let Some(notice) = origin.notice {
-        tracing::warn!(event = "model.origin", "{notice}");
-        voice.update(|status| status.notices.push(notice));
-    }
+    voice.origin(origin.notice);
     let (Some(manifest), Some(seen)) = (manifest, origin.seen) else { return Ok((objects, None)) };
     let listed = objects.iter().map(|object| (object.path.as_path(), object.len));
     manifest.check_list(listed).map_err(|error| fail(&error))?;
@@ -124,20 +142,20 @@ async fn fetch(
     if object.len > Manifest::largest() {
         return Err(fail(&ManifestError::TooLarge));
     }
-    let bytes = fetch_whole(settings, voice, source, object, "the manifest").await?;
+    let bytes = fetch_whole(settings, voice, source, object, Small::Manifest).await?;
     Manifest::parse(&bytes).map_err(|error| fail(&error))
 }
 
-/// Fetch a small object, `what` in words, retrying what may pass.
+/// Fetch a small object, retrying what may pass.
 pub(super) async fn fetch_whole(
     settings: &Settings,
     voice: &Voice,
     source: &OssSource,
     object: &Object,
-    what: &'static str,
+    what: Small,
 ) -> Result<Vec<u8>, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
-    voice.stage(format!("fetching {what}"));
+    voice.stage(format!("fetching {}", what.name()));
     let mut patience = Patience::new("the object store", settings.trustee.retry_limit);
     loop {
         let fetched = match source.fetch(object, 0..object.len, &AT_ONCE).await {

@@ -16,7 +16,7 @@ use super::following::{Stores, Watched, wait_until_complete};
 use super::lease::Lease;
 use super::model::{self, Listed, Revision};
 use super::mounting::{self, Mount};
-use super::origin;
+use super::origin::{self, Small};
 use super::release::{Broker, Verdict};
 use super::sharing::Group;
 use super::stages::blocking;
@@ -25,7 +25,7 @@ use super::status::{Failure, Outcome, Phase, Progress, Rotation};
 use super::voice::Voice;
 use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
-use crate::gocryptfs::{Conf, Keys};
+use crate::gocryptfs::{Conf, FormatError, Keys};
 use crate::keyring::Secret;
 use crate::oss::{self, OssSource};
 use crate::ratls::identity::Identity;
@@ -40,8 +40,6 @@ enum RotationError {
     KeyOfOther,
     #[error("the conf is not the one that the manifest names")]
     ConfForged,
-    #[error("the conf has {len} bytes, more than any conf has")]
-    ConfTooLarge { len: u64 },
     #[error(
         "there is another revision of the model, and mount.mode = \"ram\" holds a sealed copy of this one"
     )]
@@ -51,9 +49,7 @@ enum RotationError {
 impl Fault for RotationError {
     fn class(&self) -> ErrorClass {
         match self {
-            RotationError::KeyOfOther | RotationError::ConfForged | RotationError::ConfTooLarge { .. } => {
-                ErrorClass::Corrupt
-            }
+            RotationError::KeyOfOther | RotationError::ConfForged => ErrorClass::Corrupt,
             RotationError::Sealed => ErrorClass::Config,
         }
     }
@@ -62,7 +58,6 @@ impl Fault for RotationError {
         match self {
             RotationError::KeyOfOther => "rotation.other-key",
             RotationError::ConfForged => "rotation.conf-forged",
-            RotationError::ConfTooLarge { .. } => "rotation.conf-too-large",
             RotationError::Sealed => "rotation.sealed",
         }
     }
@@ -73,7 +68,7 @@ impl Fault for RotationError {
                 "upload the files that were encrypted with this key, gocryptfs.conf last; or put the conf back that belongs to these"
                     .into()
             }
-            RotationError::ConfForged | RotationError::ConfTooLarge { .. } => {
+            RotationError::ConfForged => {
                 "upload gocryptfs.conf and the manifest of the same directory again: cai upload".into()
             }
             RotationError::Sealed => {
@@ -161,10 +156,9 @@ impl Rotor<'_> {
             return Err(self.fail(&RotationError::ConfForged));
         };
         if object.len > Conf::largest() {
-            return Err(self.fail(&RotationError::ConfTooLarge { len: object.len }));
+            return Err(self.fail(&FormatError::TooLarge { len: object.len }));
         }
-        let json =
-            origin::fetch_whole(self.settings, self.voice, &self.source, &object, "gocryptfs.conf").await?;
+        let json = origin::fetch_whole(self.settings, self.voice, &self.source, &object, Small::Conf).await?;
         if let Some(manifest) = &listed.manifest {
             let signed = manifest.object(&object.path);
             if !signed.is_some_and(|signed| signed.is_chunk(0, std::iter::once(json.as_slice()))) {

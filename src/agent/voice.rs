@@ -36,6 +36,8 @@ pub(super) struct Voice {
     notifier: Mutex<Notifier>,
     /// What is missing, and why.
     lacks: Mutex<BTreeMap<Lack, String>>,
+    /// The notice about the model's origin.
+    origin: Mutex<Option<String>>,
 }
 
 /// What can be missing while the model is served.
@@ -49,7 +51,12 @@ pub(super) enum Lack {
 
 impl Voice {
     pub(super) fn new(status: watch::Sender<Status>) -> Self {
-        Voice { status, notifier: Mutex::new(Notifier::new()), lacks: Mutex::default() }
+        Voice {
+            status,
+            notifier: Mutex::new(Notifier::new()),
+            lacks: Mutex::default(),
+            origin: Mutex::default(),
+        }
     }
 
     pub(super) fn state(&self) -> State {
@@ -198,6 +205,22 @@ impl Voice {
             tracing::warn!(event = "agent.notice", "{text}");
             self.update(|status| status.notices.push(text.to_owned()));
         }
+    }
+
+    /// What is to be said of where the model comes from, in place of what was said of it before.
+    pub(super) fn origin(&self, notice: Option<String>) {
+        let before = self.origin.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if before == notice {
+            return;
+        }
+        if let Some(notice) = &notice {
+            tracing::warn!(event = "model.origin", "{notice}");
+        }
+        self.update(|status| {
+            status.notices.retain(|shown| Some(shown) != before.as_ref());
+            status.notices.extend(notice.clone());
+        });
+        *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = notice;
     }
 
     /// [`Voice::warn`], unless the failure is the one that is shown already.

@@ -48,9 +48,7 @@ impl Daemon {
         let interface = InterfaceName::try_from("com.alibaba.cai1.Agent").map_err(BusError::Ask)?;
         match proxy.map_err(BusError::Ask)?.get_all(interface).await {
             Ok(all) => Ok(all),
-            Err(zbus::fdo::Error::ServiceUnknown(_) | zbus::fdo::Error::NameHasNoOwner(_)) => {
-                Err(BusError::NotRunning)
-            }
+            Err(error) if is_nobody(&error) => Err(BusError::NotRunning),
             Err(error) => Err(BusError::Ask(error.into())),
         }
     }
@@ -82,14 +80,19 @@ impl Daemon {
 
 /// What an error on the bus says.
 fn meaning(error: zbus::Error) -> BusError {
-    let zbus::Error::MethodError(name, detail, _) = &error else { return BusError::Ask(error) };
-    match (name.strip_prefix("com.alibaba.cai1.Error."), name.as_str()) {
-        (Some(short), _) => {
-            BusError::Refused { name: short.to_owned(), detail: detail.clone().unwrap_or_default() }
-        }
-        (None, "org.freedesktop.DBus.Error.ServiceUnknown" | "org.freedesktop.DBus.Error.NameHasNoOwner") => {
-            BusError::NotRunning
-        }
-        (None, _) => BusError::Ask(error),
+    match &error {
+        zbus::Error::MethodError(name, detail, _) => match name.strip_prefix("com.alibaba.cai1.Error.") {
+            Some(name) => {
+                BusError::Refused { name: name.to_owned(), detail: detail.clone().unwrap_or_default() }
+            }
+            None => BusError::Ask(error),
+        },
+        zbus::Error::FDO(fault) if is_nobody(fault) => BusError::NotRunning,
+        _ => BusError::Ask(error),
     }
+}
+
+/// Whether nobody has the name.
+fn is_nobody(error: &zbus::fdo::Error) -> bool {
+    matches!(error, zbus::fdo::Error::ServiceUnknown(_) | zbus::fdo::Error::NameHasNoOwner(_))
 }
