@@ -235,9 +235,8 @@ async fn renewed_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
     assert_eq!(before, again, "one certificate until it is renewed");
     let mut stream = first;
     fresh.mark_unchanged();
-    let renewing = tokio::spawn(identity.keep_fresh());
-    // Both formats, one after the other.
-    fresh.changed().await.unwrap();
+    let renewing = tokio::spawn(async move { identity.keep_fresh().await });
+    // Both formats at once.
     fresh.changed().await.unwrap();
     renewing.abort();
     let (_, after) = tls(at, &["rats-tls"], true).await.unwrap();

@@ -221,3 +221,67 @@ async fn licence_that_has_ended_or_asks_for_another_policy_is_denied() {
     publisher.publish(&licensed(Licence { not_after: Some(4_000_000_000), ..licence })).await;
     publisher.served();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotation_takes_a_later_revision_of_a_signed_model_and_no_earlier_one() {
+    let mut publisher = world!(Publisher::new().await);
+    publisher.pin(publisher.key.public());
+    publisher.publish(&publisher.contents(3)).await;
+    let world = &publisher.world;
+    let mut agent = world.agent();
+    world.wait_state(&mut agent, "Serving");
+    let rotate = || world.on_bus(env!("CARGO_BIN_EXE_cai")).args(["rotate", "--wait"]).output().unwrap();
+    // The same files under another signature: nothing of them is fetched again.
+    let later = publisher.publish(&publisher.contents(4)).await;
+    assert!(String::from_utf8_lossy(&rotate().stdout).contains("rewrapped"));
+    assert_eq!(world.status().unwrap()["ModelRevision"], later.identity().to_string());
+    publisher.publish(&publisher.contents(3)).await;
+    let output = rotate();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(65) && said.contains("[model.rolled-back]"), "{said}");
+    // A conf that is not the signed one, though it opens.
+    publisher.publish(&publisher.contents(5)).await;
+    let conf = fs::read(publisher.cipher.join("gocryptfs.conf")).unwrap();
+    let mut spaced = conf.clone();
+    let brace = spaced.iter().position(|byte| *byte == b'\n').unwrap();
+    spaced[brace] = b' ';
+    publisher.put("gocryptfs.conf", spaced).await;
+    let output = rotate();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(65) && said.contains("[rotation.conf-forged]"), "{said}");
+    assert_eq!(world.status().unwrap()["ModelRevision"], later.identity().to_string());
+    world.assert_model_is_readable();
+    publisher.put("gocryptfs.conf", conf).await;
+    assert!(String::from_utf8_lossy(&rotate().stdout).contains("rewrapped"));
+    assert_eq!(agent.stop().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn licence_that_ends_while_the_model_is_served_ends_serving() {
+    let directory = tempfile::tempdir().unwrap();
+    let signers = directory.path().join("signers.pem");
+    let builder = Builder::default().with(&["--token-cert-out", signers.to_str().unwrap()]);
+    let mut publisher = world!(Publisher::with(builder).await);
+    let etc = publisher.world.root().join("etc/cai");
+    fs::create_dir_all(&etc).unwrap();
+    fs::copy(&signers, etc.join("signers.pem")).unwrap();
+    publisher.world.toml =
+        "[trustee]\ntoken_cert = \"/etc/cai/signers.pem\"\nreattest_interval_secs = 1\n".into();
+    // Its time is the end of a token, which the stand-in makes good for 300 seconds.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let licence = Licence {
+        id: "L-2".into(),
+        licensee: "Example".into(),
+        policy: String::new(),
+        text: String::new(),
+        not_before: None,
+        not_after: Some(now + 306),
+    };
+    publisher.publish(&Contents { licence: Some(licence), ..publisher.contents(1) }).await;
+    let mut agent = publisher.world.agent();
+    publisher.world.wait_state(&mut agent, "Serving");
+    assert_eq!(agent.wait().code(), Some(77));
+    let log = agent.log();
+    assert!(log.contains("Serving -> Failed") && log.contains("licence L-2 ended at"), "{log}");
+    publisher.world.assert_nothing_mounted();
+}

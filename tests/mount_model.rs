@@ -402,7 +402,11 @@ fn inode_that_does_not_exist_is_not_found() {
     let plain = directory.path().join("plain");
     fs::create_dir(&plain).unwrap();
     let fs = encrypted(&plain, &directory.path().join("cipher"));
-    for inode in [0, 2, u64::from(u32::MAX) + 1, u64::MAX] {
+    for inode in [0, 2, u64::from(u32::MAX) + 1, (1 << 33) - 1] {
         assert_eq!(fs.info(inode).unwrap_err(), FsError::NotFound);
+    }
+    // What the higher bits number are other revisions of one mount.
+    for inode in [1 << 33, (1 << 33) + 2, u64::MAX] {
+        assert_eq!(fs.info(inode).unwrap_err(), FsError::Stale);
     }
 }

@@ -222,3 +222,40 @@ async fn node_whose_clock_is_most_of_a_minute_wrong_takes_part() {
     let attested = |number: usize| group.nodes[number].status().unwrap()["AttestedAt"].as_u64().unwrap();
     assert!(attested(0) > attested(1) + 30, "{} {}", attested(0), attested(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotation_moves_the_whole_group_and_the_origin_sends_the_new_revision_about_once() {
+    let mut group = nodes!(3, 24, "400mbit");
+    group.nodes.iter_mut().for_each(|node| node.toml = FEW.to_owned());
+    (0..3).for_each(|number| group.start(number));
+    (0..3).for_each(|number| group.wait_complete(number));
+    let before = group.origin_bytes().await;
+    let mut model = group.model.clone();
+    model.values_mut().for_each(|content| content.iter_mut().for_each(|byte| *byte = !*byte));
+    group.replace(model).await;
+    std::thread::scope(|scope| {
+        for node in &group.nodes {
+            scope.spawn(|| {
+                let output = node.cai(&["rotate", "--wait"]);
+                assert_eq!(output.status.code(), Some(0), "{output:?}");
+            });
+        }
+    });
+    let rotated = group.origin_bytes().await - before;
+    println!("origin: {:.3} of the new revision for three", rotated as f64 / group.total as f64);
+    let mut revisions = Vec::new();
+    for (number, node) in group.nodes.iter().enumerate() {
+        group.assert_model_is_readable(number);
+        let status = node.status().unwrap();
+        assert_eq!(status["Rotation"]["Phase"], "replaced");
+        revisions.push(status["ModelRevision"].clone());
+        for of in 0..3 {
+            wait_until("the nodes to know each other", || {
+                ["connected", "itself"].iter().any(|state| group.peer(number, of)["State"] == *state)
+            });
+        }
+    }
+    revisions.dedup();
+    assert_eq!(revisions.len(), 1, "{revisions:?}");
+    assert!(rotated <= group.total * 3 / 2, "{rotated} of {}", group.total);
+}

@@ -5,6 +5,8 @@
 //! CAI_TEST_ROOTFS and CAI_TEST_RPM it is another distribution's, and a package that was built before (`make test-system`).
 #![cfg(feature = "sandbox")]
 
+#[path = "system/audit.rs"]
+mod audit;
 #[path = "system/bus.rs"]
 mod bus;
 mod common;
@@ -18,6 +20,8 @@ mod doctor;
 mod package;
 #[path = "system/port.rs"]
 mod port;
+#[path = "system/rotation.rs"]
+mod rotation;
 #[path = "system/service.rs"]
 mod service;
 #[path = "system/world.rs"]
@@ -63,6 +67,11 @@ fn package_lives_and_dies_under_a_real_systemd() {
     step("bus: own", || bus::belongs_to_the_daemon(c));
     step("polkit", || bus::polkit_decides(c));
     step("another mount point, and who reads", || service::consumer_reads(c));
+    step("rotation: who may", || rotation::of_the_authorised_alone(c));
+    step("rotation under load", || rotation::under_load(c));
+    step("rotation by the timer", || rotation::by_the_timer(c));
+    step("reload", || rotation::reload(c));
+    step("audit", || audit::documented_queries_answer(c));
     step("crash", || crash::killed_daemon_is_back(c));
     step("hang", || crash::hung_daemon_is_replaced(c));
     step("killed helper", || crash::mount_of_a_killed_helper_is_cleared_away(c));

@@ -2,13 +2,11 @@
 //!
 //! Who may ask is decided where the question comes in (`bus`); what can be done, here.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::gocryptfs::{self, Tree};
-use crate::store::Store;
+use super::status::Failure;
 
 /// Questions that wait while one is answered: more are an attack or a loop.
 const WAITING: usize = 16;
@@ -34,13 +32,52 @@ pub enum Refusal {
         /// What was asked for.
         path: PathBuf,
     },
+    /// One at a time.
+    #[error("the same is under way already: cai status shows how far it is")]
+    Busy,
+    /// The attestation failed.
+    #[error("the attestation was not renewed: {detail} [{code}]")]
+    NotAttested {
+        /// The failure's code.
+        code: &'static str,
+        /// The whole cause.
+        detail: String,
+    },
+    /// The configuration cannot be used; the old one stays in effect.
+    #[error("the configuration cannot be used, and the old one stays in effect: {detail}")]
+    Configuration {
+        /// What is wrong with it.
+        detail: String,
+    },
     /// What is fetched ahead would be thrown away.
     #[error("the cache keeps nothing (cache.mode, or a full disk), so nothing can be fetched ahead")]
     NothingKept,
 }
 
-enum Command {
-    Prefetch { path: PathBuf, answer: oneshot::Sender<Result<Prefetched, Refusal>> },
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        let shown = failure.shown();
+        Refusal::NotAttested { code: shown.code, detail: shown.detail.clone() }
+    }
+}
+
+/// What a new reading of the configuration changed, by key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reloaded {
+    /// In effect from now on.
+    pub applied: Vec<&'static str>,
+    /// In effect after a restart.
+    pub later: Vec<&'static str>,
+}
+
+type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// A question, and where its answer goes.
+pub(super) enum Command {
+    Prefetch { path: PathBuf, answer: Answer<Prefetched> },
+    Rotate { answer: Answer<u32> },
+    Reattest { answer: Answer<()> },
+    Reload { answer: Answer<Reloaded> },
 }
 
 /// Where questions are handed in. Cheap to clone.
@@ -63,41 +100,53 @@ impl Desk {
     /// # Errors
     /// [`Refusal`].
     pub async fn prefetch(&self, path: PathBuf) -> Result<Prefetched, Refusal> {
+        self.ask(|answer| Command::Prefetch { path, answer }).await
+    }
+
+    /// Begin a rotation; gives its number. How it goes is in the status.
+    ///
+    /// # Errors
+    /// [`Refusal::NotServing`], [`Refusal::Busy`].
+    pub async fn rotate(&self) -> Result<u32, Refusal> {
+        self.ask(|answer| Command::Rotate { answer }).await
+    }
+
+    /// Attest anew and ask whether the key would still be released. A denial ends the agent.
+    ///
+    /// # Errors
+    /// [`Refusal::NotServing`], [`Refusal::Busy`], [`Refusal::NotAttested`].
+    pub async fn reattest(&self) -> Result<(), Refusal> {
+        self.ask(|answer| Command::Reattest { answer }).await
+    }
+
+    /// Read the configuration again.
+    ///
+    /// # Errors
+    /// [`Refusal::NotServing`], [`Refusal::Configuration`].
+    pub async fn reload(&self) -> Result<Reloaded, Refusal> {
+        self.ask(|answer| Command::Reload { answer }).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, Refusal> {
         let (answer, answered) = oneshot::channel();
-        self.0.send(Command::Prefetch { path, answer }).await.map_err(|_| Refusal::NotServing)?;
+        self.0.send(command(answer)).await.map_err(|_| Refusal::NotServing)?;
         // Dropped unanswered where the agent stops serving.
         answered.await.unwrap_or(Err(Refusal::NotServing))
     }
 }
 
 impl Commands {
-    /// Answer for ever, from a model that is served at `point`.
-    pub(super) async fn obey(
-        &mut self,
-        store: &Arc<Store>,
-        tree: &Tree,
-        point: &Path,
-    ) -> std::convert::Infallible {
-        // What was asked before there was anything to ask has its answer.
+    /// What was asked before there was anything to ask has its answer.
+    pub(super) fn forget_old(&mut self) {
         while self.0.try_recv().is_ok() {}
-        while let Some(Command::Prefetch { path, answer }) = self.0.recv().await {
-            let prefetched = prefetch(store, tree, point, &path);
-            tracing::info!(event = "agent.prefetch", path = %path.display(), "prefetch: {prefetched:?}");
-            let _ = answer.send(prefetched);
-        }
-        // Without a bus nobody asks.
-        std::future::pending().await
     }
-}
 
-fn prefetch(store: &Store, tree: &Tree, point: &Path, path: &Path) -> Result<Prefetched, Refusal> {
-    let below = path.strip_prefix(point).unwrap_or(path);
-    let files = gocryptfs::files_at(tree, below).ok_or_else(|| Refusal::NoSuchPath { path: path.into() })?;
-    // Also where the store was opened to keep nothing.
-    if !store.progress().borrow().caching {
-        return Err(Refusal::NothingKept);
+    /// The next question.
+    pub(super) async fn next(&mut self) -> Command {
+        match self.0.recv().await {
+            Some(command) => command,
+            // Without a bus nobody asks.
+            None => std::future::pending().await,
+        }
     }
-    store.prefetch(&files);
-    let missing = store.missing(&files);
-    Ok(Prefetched { files: u64::try_from(files.len()).unwrap_or(u64::MAX), missing })
 }

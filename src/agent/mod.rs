@@ -5,13 +5,19 @@
 //! `spawn_blocking`. Order of work is held by types too: an [`Attested`](crate::kbs::Attested) comes only from a
 //! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
+pub mod audit;
 pub mod command;
 mod evidence;
+mod following;
+mod lease;
+mod model;
 pub mod mounting;
 mod origin;
 mod patience;
 mod release;
+mod rotation;
 mod service_port;
+mod serving;
 mod sharing;
 mod stages;
 pub mod state;
@@ -29,14 +35,16 @@ use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
 use crate::host::Notifier;
-use crate::peer::Swarm;
-use crate::store::Store;
+use crate::oss::{self, OssSource};
 use crate::task::{Ended, Tasks};
 use command::Commands;
+use following::{Stores, Watched};
+use lease::Lease;
 use mounting::Mount;
-use release::Released;
+use release::{Broker, Released};
+use rotation::Rotor;
 use service_port::ServicePort;
-use stages::Opened;
+use sharing::Group;
 use state::{Event, State};
 use status::{Failure, Status};
 use voice::Voice;
@@ -91,10 +99,10 @@ impl Fault for AgentError {
 #[derive(Default)]
 struct InPlace {
     gpus_ready: bool,
-    store: Option<Arc<Store>>,
+    stores: Stores,
     mounted: Option<Mount>,
     port: Option<ServicePort>,
-    swarm: Option<Swarm>,
+    group: Group,
 }
 
 /// Run until SIGTERM or SIGINT, or until something final goes wrong. Every change is published through `status`; `tasks`
@@ -139,38 +147,68 @@ async fn start_and_serve(
     commands: &mut Commands,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Released { secret, attester, gpus_ready, policy, time } =
-        release::release_key(settings, voice, helper).await?;
+    let broker = Broker::new(settings, voice, helper).await?;
+    voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
+    let Released { secret, gpus_ready, verdict } = broker.release(settings, voice, helper).await?;
     in_place.gpus_ready = gpus_ready;
-    let Opened { store, mut watched, identity, listing } = stages::open_store(settings, voice, time).await?;
-    in_place.store = Some(store.clone());
-    let model = stages::open_model(voice, &store, secret).await?;
+    let lease = Lease::new(settings.trustee.lease, verdict.clone());
+
+    let client = oss::Client::new(&settings.oss).map_err(|error| Failure::new(State::Fetching, &error))?;
+    let client = Arc::new(client);
+    let source = Arc::new(OssSource::new(client.clone(), settings.oss.prefix.clone()));
+    let listed = model::list(settings, voice, &source, verdict.time).await?;
+    voice.update(|status| status.model_revision.clone_from(&listed.name));
+    let store = model::open_store(settings, voice, &listed, source.clone(), None).await?;
+    in_place.stores.send_modify(|stores| stores.push(store.clone()));
+    let mut watched = Watched::new(&store, client.access());
+    watched.show(voice);
+    let revision = Arc::new(model::open(voice, listed, &store, Arc::new(secret)).await?);
 
     let mut background = Tasks::new();
-    let fresh = evidence::collect(settings, voice, attester, identity, policy, &mut background).await?;
-    in_place.swarm = sharing::join(settings, voice, &model, listing, fresh.clone()).await?;
-    background.supervise("fill", stages::fill(store.clone(), background.token()));
+    let members = evidence::members(revision.listed.identity(), verdict.policy);
+    let identity =
+        evidence::collect(settings, voice, broker.attester.clone(), members, &mut background).await?;
+    let fresh = identity.as_ref().map(|identity| identity.fresh());
+    in_place.group.join(settings, voice, &revision, fresh.clone()).await?;
+    background.supervise("fill", following::fill_newest(in_place.stores.subscribe()));
     if settings.waits_for_all() {
+        voice.stage("fetching the whole model (MODEL_WAIT=full)");
         tokio::select! {
-            complete = stages::wait_until_complete(voice, &mut watched) => complete?,
-            ended = sharing::watch(voice, in_place.swarm.as_mut()) => return Err(Failure::new(voice.state(), &AgentError::Task(ended))),
+            complete = following::wait_until_complete(&mut watched, |watched| drop(watched.show(voice))) => complete?,
+            ended = in_place.group.watch(voice) => return Err(Failure::new(voice.state(), &AgentError::Task(ended))),
         }
     }
-    let tree = model.tree.clone();
-    let (mounted, shown) = mounting::mount(settings, voice, helper, model).await?;
-    let mounted = in_place.mounted.insert(mounted);
+    let (mounted, shown) = mounting::mount(settings, voice, helper, &revision).await?;
+    let mounted: &Mount = in_place.mounted.insert(mounted);
+    audit::model_mounted(settings, voice.key_generation(), &verdict.facts, &revision.listed);
     // Before anybody hears that the model is ready: clients may come as soon as its service does.
     in_place.port = ServicePort::open(settings, voice, helper, fresh).await?;
     voice.apply(Event::Mounted, shown)?;
     let point = settings.mount.point.clone();
+    let served = watch::Sender::new(revision);
+    let (broker, lease, group, stores) = (&broker, &lease, &in_place.group, &in_place.stores);
+    let access = client.access();
+    let rotor = Rotor {
+        settings,
+        voice,
+        broker,
+        lease,
+        client,
+        source,
+        identity,
+        group,
+        mounted,
+        stores,
+        served: &served,
+    };
     let failure = tokio::select! {
         error = helper.gone() => Failure::new(voice.state(), &error),
         () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
         ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
-        failure = stages::watch_progress(voice, &mut watched) => failure,
-        never = commands.obey(&store, &tree, &settings.mount.point) => match never {},
+        failure = following::follow(voice, served.subscribe(), access) => failure,
+        failure = serving::serve(commands, &rotor) => failure,
         failure = watch_port(voice, in_place.port.as_mut()) => failure,
-        ended = sharing::watch(voice, in_place.swarm.as_mut()) => Failure::new(voice.state(), &AgentError::Task(ended)),
+        ended = group.watch(voice) => Failure::new(voice.state(), &AgentError::Task(ended)),
         () = watchdog(voice, mounted, point.clone()) => Failure::new(voice.state(), &AgentError::MountLost { point }),
     };
     background.stop(TASK_GRACE).await;
@@ -229,10 +267,7 @@ async fn close(
         let drain = if outcome.is_ok() { settings.gateway.drain } else { Duration::ZERO };
         port.close(voice, drain).await;
     }
-    if let Some(swarm) = in_place.swarm {
-        voice.peers(Vec::new());
-        swarm.stop(TASK_GRACE).await;
-    }
+    in_place.group.leave(voice).await;
     let detached = match in_place.mounted {
         Some(mounted) => mounting::detach(mounted, voice, helper).await,
         None => Ok(()),
@@ -240,10 +275,11 @@ async fn close(
     if in_place.gpus_ready {
         release::hold_gpus_back(helper).await;
     }
-    if let Some(store) = in_place.store
-        && let Err(error) = store.close().await
-    {
-        tracing::warn!(event = "store.close", error = ?error, "the local ciphertext will be checked at the next start");
+    let stores = in_place.stores.send_replace(Vec::new());
+    for store in stores {
+        if let Err(error) = store.close().await {
+            tracing::warn!(event = "store.close", error = ?error, "the local ciphertext will be checked at the next start");
+        }
     }
     outcome.and(said).and(detached)
 }

@@ -11,7 +11,8 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, TMPFS_MAGIC};
 
-use super::stages::{OpenModel, StageError, ask, blocking};
+use super::model::Revision;
+use super::stages::{StageError, ask, blocking};
 use super::state::{Event, State};
 use super::status::Failure;
 use super::voice::Voice;
@@ -66,11 +67,11 @@ pub(super) async fn mount(
     settings: &Settings,
     voice: &Voice,
     helper: &Arc<Helper>,
-    model: OpenModel,
+    revision: &Revision,
 ) -> Result<(Mount, String), Failure> {
     let point = settings.mount.point.clone();
     voice.apply(Event::MetadataReady, format!("mounting at {}", point.display()))?;
-    let fs = ModelFs::new(model.tree, model.store, model.keys, shown_attributes(&settings.mount));
+    let fs = model_fs(settings, revision);
     let files = fs.file_count();
     let (mounted, how) = match settings.mount.mode {
         MountMode::Ram => (in_memory(settings, voice, helper, fs).await?, "all of them in memory".into()),
@@ -81,6 +82,12 @@ pub(super) async fn mount(
         }
     };
     Ok((mounted, format!("{files} files at {}, {how}", point.display())))
+}
+
+/// A revision as files.
+pub(super) fn model_fs(settings: &Settings, revision: &Revision) -> ModelFs {
+    let Revision { tree, store, keys, .. } = revision;
+    ModelFs::new(tree.clone(), store.clone(), keys.clone(), shown_attributes(&settings.mount))
 }
 
 async fn through_fuse(settings: &Settings, helper: &Arc<Helper>, fs: ModelFs) -> Result<Mounted, Failure> {

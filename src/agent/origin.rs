@@ -13,25 +13,50 @@ use super::status::Failure;
 use super::voice::Voice;
 use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
-use crate::manifest::{self, Manifest, ManifestError, Policy, StateDir};
+use crate::manifest::{self, Manifest, ManifestError, Policy, PolicyError, StateDir};
 use crate::oss::OssSource;
 use crate::store::{AT_ONCE, ChunkSource, Object, SourceError, StoreOptions};
 
 /// The store's chunk is the manifest's: a chunk that arrived can be checked by itself.
 const _: () = assert!(StoreOptions::CHUNK_LEN == manifest::CHUNK_LEN);
 
-/// The manifest is listed and cannot be fetched.
+/// A small object that is fetched by itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Small {
+    /// `cai.manifest`.
+    Manifest,
+    /// `gocryptfs.conf`.
+    Conf,
+}
+
+impl Small {
+    fn name(self) -> &'static str {
+        match self {
+            Small::Manifest => "the manifest",
+            Small::Conf => "gocryptfs.conf",
+        }
+    }
+}
+
+/// It is listed and cannot be fetched.
 #[derive(Debug, thiserror::Error)]
-#[error("fetching the manifest")]
-struct FetchError(#[source] SourceError);
+#[error("fetching {}", what.name())]
+struct FetchError {
+    what: Small,
+    #[source]
+    source: SourceError,
+}
 
 impl Fault for FetchError {
     fn class(&self) -> ErrorClass {
-        self.0.class()
+        self.source.class()
     }
 
     fn code(&self) -> &'static str {
-        "model.manifest-fetch"
+        match self.what {
+            Small::Manifest => "model.manifest-fetch",
+            Small::Conf => "model.conf-fetch",
+        }
     }
 
     fn hint(&self) -> String {
@@ -64,10 +89,7 @@ pub(super) async fn judge(
         attestation_policy: &settings.trustee.policy,
     };
     let origin = policy.judge(manifest.as_ref()).map_err(|error| fail(&error))?;
-    if let Some(notice) = origin.notice {
-        tracing::warn!(event = "model.origin", "{notice}");
-        voice.update(|status| status.notices.push(notice));
-    }
+    voice.origin(origin.notice);
     let (Some(manifest), Some(seen)) = (manifest, origin.seen) else { return Ok((objects, None)) };
     let listed = objects.iter().map(|object| (object.path.as_path(), object.len));
     manifest.check_list(listed).map_err(|error| fail(&error))?;
@@ -79,6 +101,18 @@ pub(super) async fn judge(
         "model {} is revision {}, signed by {}", seen.identity, seen.revision, seen.publisher
     );
     Ok((named(&manifest, objects), Some(Arc::new(manifest))))
+}
+
+/// Whether the licence of a model that is served still allows it, at such a time.
+pub(super) fn still_licensed(
+    settings: &Settings,
+    manifest: Option<&Manifest>,
+    time: Option<SystemTime>,
+) -> Result<(), PolicyError> {
+    match manifest.and_then(|manifest| manifest.contents().licence.as_ref()) {
+        Some(licence) => licence.allows(time, &settings.trustee.policy),
+        None => Ok(()),
+    }
 }
 
 /// The objects that the manifest names.
@@ -97,7 +131,7 @@ fn named(manifest: &Manifest, objects: Vec<Object>) -> Vec<Object> {
     named
 }
 
-/// Fetch and verify the manifest, retrying what may pass.
+/// Fetch and verify the manifest.
 async fn fetch(
     settings: &Settings,
     voice: &Voice,
@@ -108,7 +142,20 @@ async fn fetch(
     if object.len > Manifest::largest() {
         return Err(fail(&ManifestError::TooLarge));
     }
-    voice.stage("fetching the manifest");
+    let bytes = fetch_whole(settings, voice, source, object, Small::Manifest).await?;
+    Manifest::parse(&bytes).map_err(|error| fail(&error))
+}
+
+/// Fetch a small object, retrying what may pass.
+pub(super) async fn fetch_whole(
+    settings: &Settings,
+    voice: &Voice,
+    source: &OssSource,
+    object: &Object,
+    what: Small,
+) -> Result<Vec<u8>, Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
+    voice.stage(format!("fetching {}", what.name()));
     let mut patience = Patience::new("the object store", settings.trustee.retry_limit);
     loop {
         let fetched = match source.fetch(object, 0..object.len, &AT_ONCE).await {
@@ -116,8 +163,8 @@ async fn fetch(
             Err(error) => Err(error),
         };
         match fetched {
-            Ok(bytes) => return Manifest::parse(&bytes).map_err(|error| fail(&error)),
-            Err(error) => patience.after(voice, fail(&FetchError(error))).await?,
+            Ok(bytes) => return Ok(bytes),
+            Err(source) => patience.after(voice, fail(&FetchError { what, source })).await?,
         }
     }
 }

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
+use super::audit::{self, Purpose};
 use super::patience::Patience;
 use super::stages::ask;
 use super::state::{Event, State};
@@ -14,68 +15,141 @@ use super::status::Failure;
 use super::voice::Voice;
 use crate::attest::{self, Attester, GpuClaims};
 use crate::config::{Settings, TeeChoice};
-use crate::error::{Fault, chain};
+use crate::error::{ErrorClass, Fault, chain};
 use crate::helper::Helper;
 use crate::helper::protocol::Request;
 use crate::kbs::{self, Facts, Policy};
 use crate::keyring::Secret;
 
-/// What a broker's consent brings.
-pub(super) struct Released {
-    /// The model's secret.
-    pub(super) secret: Secret,
-    /// Who gave the evidence.
-    pub(super) attester: Arc<dyn Attester>,
-    /// Whether the GPUs were attested too, and accept work now.
-    pub(super) gpus_ready: bool,
+/// What the broker's consent brings beside the secret.
+#[derive(Debug, Clone)]
+pub(super) struct Verdict {
     /// The policies that the machine was judged by, where nobody on the way can have named others.
     pub(super) policy: Policy,
     /// The time of the attestation token, where nobody on the way can have written it: the broker proved who it is, or the
     /// token is signed by a named signer. The token's end, the only time that the broker's dialects share.
     pub(super) time: Option<SystemTime>,
+    /// When it was given.
+    pub(super) at: Instant,
+    /// The attestation that it followed.
+    pub(super) facts: Facts,
 }
 
-/// Attest this machine and receive the model's secret, retrying what may pass until the operator's limit.
-pub(super) async fn release_key(
-    settings: &Settings,
-    voice: &Voice,
-    helper: &Arc<Helper>,
-) -> Result<Released, Failure> {
-    let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
-    if settings.attest.tee != TeeChoice::Sample {
-        // Left by a crash of agent and helper together, or set while the machine booted. Before anything that can fail.
-        hold_gpus_back(helper).await;
+impl Verdict {
+    fn of(facts: &Facts) -> Self {
+        let believed = facts.token_verified || facts.server_authenticated;
+        let policy = if believed { facts.policy.clone() } else { Policy::default() };
+        let time = facts.expires.filter(|_| believed);
+        Verdict { policy, time, at: Instant::now(), facts: facts.clone() }
     }
-    let attester = attest::detect(&settings.attesting(), helper).map_err(|error| fail(&error))?;
-    let uri = kbs::ResourceUri::parse(&settings.trustee.key_id).map_err(|error| fail(&error))?;
-    let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
-    voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
+}
 
-    let mut patience = Patience::new("the key broker", settings.trustee.retry_limit);
-    loop {
-        let mut outcome = Ok(());
-        let released =
-            client.release(attester.clone(), &uri, |facts| outcome = attested(voice, facts, &uri)).await;
-        outcome?;
-        let error = match released {
-            Ok((proof, secret)) => {
-                tracing::info!(event = "key.released", key_id = %uri, "the broker released the key");
-                voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
-                let facts = proof.facts();
-                let gpus_ready = !facts.claims.gpus.is_empty();
-                let believed = facts.token_verified || facts.server_authenticated;
-                let time = facts.expires.filter(|_| believed);
-                let policy = if believed { facts.policy.clone() } else { Policy::default() };
-                if gpus_ready {
-                    let (text, _) = ask(helper, Request::GpuReady).await.map_err(|error| fail(&error))?;
-                    tracing::info!(event = "gpu.ready", "{text}");
+/// Who is asked for the key, and by whom.
+pub(super) struct Broker {
+    /// Who gives the evidence.
+    pub(super) attester: Arc<dyn Attester>,
+    client: kbs::Client,
+    uri: kbs::ResourceUri,
+    retry_limit: Duration,
+}
+
+/// What the first consent brings.
+pub(super) struct Released {
+    /// The model's secret.
+    pub(super) secret: Secret,
+    /// Whether the GPUs were attested too, and accept work now.
+    pub(super) gpus_ready: bool,
+    pub(super) verdict: Verdict,
+}
+
+impl Broker {
+    /// Find out how this machine attests; asks nobody outside.
+    pub(super) async fn new(
+        settings: &Settings,
+        voice: &Voice,
+        helper: &Arc<Helper>,
+    ) -> Result<Self, Failure> {
+        let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
+        if settings.attest.tee != TeeChoice::Sample {
+            // Left by a crash of agent and helper together, or set while the machine booted. Before anything that can fail.
+            hold_gpus_back(helper).await;
+        }
+        let attester = attest::detect(&settings.attesting(), helper).map_err(|error| fail(&error))?;
+        let uri = kbs::ResourceUri::parse(&settings.trustee.key_id).map_err(|error| fail(&error))?;
+        let client = kbs::Client::new(&settings.trustee).map_err(|error| fail(&error))?;
+        Ok(Broker { attester, client, uri, retry_limit: settings.trustee.retry_limit })
+    }
+
+    /// Attest this machine and receive the model's secret, retrying what may pass until the operator's limit.
+    pub(super) async fn release(
+        &self,
+        settings: &Settings,
+        voice: &Voice,
+        helper: &Arc<Helper>,
+    ) -> Result<Released, Failure> {
+        let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
+        let mut patience = Patience::new("the key broker", self.retry_limit);
+        let uri = &self.uri;
+        loop {
+            let (mut outcome, mut judged) = (Ok(()), None);
+            let heard = |facts: &Facts| {
+                judged = Some(facts.clone());
+                outcome = attested(voice, facts, uri);
+            };
+            let released = self.client.release(self.attester.clone(), uri, heard).await;
+            outcome?;
+            let error = match released {
+                Ok((proof, secret)) => {
+                    audit::key_released(settings, Purpose::Start, proof.facts());
+                    self.note_release(voice);
+                    let gpus_ready = !proof.facts().claims.gpus.is_empty();
+                    if gpus_ready {
+                        let (text, _) = ask(helper, Request::GpuReady).await.map_err(|error| fail(&error))?;
+                        tracing::info!(event = "gpu.ready", "{text}");
+                    }
+                    voice.apply(Event::KeyReleased, "listing the model")?;
+                    return Ok(Released { secret, gpus_ready, verdict: Verdict::of(proof.facts()) });
                 }
-                voice.apply(Event::KeyReleased, "listing the model")?;
-                return Ok(Released { secret, attester, gpus_ready, policy, time });
-            }
-            Err(error) => error,
+                Err(error) => error,
+            };
+            let given_up = |failure: &Failure| {
+                audit::key_not_released(settings, Purpose::Start, failure, error.claims(), judged.as_ref());
+            };
+            patience.after(voice, fail(&error)).await.inspect_err(given_up)?;
+        }
+    }
+
+    /// The same once more while the model is served, asked once: nothing but what is shown of the attestation changes. That
+    /// nobody answered is no refusal: who asked may ask again.
+    pub(super) async fn again(
+        &self,
+        settings: &Settings,
+        voice: &Voice,
+        purpose: Purpose,
+    ) -> Result<(Secret, Verdict), Failure> {
+        let mut judged = None;
+        let heard = |facts: &Facts| {
+            judged = Some(facts.clone());
+            show(voice, facts);
         };
-        patience.after(voice, fail(&error)).await?;
+        match self.client.release(self.attester.clone(), &self.uri, heard).await {
+            Ok((proof, secret)) => {
+                audit::key_released(settings, purpose, proof.facts());
+                Ok((secret, Verdict::of(proof.facts())))
+            }
+            Err(error) => {
+                let failure = Failure::new(voice.state(), &error);
+                if failure.class() != ErrorClass::Transient {
+                    audit::key_not_released(settings, purpose, &failure, error.claims(), judged.as_ref());
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// The key was taken into use.
+    pub(super) fn note_release(&self, voice: &Voice) {
+        voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
     }
 }
 
@@ -84,6 +158,12 @@ fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), 
     if voice.state() == State::ReleasingKey {
         voice.apply(Event::SessionLost, "a new handshake was needed")?;
     }
+    show(voice, facts);
+    voice.apply(Event::Attested, format!("asking for {uri}"))
+}
+
+/// Put the facts of an attestation into the status.
+fn show(voice: &Voice, facts: &Facts) {
     voice.update(|status| {
         status.attested_at = Some(facts.attested_at);
         status.attestation_expires = facts.expires;
@@ -99,7 +179,6 @@ fn attested(voice: &Voice, facts: &Facts, uri: &kbs::ResourceUri) -> Result<(), 
             facts.dialect.version()
         ));
     }
-    voice.apply(Event::Attested, format!("asking for {uri}"))
 }
 
 /// The facts of an attestation as the status shows them.

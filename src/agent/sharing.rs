@@ -9,7 +9,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use url::Url;
 
-use super::stages::{OpenModel, blocking};
+use super::model::Revision;
+use super::stages::blocking;
 use super::state::State;
 use super::status::Failure;
 use super::voice::Voice;
@@ -23,6 +24,9 @@ use crate::ratls::identity::Fresh;
 use crate::ratls::{self, Demands, TlsError, Verifier, VerifierOptions};
 use crate::store::{Patience, Sharing};
 use crate::task::Ended;
+
+/// How long connections get to end after they were asked to.
+const TASK_GRACE: Duration = Duration::from_secs(5);
 
 /// How often what is shown of the peers is looked at.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
@@ -50,12 +54,61 @@ impl Fault for FileError {
     }
 }
 
-/// Take part, if there are peers: listen, dial, and let the store ask them. `listing` is the SHA-256 over the list of objects.
-pub(super) async fn join(
+/// This node's place in the group: at most one, of one revision.
+#[derive(Default)]
+pub(super) struct Group(tokio::sync::Mutex<Option<Swarm>>);
+
+impl Group {
+    /// Take part, if there are peers: listen, dial, and let the revision's store ask them. Any other revision is left first: there
+    /// is one port, and who shares an older one moves on as well.
+    pub(super) async fn join(
+        &self,
+        settings: &Settings,
+        voice: &Voice,
+        revision: &Revision,
+        fresh: Option<watch::Receiver<Fresh>>,
+    ) -> Result<(), Failure> {
+        let mut swarm = self.0.lock().await;
+        if let Some(swarm) = swarm.take() {
+            swarm.stop(TASK_GRACE).await;
+        }
+        *swarm = join(settings, voice, revision, fresh).await?;
+        Ok(())
+    }
+
+    /// Show the peers, until a task among them ends, which none does by itself.
+    pub(super) async fn watch(&self, voice: &Voice) -> Ended {
+        loop {
+            let mut swarm = self.0.lock().await;
+            match swarm.as_mut() {
+                Some(swarm) => {
+                    voice.peers(swarm.shown());
+                    if let Ok(ended) = tokio::time::timeout(SHOW_EVERY, swarm.any_ended()).await {
+                        return ended;
+                    }
+                }
+                None => {
+                    // Somebody may want to join meanwhile.
+                    drop(swarm);
+                    tokio::time::sleep(SHOW_EVERY).await;
+                }
+            }
+        }
+    }
+
+    /// Serve and ask nobody any more.
+    pub(super) async fn leave(&self, voice: &Voice) {
+        if let Some(swarm) = self.0.lock().await.take() {
+            voice.peers(Vec::new());
+            swarm.stop(TASK_GRACE).await;
+        }
+    }
+}
+
+async fn join(
     settings: &Settings,
     voice: &Voice,
-    model: &OpenModel,
-    listing: [u8; 32],
+    model: &Revision,
     fresh: Option<watch::Receiver<Fresh>>,
 ) -> Result<Option<Swarm>, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
@@ -89,7 +142,7 @@ pub(super) async fn join(
         peers: peer.addresses.clone(),
         security,
         upload_limit: peer.upload_limit,
-        model: listing,
+        model: model.listed.data,
     };
     let swarm = Swarm::start(options, model.store.clone()).await.map_err(|error| fail(&error))?;
     tracing::info!(event = "peer.listening", at = %swarm.listening(), peers = peer.addresses.len());
@@ -147,18 +200,6 @@ async fn read(path: Option<&Path>) -> Result<Option<Vec<u8>>, Failure> {
         read.map_err(|source| Failure::new(State::Fetching, &FileError { path, source }))
     })
     .await
-}
-
-/// Show the peers, until a task among them ends, which none does by itself.
-pub(super) async fn watch(voice: &Voice, swarm: Option<&mut Swarm>) -> Ended {
-    let Some(swarm) = swarm else { return std::future::pending().await };
-    loop {
-        voice.peers(swarm.shown());
-        tokio::select! {
-            ended = swarm.any_ended() => return ended,
-            () = tokio::time::sleep(SHOW_EVERY) => {}
-        }
-    }
 }
 
 #[cfg(test)]

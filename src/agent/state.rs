@@ -12,8 +12,8 @@
 //! ReleasingKey  KeyReleased      Fetching
 //! Fetching      MetadataReady    Mounting
 //! Mounting      Mounted          Serving
-//! Serving       SourceLost       Degraded
-//! Degraded      SourceBack       Serving
+//! Serving       Impaired         Degraded
+//! Degraded      Restored         Serving
 //! any but Failed, Stopping: Failed -> Failed
 //! any but Stopping: StopRequested -> Stopping
 //! ```
@@ -89,8 +89,8 @@ impl State {
             (State::ReleasingKey, Event::KeyReleased) => Ok(State::Fetching),
             (State::Fetching, Event::MetadataReady) => Ok(State::Mounting),
             (State::Mounting, Event::Mounted) => Ok(State::Serving),
-            (State::Serving, Event::SourceLost) => Ok(State::Degraded),
-            (State::Degraded, Event::SourceBack) => Ok(State::Serving),
+            (State::Serving, Event::Impaired) => Ok(State::Degraded),
+            (State::Degraded, Event::Restored) => Ok(State::Serving),
             (from, Event::Failed) if !matches!(from, State::Failed | State::Stopping) => Ok(State::Failed),
             (from, Event::StopRequested) if from != State::Stopping => Ok(State::Stopping),
             (from, event) => Err(Illegal { from, event }),
@@ -119,10 +119,10 @@ pub enum Event {
     MetadataReady,
     /// The mount answers.
     Mounted,
-    /// Some ciphertext cannot be had at present.
-    SourceLost,
-    /// All ciphertext can be had again.
-    SourceBack,
+    /// Some ciphertext cannot be had at present, or the attestation could not be renewed.
+    Impaired,
+    /// Nothing is missing any more.
+    Restored,
     /// A failure that ends the agent.
     Failed,
     /// SIGTERM, SIGINT.
@@ -138,8 +138,8 @@ impl Event {
         Event::KeyReleased,
         Event::MetadataReady,
         Event::Mounted,
-        Event::SourceLost,
-        Event::SourceBack,
+        Event::Impaired,
+        Event::Restored,
         Event::Failed,
         Event::StopRequested,
     ];

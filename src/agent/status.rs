@@ -41,6 +41,10 @@ pub struct Status {
     pub service_port: Option<ServicePort>,
     /// The machines that share the model with this one.
     pub peers: Vec<Shown>,
+    /// The rotation that is under way, or the last one; `None` before the first.
+    pub rotation: Option<Rotation>,
+    /// Open files and directories of revisions that were replaced: these stay until the last one is closed.
+    pub left_open: u64,
     /// What the operator chose and should not forget, such as an unauthenticated key broker.
     pub notices: Vec<String>,
     /// The newest failure; stays after a recovery, so that it can be read.
@@ -64,6 +68,8 @@ impl Status {
             attestation: BTreeMap::new(),
             service_port: None,
             peers: Vec::new(),
+            rotation: None,
+            left_open: 0,
             notices,
             last_error: None,
         }
@@ -77,6 +83,71 @@ impl Status {
             text.push_str(&format!(" ({} % of the model is local)", self.progress.percent()));
         }
         text
+    }
+}
+
+/// A rotation: to another wrapping of the key, or to another revision of the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rotation {
+    /// Counts rotations since start; 1 for the first.
+    pub number: u32,
+    /// How far it is.
+    pub phase: Phase,
+    /// The revision it goes to; empty before it is known.
+    pub revision: String,
+    /// What is here of that.
+    pub progress: Progress,
+    /// Why it failed.
+    pub error: Option<LastError>,
+}
+
+/// How far a rotation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Attesting, and asking for the key.
+    Attesting,
+    /// Listing the model and comparing it with the one that is served.
+    Comparing,
+    /// Fetching the new revision beside the old one.
+    Fetching,
+    /// Over, for better or worse.
+    Over(Outcome),
+}
+
+impl Phase {
+    /// Name on D-Bus.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Phase::Attesting => "attesting",
+            Phase::Comparing => "comparing",
+            Phase::Fetching => "fetching",
+            Phase::Over(outcome) => outcome.name(),
+        }
+    }
+}
+
+/// How a rotation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Key and model are the same as before.
+    Unchanged,
+    /// The same key, wrapped or signed anew, around the same model.
+    Rewrapped,
+    /// New opens get another revision of the model.
+    Replaced,
+    /// Everything is as it was before.
+    Failed,
+}
+
+impl Outcome {
+    /// Name on D-Bus.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outcome::Unchanged => "unchanged",
+            Outcome::Rewrapped => "rewrapped",
+            Outcome::Replaced => "replaced",
+            Outcome::Failed => "failed",
+        }
     }
 }
 
@@ -161,12 +232,14 @@ pub struct LastError {
     pub detail: String,
     /// What to do.
     pub hint: String,
+    /// What it would end the agent with.
+    pub exit_status: u8,
     /// When.
     pub at: SystemTime,
 }
 
 /// A failure on its way up: what [`LastError`] shows and what decides retry and exit status.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{}", .shown.detail)]
 pub struct Failure {
     class: ErrorClass,
@@ -179,7 +252,14 @@ impl Failure {
         let detail = chain(fault);
         Failure {
             class: fault.class(),
-            shown: LastError { code: fault.code(), stage, detail, hint: fault.hint(), at: SystemTime::now() },
+            shown: LastError {
+                code: fault.code(),
+                stage,
+                detail,
+                hint: fault.hint(),
+                exit_status: fault.class().exit_code(),
+                at: SystemTime::now(),
+            },
         }
     }
 

@@ -1,12 +1,13 @@
 //! The only place where the state changes, and where everybody hears of it.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::state::{Event, Illegal, State};
-use super::status::{Failure, ServicePort, Status};
+use super::status::{Failure, LastError, Outcome, Phase, Progress, Rotation, ServicePort, Status};
 use crate::error::{ErrorClass, Fault};
 use crate::host::Notifier;
 use crate::peer;
@@ -33,11 +34,29 @@ impl Fault for Illegal {
 pub(super) struct Voice {
     status: watch::Sender<Status>,
     notifier: Mutex<Notifier>,
+    /// What is missing, and why.
+    lacks: Mutex<BTreeMap<Lack, String>>,
+    /// The notice about the model's origin.
+    origin: Mutex<Option<String>>,
+}
+
+/// What can be missing while the model is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lack {
+    /// An attestation that is young enough.
+    Attestation,
+    /// A source of ciphertext.
+    Source,
 }
 
 impl Voice {
     pub(super) fn new(status: watch::Sender<Status>) -> Self {
-        Voice { status, notifier: Mutex::new(Notifier::new()) }
+        Voice {
+            status,
+            notifier: Mutex::new(Notifier::new()),
+            lacks: Mutex::default(),
+            origin: Mutex::default(),
+        }
     }
 
     pub(super) fn state(&self) -> State {
@@ -77,10 +96,86 @@ impl Voice {
         self.notifier().status(&text, PATIENCE);
     }
 
+    /// Keys that were taken into use since start.
+    pub(super) fn key_generation(&self) -> u32 {
+        self.status.borrow().key_generation
+    }
+
     /// Say what is being done now, within the same state.
     pub(super) fn stage(&self, stage: impl Into<String>) {
         let stage = stage.into();
         self.update(|status| status.stage = stage);
+    }
+
+    /// While the model is served: say what is missing, and why, or that it is not (any more). Degraded as long as anything is.
+    pub(super) fn lacks(&self, what: Lack, why: Option<String>) -> Result<(), Failure> {
+        let reasons = {
+            let mut lacks = self.lacks.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = lacks.clone();
+            match why {
+                Some(why) => drop(lacks.insert(what, why)),
+                None => drop(lacks.remove(&what)),
+            }
+            if *lacks == before {
+                return Ok(());
+            }
+            lacks.values().cloned().collect::<Vec<_>>().join("; ")
+        };
+        match (self.state(), reasons.is_empty()) {
+            (State::Serving, false) => self.apply(Event::Impaired, reasons),
+            (State::Degraded, true) => self.apply(Event::Restored, "nothing is missing any more"),
+            (State::Degraded, false) => {
+                self.stage(reasons);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is being done now, in words.
+    pub(super) fn current_stage(&self) -> String {
+        self.status.borrow().stage.clone()
+    }
+
+    /// A rotation begins.
+    pub(super) fn rotation(&self, rotation: Rotation) {
+        self.update(|status| status.rotation = Some(rotation));
+    }
+
+    /// The rotation that is under way is in this phase, on the way to that revision.
+    pub(super) fn rotation_phase(&self, phase: Phase, revision: &str) {
+        self.change_rotation(|rotation| {
+            rotation.phase = phase;
+            rotation.revision = revision.to_owned();
+        });
+    }
+
+    /// So much of the new revision is here.
+    pub(super) fn rotation_progress(&self, progress: Progress) {
+        self.change_rotation(|rotation| rotation.progress = progress);
+    }
+
+    /// The rotation is over.
+    pub(super) fn rotated(&self, outcome: Outcome, error: Option<LastError>) {
+        self.change_rotation(|rotation| {
+            rotation.phase = Phase::Over(outcome);
+            rotation.error = error;
+        });
+    }
+
+    /// Open files and directories of replaced revisions; told only when it changed.
+    pub(super) fn left_open(&self, count: u64) {
+        if self.status.borrow().left_open != count {
+            self.update(|status| status.left_open = count);
+        }
+    }
+
+    fn change_rotation(&self, change: impl FnOnce(&mut Rotation)) {
+        self.update(|status| {
+            if let Some(rotation) = &mut status.rotation {
+                change(rotation);
+            }
+        });
     }
 
     /// What is shown of the service port; told only when it changed.
@@ -110,6 +205,22 @@ impl Voice {
             tracing::warn!(event = "agent.notice", "{text}");
             self.update(|status| status.notices.push(text.to_owned()));
         }
+    }
+
+    /// What is to be said of where the model comes from, in place of what was said of it before.
+    pub(super) fn origin(&self, notice: Option<String>) {
+        let before = self.origin.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if before == notice {
+            return;
+        }
+        if let Some(notice) = &notice {
+            tracing::warn!(event = "model.origin", "{notice}");
+        }
+        self.update(|status| {
+            status.notices.retain(|shown| Some(shown) != before.as_ref());
+            status.notices.extend(notice.clone());
+        });
+        *self.origin.lock().unwrap_or_else(PoisonError::into_inner) = notice;
     }
 
     /// [`Voice::warn`], unless the failure is the one that is shown already.

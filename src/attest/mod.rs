@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
 
 use crate::config::{AttestSettings, TeeChoice};
 use crate::helper::Helper;
@@ -79,6 +80,14 @@ pub struct Evidence {
     pub claims: Claims,
 }
 
+impl Evidence {
+    /// `object`, and what it says.
+    fn new(object: Box<RawValue>, claims: Claims) -> Self {
+        let evidence_sha256 = hex::encode(Sha256::digest(object.get()));
+        Evidence { object, claims: Claims { evidence_sha256, ..claims } }
+    }
+}
+
 /// Something that can produce evidence about this machine.
 ///
 /// Blocking: quote generation is system calls and a slow quoting enclave. Call from `spawn_blocking`.
@@ -87,7 +96,8 @@ pub trait Attester: Send + Sync + 'static {
     fn tee(&self) -> Tee;
 
     /// Evidence of the devices beside the TEE, bound to `digest`, as the text of `additional_evidence` (kbs.md 2.3, 7.2.2);
-    /// empty where no device is attested that way. Asked for before [`Attester::evidence`], whose digest covers it.
+    /// empty where no device is attested that way. Asked for before [`Attester::evidence`], whose digest covers it, and on the
+    /// same thread.
     ///
     /// # Errors
     /// [`AttestError`] with the device that failed.

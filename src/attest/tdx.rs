@@ -1,7 +1,9 @@
 //! Intel TDX: a quote over the challenge, with the logs that explain its registers and the devices' evidence beside it.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -43,8 +45,9 @@ pub struct Tdx {
     devices: Option<Arc<dyn Devices>>,
     /// Quotes are made one at a time: the host has one line for them.
     quoting: Mutex<()>,
-    /// What the devices said for the evidence that is asked for next, if they were read for it already.
-    additional: Mutex<Option<DeviceClaims>>,
+    /// What the devices said for the evidence that a thread asks for next, if they were read for it already: several collect
+    /// evidence side by side, each on a thread of its own from the first question to the second.
+    additional: Mutex<HashMap<ThreadId, DeviceClaims>>,
 }
 
 /// Where quotes come from.
@@ -170,7 +173,11 @@ impl Tdx {
     /// What was said through [`Attester::device_evidence`] for the evidence asked for now. Taken whatever comes of that, so
     /// that no later handshake takes it for its own.
     fn take_additional(&self) -> Option<DeviceClaims> {
-        self.additional.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.additional().remove(&std::thread::current().id())
+    }
+
+    fn additional(&self) -> MutexGuard<'_, HashMap<ThreadId, DeviceClaims>> {
+        self.additional.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The devices' evidence for the inside of the object, and what they claim.
@@ -190,7 +197,8 @@ impl Attester for Tdx {
     fn device_evidence(&self, digest: &Digest) -> Result<String, AttestError> {
         let Some(devices) = &self.devices else { return Ok(String::new()) };
         let (text, claims) = devices.additional(digest)?.unzip();
-        *self.additional.lock().unwrap_or_else(PoisonError::into_inner) = claims;
+        drop(self.take_additional());
+        self.additional().extend(claims.map(|claims| (std::thread::current().id(), claims)));
         Ok(text.unwrap_or_default())
     }
 
@@ -218,8 +226,9 @@ impl Attester for Tdx {
             tdx: Some(super::TdxClaims { boot, ..quote.claims() }),
             gpus: devices.gpus,
             notices,
+            ..Claims::default()
         };
-        Ok(Evidence { object: to_raw_value(&object)?, claims })
+        Ok(Evidence::new(to_raw_value(&object)?, claims))
     }
 }
 

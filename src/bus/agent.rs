@@ -8,7 +8,7 @@ use zbus::{Connection, interface};
 use super::permission::{self, Action};
 use super::values::{self, Dict};
 use crate::agent::command::{Desk, Refusal};
-use crate::agent::status::{Status, unix_seconds};
+use crate::agent::status::{Phase, Status, unix_seconds};
 
 /// Why a method did nothing, by name.
 #[derive(Debug, zbus::DBusError)]
@@ -20,6 +20,9 @@ pub(super) enum MethodError {
     NotServing(String),
     NoSuchPath(String),
     NothingKept(String),
+    Busy(String),
+    NotAttested(String),
+    InvalidConfiguration(String),
 }
 
 impl From<Refusal> for MethodError {
@@ -29,6 +32,9 @@ impl From<Refusal> for MethodError {
             Refusal::NotServing => MethodError::NotServing(text),
             Refusal::NoSuchPath { .. } => MethodError::NoSuchPath(text),
             Refusal::NothingKept => MethodError::NothingKept(text),
+            Refusal::Busy => MethodError::Busy(text),
+            Refusal::NotAttested { .. } => MethodError::NotAttested(text),
+            Refusal::Configuration { .. } => MethodError::InvalidConfiguration(text),
         }
     }
 }
@@ -42,6 +48,20 @@ pub(super) struct AgentInterface {
 impl AgentInterface {
     pub(super) fn new(status: watch::Receiver<Status>, desk: Desk) -> Self {
         AgentInterface { status, desk }
+    }
+
+    /// Whether the caller may do `action`, and there is a model to do it with.
+    async fn admit(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+        action: Action,
+    ) -> Result<(), MethodError> {
+        permission::check(connection, header, action).await.map_err(MethodError::NotAuthorized)?;
+        match self.read(|status| status.state.is_serving()) {
+            true => Ok(()),
+            false => Err(Refusal::NotServing.into()),
+        }
     }
 
     fn read<T>(&self, pick: impl FnOnce(&Status) -> T) -> T {
@@ -69,14 +89,17 @@ impl AgentInterface {
         self.read(Status::text)
     }
 
-    /// Ciphertext that is local: BytesDone, BytesTotal, BytesPerSecond, EtaSeconds, BySource, Retries, Caching.
+    /// Ciphertext that is local: BytesDone and BytesTotal (t, bytes), BytesPerSecond (t, over the last seconds), EtaSeconds (t, absent
+    /// when unknown), BySource (a{st}, bytes: cache is what was found at start, the others were fetched since), Retries (t, requests
+    /// repeated since start), Caching (b, false once fetched bytes are no longer kept on the disk).
     #[zbus(property)]
     fn progress(&self) -> Dict {
         self.read(|status| values::progress(&status.progress))
     }
 
-    /// How the object store is used: Credentials, CredentialsExpire (seconds since 1970, absent when unknown), Proxy (absent
-    /// without one), Throttled (answers that asked for less, since start), Concurrency (requests that may be in flight now).
+    /// How the object store is used: Credentials (s, who cai is for OSS), CredentialsExpire (t, seconds since 1970, absent when
+    /// unknown), Proxy (s, absent without one), Throttled (t, answers that asked for less, since start), Concurrency (t, requests
+    /// that may be in flight now).
     #[zbus(property)]
     fn object_store(&self) -> Dict {
         self.read(|status| values::object_store(&status.object_store))
@@ -118,29 +141,41 @@ impl AgentInterface {
         self.read(|status| status.attestation_expires.map_or(0, unix_seconds))
     }
 
-    /// Facts about the attestation: tee, provider, gpus, protocol, key-algorithm, server, token, policy.
+    /// Facts about the last attestation, all of type s; empty before: tee, provider (where the quote came from), gpus (how many of
+    /// which product), protocol (of the key broker), key-algorithm (that the key was encrypted with), server (whether it proved who
+    /// it is), token (whether its signature was checked), policy (that the token names).
     #[zbus(property)]
     fn attestation(&self) -> Dict {
         self.read(|status| values::facts(status.attestation.iter()))
     }
 
-    /// The encrypted service port: Mode, Listen, Backend, Certificate, RefreshSeconds, EvidenceAt (by certificate format, seconds
-    /// since 1970), RefreshError, Connections, Streams (open now), StreamsTotal, Handshakes, Refused, PlaintextChecks (since
-    /// start). Empty while it is shut.
+    /// The encrypted service port; empty while it is shut. Mode (s: capture or mapping), Listen (as), Backend (s), Certificate (s:
+    /// gateway.certificate), RefreshSeconds (t), EvidenceAt (a{st}, by certificate format, seconds since 1970), RefreshError (s, empty
+    /// when the last refresh worked), Connections and Streams (t, open now), StreamsTotal, Handshakes, Refused and PlaintextChecks
+    /// (t, since start).
     #[zbus(property)]
     fn gateway(&self) -> Dict {
         self.read(|status| values::service_port(status.service_port.as_ref()))
     }
 
-    /// The machines that share the model with this one: Address, State (connected, dialling, failed, itself), Code and Detail (of a
-    /// failure), Distrusted (it sent wrong bytes, and is not asked for a while), Chunks (that it has), BytesReceived, BytesSent,
-    /// WrongChunks, FailedChunks (since start). Empty without any.
+    /// The machines that share the model with this one; empty without any. For each: Address (s), State (s: connected, dialling,
+    /// failed, itself), Code and Detail (s, of a failure), Distrusted (b: it sent wrong bytes, and is not asked for a while), Chunks
+    /// (t, that it has), BytesReceived, BytesSent, WrongChunks and FailedChunks (t, since start).
     #[zbus(property)]
     fn peers(&self) -> Vec<Dict> {
         self.read(|status| status.peers.iter().map(values::peer).collect())
     }
 
-    /// The newest failure: Code, Stage, Detail, Hint, At. Empty when nothing has failed.
+    /// The rotation that is under way, or the last one; empty before the first. Number (u), Phase (s: attesting, comparing, fetching;
+    /// unchanged, rewrapped, replaced, failed at its end), Over (b), Revision (s, that it goes to), Progress (a{sv}, of that), Error
+    /// (a{sv}, as LastError, of a failure), LeftOpen (t, open files and directories of revisions that were replaced).
+    #[zbus(property)]
+    fn rotation(&self) -> Dict {
+        self.read(|status| values::rotation(status.rotation.as_ref(), status.left_open))
+    }
+
+    /// The newest failure; it stays after a recovery, and is empty when nothing has failed. Code (s, stable), Stage (s, the state it
+    /// happened in), Detail (s), Hint (s, what to do), ExitStatus (u, that it would end cai with), At (t, seconds since 1970).
     #[zbus(property)]
     fn last_error(&self) -> Dict {
         self.read(|status| values::last_error(status.last_error.as_ref()))
@@ -168,18 +203,68 @@ impl AgentInterface {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(u64, u64), MethodError> {
-        let allowed = permission::check(connection, &header, Action::Prefetch).await;
-        allowed.map_err(MethodError::NotAuthorized)?;
-        if !self.read(|status| status.state.is_serving()) {
-            return Err(Refusal::NotServing.into());
-        }
+        self.admit(connection, &header, Action::Prefetch).await?;
         let prefetched = self.desk.prefetch(path.into()).await?;
         Ok((prefetched.files, prefetched.missing))
     }
 
-    /// The state has changed.
+    /// Go to the key and the revision of the model that the broker and the bucket have now, without interrupting a reader. Gives the
+    /// number of the rotation at once; Rotation shows how far it is and how it ends, Rotated tells of its end. Any failure leaves
+    /// everything as it was. For root, and for whom polkit allows com.alibaba.cai1.rotate. Errors: NotAuthorized, NotServing, Busy.
+    #[zbus(out_args("number"))]
+    async fn rotate(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<u32, MethodError> {
+        self.admit(connection, &header, Action::Rotate).await?;
+        Ok(self.desk.rotate().await?)
+    }
+
+    /// Attest anew, and ask whether the key would still be released. A denial ends cai: the port is shut, the model is withdrawn.
+    /// For root, and for whom polkit allows com.alibaba.cai1.reattest. Errors: NotAuthorized, NotServing, Busy, NotAttested.
+    async fn reattest(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), MethodError> {
+        self.admit(connection, &header, Action::Reattest).await?;
+        Ok(self.desk.reattest().await?)
+    }
+
+    /// Read the configuration again. Gives the keys that are in effect from now on (the lease of the attestation, the key of the
+    /// bucket), and those that need a restart. A configuration with a mistake changes nothing. For root, and for whom polkit allows
+    /// com.alibaba.cai1.reload. Errors: NotAuthorized, NotServing, InvalidConfiguration.
+    #[zbus(out_args("applied", "needs_restart"))]
+    async fn reload(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(Vec<String>, Vec<String>), MethodError> {
+        self.admit(connection, &header, Action::Reload).await?;
+        let reloaded = self.desk.reload().await?;
+        let names = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
+        Ok((names(reloaded.applied), names(reloaded.later)))
+    }
+
+    /// A rotation ended: unchanged, rewrapped, replaced or failed; and the revision that is served now.
+    #[zbus(signal, name = "Rotated")]
+    async fn rotation_has_ended(
+        emitter: &SignalEmitter<'_>,
+        number: u32,
+        outcome: &str,
+        revision: &str,
+    ) -> zbus::Result<()>;
+
+    /// The state has changed. Every changed property is also told by PropertiesChanged of org.freedesktop.DBus.Properties.
     #[zbus(signal, name = "StateChanged")]
     async fn state_has_changed(emitter: &SignalEmitter<'_>, from: &str, to: &str) -> zbus::Result<()>;
+}
+
+/// Number and outcome of the last rotation, if it is over.
+fn ended(status: &Status) -> Option<(u32, &'static str)> {
+    let rotation = status.rotation.as_ref()?;
+    matches!(rotation.phase, Phase::Over(_)).then(|| (rotation.number, rotation.phase.name()))
 }
 
 /// One `PropertiesChanged` for each property that differs between two snapshots, and `StateChanged`.
@@ -226,6 +311,12 @@ pub(super) async fn emit_changes(
     }
     if before.peers != now.peers {
         shown.peers_changed(emitter).await?;
+    }
+    if (&before.rotation, before.left_open) != (&now.rotation, now.left_open) {
+        shown.rotation_changed(emitter).await?;
+    }
+    if let Some((number, outcome)) = ended(now).filter(|end| ended(before).as_ref() != Some(end)) {
+        AgentInterface::rotation_has_ended(emitter, number, outcome, &now.model_revision).await?;
     }
     if before.last_error != now.last_error {
         shown.last_error_changed(emitter).await?;

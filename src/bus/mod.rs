@@ -1,21 +1,25 @@
 //! The control plane on D-Bus: `com.alibaba.cai1`, documented in README.md, "D-Bus".
 //!
-//! Owns: the interface object, its change signals and the client's proxy. Must not know: how anything it shows comes about;
+//! Owns: the interface object, its change signals and (`client`) who asks the running daemon. Must not know: how anything it shows comes about;
 //! it reads one `watch<Status>`, and hands what it is asked to do to the agent's desk once the caller may ask for it. No secret
 //! ever crosses the bus. Tested in `tests/lifecycle.rs` and `tests/bus_prefetch.rs`.
 
 mod agent;
+mod client;
 mod json;
 mod permission;
 mod values;
 
+pub use client::Daemon;
 pub use json::to_json;
 pub use values::Dict;
+
+use std::path::PathBuf;
 
 use tokio::sync::watch;
 use zbus::Connection;
 use zbus::fdo::RequestNameFlags;
-use zbus::object_server::InterfaceRef;
+use zbus::object_server::{Interface as _, InterfaceRef};
 
 use crate::agent::command::Desk;
 use crate::agent::status::Status;
@@ -45,6 +49,14 @@ pub enum BusError {
     /// The daemon does not answer.
     #[error("asking {NAME}")]
     Ask(#[source] zbus::Error),
+    /// The daemon does not do what it was asked to.
+    #[error("{detail}")]
+    Refused {
+        /// The last part of the error's name on the bus.
+        name: String,
+        /// Why, in its words.
+        detail: String,
+    },
     /// Nobody has the name.
     #[error("nobody answers to {NAME} on the system bus")]
     NotRunning,
@@ -55,6 +67,11 @@ impl Fault for BusError {
         match self {
             BusError::Connect(_) | BusError::Serve(_) | BusError::Ask(_) => ErrorClass::Transient,
             BusError::NameTaken | BusError::Name(_) => ErrorClass::Config,
+            BusError::Refused { name, .. } => match name.as_str() {
+                "NotAuthorized" => ErrorClass::Denied,
+                "InvalidConfiguration" => ErrorClass::Config,
+                _ => ErrorClass::Transient,
+            },
             BusError::NotRunning => ErrorClass::Transient,
         }
     }
@@ -66,6 +83,7 @@ impl Fault for BusError {
             BusError::NameTaken => "bus.second-instance",
             BusError::Name(_) => "bus.name",
             BusError::Ask(_) => "bus.ask",
+            BusError::Refused { .. } => "bus.refused",
             BusError::NotRunning => "bus.not-running",
         }
     }
@@ -80,6 +98,13 @@ impl Fault for BusError {
                 "install com.alibaba.cai1.conf in /usr/share/dbus-1/system.d and reload dbus".into()
             }
             BusError::Ask(_) => "see its log: journalctl -u cai".into(),
+            BusError::Refused { name, .. } => match name.as_str() {
+                "NotAuthorized" => {
+                    "run it with sudo, or allow it to the user in /etc/polkit-1/rules.d".into()
+                }
+                "InvalidConfiguration" => "see all of it: cai check-config".into(),
+                _ => "see what it is doing: cai status; and its log: journalctl -u cai".into(),
+            },
             BusError::NotRunning => "start it: systemctl start cai; then: journalctl -u cai".into(),
         }
     }
@@ -126,24 +151,11 @@ impl Bus {
     }
 }
 
-/// Every property of the running daemon, by name.
-///
-/// # Errors
-/// [`BusError::Connect`], [`BusError::NotRunning`], [`BusError::Ask`].
-pub async fn properties() -> Result<Dict, BusError> {
-    let connection = Connection::system().await.map_err(BusError::Connect)?;
-    let proxy = zbus::fdo::PropertiesProxy::builder(&connection)
-        .destination(NAME)
-        .path(PATH)
-        .build()
-        .await
-        .map_err(BusError::Ask)?;
-    let interface = zbus::names::InterfaceName::try_from("com.alibaba.cai1.Agent").map_err(BusError::Ask)?;
-    match proxy.get_all(interface).await {
-        Ok(all) => Ok(all),
-        Err(zbus::fdo::Error::ServiceUnknown(_) | zbus::fdo::Error::NameHasNoOwner(_)) => {
-            Err(BusError::NotRunning)
-        }
-        Err(error) => Err(BusError::Ask(error.into())),
-    }
+/// The interface as introspection shows it, for its manual page.
+pub fn introspection() -> String {
+    let (_, status) = watch::channel(Status::new(String::new(), PathBuf::new(), Vec::new()));
+    let (desk, _) = crate::agent::command::desk();
+    let mut xml = String::new();
+    AgentInterface::new(status, desk).introspect_to_writer(&mut xml, 0);
+    xml
 }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use zbus::{OwnedVariant, Str, Variant};
 
-use crate::agent::status::{Access, LastError, Progress, ServicePort, Shown, Standing, unix_seconds};
+use crate::agent::status::{
+    Access, LastError, Phase, Progress, Rotation, ServicePort, Shown, Standing, unix_seconds,
+};
 
 /// `a{sv}`.
 pub type Dict = HashMap<String, OwnedVariant>;
@@ -97,7 +99,23 @@ pub fn peer(peer: &Shown) -> Dict {
     ])
 }
 
-/// `Code`, `Stage`, `Detail`, `Hint` (s), `At` (t, seconds since 1970); empty when nothing has failed.
+/// `Number` (u), `Phase`, `Revision` (s), `Over` (b), `Progress`, `Error` (a{sv}), `LeftOpen` (t); empty before the first rotation.
+pub fn rotation(rotation: Option<&Rotation>, left_open: u64) -> Dict {
+    let Some(rotation) = rotation else { return Dict::new() };
+    let dict = |dict: Dict| OwnedVariant::try_from(Variant::from(dict)).ok();
+    let mut shown = Dict::from([
+        ("Number".to_owned(), rotation.number.into()),
+        ("Phase".to_owned(), text(rotation.phase.name())),
+        ("Revision".to_owned(), text(&rotation.revision)),
+        ("Over".to_owned(), matches!(rotation.phase, Phase::Over(_)).into()),
+        ("LeftOpen".to_owned(), left_open.into()),
+    ]);
+    shown.extend(dict(progress(&rotation.progress)).map(|value| ("Progress".to_owned(), value)));
+    shown.extend(dict(last_error(rotation.error.as_ref())).map(|value| ("Error".to_owned(), value)));
+    shown
+}
+
+/// `Code`, `Stage`, `Detail`, `Hint` (s), `ExitStatus` (u), `At` (t, seconds since 1970); empty when nothing has failed.
 pub fn last_error(error: Option<&LastError>) -> Dict {
     let mut dict = Dict::new();
     if let Some(error) = error {
@@ -105,6 +123,7 @@ pub fn last_error(error: Option<&LastError>) -> Dict {
         dict.insert("Stage".into(), text(error.stage.name()));
         dict.insert("Detail".into(), text(&error.detail));
         dict.insert("Hint".into(), text(&error.hint));
+        dict.insert("ExitStatus".into(), u32::from(error.exit_status).into());
         dict.insert("At".into(), unix_seconds(error.at).into());
     }
     dict

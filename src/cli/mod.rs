@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, each a thin layer over the library.
 
+mod act;
 mod attest;
 mod check_config;
 mod check_key;
@@ -55,6 +56,12 @@ enum Command {
     Run,
     /// What the running daemon is doing.
     Status(status::Args),
+    /// Go to the present key and revision of the model, without interrupting a reader.
+    Rotate(act::RotateArgs),
+    /// Attest anew, and ask whether the key would still be released; a denial ends the daemon.
+    Reattest,
+    /// Have the daemon read its configuration again.
+    Reload,
     /// Collect evidence of this machine and show what it says; no network, no key.
     Attest(attest::Args),
     /// Keep plaintext from outside off the service port, whether the agent runs or not.
@@ -114,6 +121,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
     match &cli.command {
         Command::Run => run::run(&cli.root)?,
         Command::Status(args) => status::run(args)?,
+        Command::Rotate(args) => act::rotate(args)?,
+        Command::Reattest => act::reattest()?,
+        Command::Reload => act::reload()?,
         Command::Gate(args) => gate::run(&cli.root, args)?,
         Command::Attest(args) => attest::run(&cli.root, args)?,
         Command::CheckConfig(args) => return Ok(check_config::run(&cli.root, args).map_err(OutputError)?),

@@ -73,7 +73,7 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<(), Box<dyn Fault>> {
 /// The running agent's properties as JSON, or why not.
 fn status() -> Result<Result<String, String>, RuntimeError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError)?;
-    Ok(match runtime.block_on(bus::properties()) {
+    Ok(match runtime.block_on(async { bus::Daemon::on_the_bus().await?.properties().await }) {
         Ok(properties) => Ok(format!("{:#}\n", bus::to_json(&properties))),
         Err(error) => Err(chain(&error)),
     })

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use indicatif::{HumanBytes, HumanDuration};
 use serde_json::Value as Json;
 
+use super::act;
 use super::run::RuntimeError;
 use crate::agent::status::unix_seconds;
 use crate::bus;
@@ -25,7 +26,7 @@ const BAR: usize = 40;
 
 pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError)?;
-    let properties = runtime.block_on(bus::properties())?;
+    let properties = runtime.block_on(async { bus::Daemon::on_the_bus().await?.properties().await })?;
     let status = bus::to_json(&properties);
     let text =
         if args.json { format!("{status:#}\n") } else { render(&status, std::io::stdout().is_terminal()) };
@@ -55,6 +56,9 @@ fn render(status: &Json, terminal: bool) -> String {
     let line = service_port_line(status.get("Gateway").unwrap_or(&Json::Null), SystemTime::now());
     if !line.is_empty() {
         let _ = writeln!(out, "service port {line}");
+    }
+    if let Some(rotation) = status.get("Rotation").filter(|rotation| rotation.get("Number").is_some()) {
+        let _ = writeln!(out, "rotation     {}", act::progress(rotation));
     }
     for peer in status.get("Peers").and_then(Json::as_array).into_iter().flatten() {
         let _ = writeln!(out, "peer         {}", peer_line(peer));

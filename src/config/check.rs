@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::keys::{self, Key};
 use super::report::{Findings, Problem, Reported};
 use super::settings::{
-    Attest, Cache, CacheMode, Encryption, Model, Mount, MountMode, Peer, Settings, TeeChoice, Trustee, Wait,
+    Attest, Cache, CacheMode, Encryption, Lease, Model, Mount, MountMode, Peer, Settings, TeeChoice, Trustee,
+    Wait,
 };
 use super::tuning::{Size, Tuning};
 use super::values;
@@ -130,6 +131,11 @@ fn trustee(
         gpu_evidence: tuning.gpu_evidence,
         timeout: Duration::from_secs(tuning.timeout_secs),
         retry_limit: Duration::from_secs(tuning.retry_limit_secs),
+        lease: Lease {
+            interval: Some(Duration::from_secs(tuning.reattest_interval_secs))
+                .filter(|every| !every.is_zero()),
+            grace: Duration::from_secs(tuning.grace_secs),
+        },
     })
 }
 

@@ -326,6 +326,12 @@ pub static TOML: &[Key] = &[
     tuning("trustee.retry_limit_secs", Form::Whole(0, 86_400), Default::Is("600"), Some("seconds"),
         "How long passing failures of the Trustee are retried before cai gives up (exit status 69). 0 means never.",
         "60"),
+    tuning("trustee.reattest_interval_secs", Form::Whole(0, 604_800), Default::Is("0"), Some("seconds"),
+        "How often this machine attests again while it serves, and asks whether the key would still be released. A \
+         denial ends cai at once; without an answer it goes on, Degraded, for trustee.grace_secs. 0 means never.",
+        "3600"),
+    tuning("trustee.grace_secs", Form::Whole(0, 604_800), Default::Is("3600"), Some("seconds"),
+        "How long cai serves on while the Trustee does not answer about a new attestation.", "600"),
     tuning("attest.tee", Form::Word(&["auto", "tdx", "sample"]), Default::Is("\"auto\""), None,
         "Which trusted execution environment attests this machine. sample proves nothing and exists in sandbox \
          builds only.", "\"tdx\""),

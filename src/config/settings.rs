@@ -122,6 +122,17 @@ pub struct Trustee {
     pub timeout: Duration,
     /// `trustee.retry_limit_secs`: how long transient failures are retried before the agent gives up (exit 69).
     pub retry_limit: Duration,
+    /// How long one attestation is good for.
+    pub lease: Lease,
+}
+
+/// How long the key may be used after one attestation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// `trustee.reattest_interval_secs`: how often it is renewed; `None`: it does not end.
+    pub interval: Option<Duration>,
+    /// `trustee.grace_secs`: how long the model is served on while nobody answers about the next one.
+    pub grace: Duration,
 }
 
 /// Which KBS protocol dialect to speak.

@@ -10,7 +10,28 @@ use super::settings::{
     Protocol, QuoteChoice, Settings, Signature, TeeChoice, Wait,
 };
 
+/// What a running agent takes from a new reading of the files: the lease, and the key of the bucket.
+const LIVE: &[&str] = &[
+    "trustee.reattest_interval_secs",
+    "trustee.grace_secs",
+    "MODEL_OSS_ACCESS_KEY_ID",
+    "MODEL_OSS_SECRET_ACCESS_KEY",
+    "MODEL_OSS_SESSION_TOKEN",
+];
+
 impl Settings {
+    /// Keys that have other values than in `old`: those that a running agent takes on, and those that need a restart.
+    pub fn changed_since(&self, old: &Settings) -> (Vec<&'static str>, Vec<&'static str>) {
+        let (now, before) = (self.effective(), old.effective());
+        let changed = now.into_iter().zip(before).filter(|(now, before)| now.1 != before.1);
+        // A key is replaced by a key: another kind of credential is another client.
+        let key = |settings: &Settings| matches!(settings.oss.credentials, Credentials::Static(_));
+        let same_kind = key(self) && key(old);
+        changed
+            .map(|((name, _), _)| name)
+            .partition(|name| LIVE.contains(name) && (same_kind || !name.starts_with("MODEL_OSS_")))
+    }
+
     /// Every key with the value that is in effect, defaults included, in the order of the shipped files. Secrets are
     /// `set` or empty; paths have `root` applied.
     pub fn effective(&self) -> Vec<(&'static str, String)> {
@@ -67,6 +88,11 @@ impl Settings {
             ("trustee.gpu_evidence", gpu_form(trustee.gpu_evidence).to_owned()),
             ("trustee.timeout_secs", trustee.timeout.as_secs().to_string()),
             ("trustee.retry_limit_secs", trustee.retry_limit.as_secs().to_string()),
+            (
+                "trustee.reattest_interval_secs",
+                trustee.lease.interval.map_or(0, |interval| interval.as_secs()).to_string(),
+            ),
+            ("trustee.grace_secs", trustee.lease.grace.as_secs().to_string()),
             ("attest.tee", tee(attest.tee).to_owned()),
             ("attest.quote", quote(attest.quote).to_owned()),
             ("attest.event_log", event_log(attest.event_log).to_owned()),

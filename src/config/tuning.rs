@@ -49,6 +49,8 @@ pub(super) struct Trustee {
     pub(super) gpu_evidence: GpuForm,
     pub(super) timeout_secs: u64,
     pub(super) retry_limit_secs: u64,
+    pub(super) reattest_interval_secs: u64,
+    pub(super) grace_secs: u64,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]

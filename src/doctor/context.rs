@@ -188,7 +188,10 @@ impl Context {
 
     /// What the running daemon says of itself.
     pub(super) async fn status(&self) -> &Result<serde_json::Value, Arc<BusError>> {
-        let ask = || async { bus::properties().await.map(|all| bus::to_json(&all)).map_err(Arc::new) };
+        let ask = || async {
+            let properties = async { bus::Daemon::on_the_bus().await?.properties().await };
+            properties.await.map(|all| bus::to_json(&all)).map_err(Arc::new)
+        };
         self.status.get_or_init(ask).await
     }
 

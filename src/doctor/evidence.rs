@@ -33,9 +33,14 @@ pub(super) async fn check(context: Arc<Context>) -> Vec<Finding> {
         Some(Protocol::V0_1_0 | Protocol::V0_1_1) => Verifier::Legacy,
         Some(Protocol::Auto | Protocol::V0_2_0 | Protocol::V0_4_0) | None => Verifier::Current,
     };
+    // Nobody has asked for it; but a GPU is not believed that answers zeros.
+    let mut nonce = [0; 48];
+    if let Err(error) = getrandom::fill(&mut nonce) {
+        let found = format!("the system gives no random numbers: {error}");
+        return vec![Finding::error("evidence.quote", ErrorClass::Transient, found, NOTHING_PROVEN)];
+    }
     let collect = move || {
-        // Nobody checks it: this evidence leads to nothing.
-        let nonce = Digest([0; 48]);
+        let nonce = Digest(nonce);
         let tee = attester.tee();
         attester.device_evidence(&nonce)?;
         attester.evidence(&nonce, verifier).map(|evidence| (tee, evidence))

@@ -101,6 +101,11 @@ impl Conf {
         })
     }
 
+    /// Most bytes that a conf can have.
+    pub fn largest() -> u64 {
+        u64::try_from(LARGEST_CONF).unwrap_or(u64::MAX)
+    }
+
     /// How the directory is stored.
     pub fn features(&self) -> Features {
         self.features
@@ -134,7 +139,7 @@ impl Conf {
             _ => FormatError::ReadConf(ReadError::Io { path: path.display().to_string(), source }),
         };
         let mut json = Vec::new();
-        let limit = u64::try_from(LARGEST_CONF).unwrap_or(u64::MAX).saturating_add(1);
+        let limit = Conf::largest().saturating_add(1);
         File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut json)).map_err(failed)?;
         Conf::parse(&json)
     }

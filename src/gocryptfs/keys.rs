@@ -5,6 +5,7 @@
 
 use hkdf::Hkdf;
 use sha2::{Digest, Sha256, Sha512};
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::aead::{Aead, Algorithm, KEY};
@@ -60,6 +61,12 @@ impl Keys {
     /// Where its files have their blocks.
     pub fn layout(&self) -> Layout {
         self.content.layout()
+    }
+
+    /// Whether both come from the same master key, in directories with the same features: the name key is derived from it.
+    pub fn are_those_of(&self, other: &Keys) -> bool {
+        let same = self.names.with(|ours| other.names.with(|theirs| ours.ct_eq(theirs)));
+        self.features == other.features && bool::from(same)
     }
 
     /// The name cipher, its key schedule expanded for one walk and wiped when dropped.

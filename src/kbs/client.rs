@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::attested::{Attested, Facts};
@@ -133,7 +134,7 @@ impl Client {
             expires: token.expires,
             server_authenticated: self.server_authenticated(),
             token_verified: token.verified,
-            token_id: token.id,
+            token_id: token.id.unwrap_or_else(|| format!("sha256:{}", hex::encode(Sha256::digest(&*text)))),
             policy: token.policy,
         };
         let token = Secret::copy_of(text.as_bytes())?;

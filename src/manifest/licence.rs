@@ -90,7 +90,7 @@ impl Licence {
     ///
     /// # Errors
     /// [`PolicyError::NoTime`], [`PolicyError::NotYetValid`], [`PolicyError::Expired`], [`PolicyError::OtherPolicy`].
-    pub(super) fn allows(&self, now: Option<SystemTime>, policy: &str) -> Result<(), PolicyError> {
+    pub fn allows(&self, now: Option<SystemTime>, policy: &str) -> Result<(), PolicyError> {
         let id = || self.id.clone();
         if !self.policy.is_empty() && self.policy != policy {
             let (asks, has) = (self.policy.clone(), policy.to_owned());

@@ -19,12 +19,26 @@ const REPORTED_LIMIT: usize = 10_000;
 /// Asked for before every write and every `exec`, and meaningless under `nosuid`.
 const CAPABILITY: &str = "security.capability";
 
+/// The root's inode, by FUSE's rule; of every revision.
+pub(super) const ROOT: u64 = 1;
+
+/// Bits of an inode that number nodes within one revision: the 32 of a [`NodeId`], and one for the 1 that is added.
+const NODE_BITS: u32 = 33;
+
+/// The revision that an inode, not the root's, belongs to.
+pub(super) fn revision_of(inode: u64) -> u32 {
+    u32::try_from(inode >> NODE_BITS).unwrap_or(u32::MAX)
+}
+
 /// Why a request cannot be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FsError {
     /// No such name or inode.
     #[error("no such file or directory")]
     NotFound,
+    /// It belongs to a revision of the model that is not shown any more.
+    #[error("replaced by a newer revision")]
+    Stale,
     /// A directory was expected.
     #[error("not a directory")]
     NotADirectory,
@@ -64,6 +78,8 @@ pub struct ModelFs {
     cipher: Arc<dyn Ciphertext>,
     keys: Arc<Keys>,
     attributes: Attributes,
+    /// Its number among those of one mount, below 2^31.
+    revision: u32,
     /// By node; `None` for what is no regular file.
     readers: Vec<Option<FileReader>>,
     /// Nodes that are further names of a file, with the node that stands for it.
@@ -85,7 +101,18 @@ impl ModelFs {
         let readers: Vec<_> = tree.nodes().iter().map(|node| FileReader::new(&tree, node.id)).collect();
         let bytes = tree.nodes().iter().map(plain_len).fold(0, u64::saturating_add);
         let hard_links = hard_links(&tree);
-        ModelFs { tree, cipher, keys, attributes, readers, hard_links, bytes, reported: Mutex::default() }
+        let reported = Mutex::default();
+        ModelFs { tree, cipher, keys, attributes, revision: 0, readers, hard_links, bytes, reported }
+    }
+
+    /// The same, as another revision of one mount: its inodes are no other's, but for the root.
+    pub(super) fn numbered(self, revision: u32) -> Self {
+        ModelFs { revision: revision & (u32::MAX >> 1), ..self }
+    }
+
+    /// Its number among those of one mount.
+    pub(super) fn revision(&self) -> u32 {
+        self.revision
     }
 
     /// Number of regular files.
@@ -336,14 +363,20 @@ impl ModelFs {
     }
 
     fn node(&self, inode: u64) -> Result<&Node, FsError> {
+        if inode != ROOT && revision_of(inode) != self.revision {
+            return Err(FsError::Stale);
+        }
+        let node = inode & ((1 << NODE_BITS) - 1);
         let index =
-            inode.checked_sub(1).and_then(|index| u32::try_from(index).ok()).ok_or(FsError::NotFound)?;
+            node.checked_sub(1).and_then(|index| u32::try_from(index).ok()).ok_or(FsError::NotFound)?;
         self.tree.node(NodeId(index)).ok_or(FsError::NotFound)
     }
 
-    /// The root is 1 (FUSE's rule), everything else follows the tree's numbering; hard links share one.
+    /// The root is 1 (FUSE's rule), everything else follows the tree's numbering, from the revision's first on; hard links
+    /// share one.
     pub(super) fn inode(&self, id: NodeId) -> u64 {
-        u64::from(self.hard_links.get(&id).unwrap_or(&id).0) + 1
+        let node = u64::from(self.hard_links.get(&id).unwrap_or(&id).0) + 1;
+        if node == ROOT { ROOT } else { u64::from(self.revision) << NODE_BITS | node }
     }
 
     fn describe(&self, node: &Node) -> NodeInfo {

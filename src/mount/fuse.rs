@@ -1,4 +1,4 @@
-//! The kernel's side of the mount: requests in, replies out. A thin adapter over [`ModelFs`].
+//! The kernel's side of the mount: requests in, replies out. A thin adapter over [`Revisions`] of the model.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,12 +14,15 @@ use fuser::{
 };
 
 use super::far::Far;
-use super::fs::{FsError, ModelFs, ReadBuffers};
+use super::fs::{self, FsError, ReadBuffers};
 use super::info::{Kind, NodeInfo};
 use super::load::Loader;
+use super::revisions::Revisions;
 
-/// How long the kernel may believe names and attributes: the tree never changes under one mount.
+/// How long the kernel may believe names and attributes: what an inode stands for never changes.
 const TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long it may believe what the root holds, which may be another revision of the model the next time.
+const ROOT_TTL: Duration = Duration::ZERO;
 /// Largest request we ask for, bytes. Throughput is flat from 128 KiB to 1 MiB and falls beyond, out of L2; several requests
 /// to one window of read-ahead keep several cores busy for one reader.
 const MAX_REQUEST: u32 = 512 << 10;
@@ -36,7 +39,7 @@ thread_local! {
 
 /// The file system as the kernel talks to it.
 pub(super) struct KernelFs {
-    fs: Arc<ModelFs>,
+    revisions: Arc<Revisions>,
     loader: Arc<Loader>,
     /// Whether the kernel can read registered files by itself; said once, in its first request.
     can_pass_through: Arc<OnceLock<bool>>,
@@ -55,20 +58,23 @@ struct Read {
 impl KernelFs {
     /// To be served by so many threads.
     pub(super) fn new(
-        fs: Arc<ModelFs>,
+        revisions: Arc<Revisions>,
         loader: Arc<Loader>,
         can_pass_through: Arc<OnceLock<bool>>,
         threads: usize,
     ) -> Self {
-        KernelFs { fs, loader, can_pass_through, far: Far::new(threads) }
+        KernelFs { revisions, loader, can_pass_through, far: Far::new(threads) }
     }
 
     fn answer(&self, read: Read) {
         let Read { inode, offset, size, reply } = read;
-        BUFFERS.with_borrow_mut(|buffers| match self.fs.read(inode, offset, size, buffers) {
-            Ok(plaintext) => reply.data(plaintext),
+        match self.revisions.of(inode) {
+            Ok(fs) => BUFFERS.with_borrow_mut(|buffers| match fs.read(inode, offset, size, buffers) {
+                Ok(plaintext) => reply.data(plaintext),
+                Err(error) => reply.error(errno(&error)),
+            }),
             Err(error) => reply.error(errno(&error)),
-        });
+        }
     }
 
     fn attr(&self, info: &NodeInfo) -> FileAttr {
@@ -108,6 +114,8 @@ fn file_type(kind: Kind) -> FileType {
 fn errno(error: &FsError) -> Errno {
     match error {
         FsError::NotFound => Errno::ENOENT,
+        // Makes the kernel walk the path once more, and find what is shown now.
+        FsError::Stale => Errno::ESTALE,
         FsError::NotADirectory => Errno::ENOTDIR,
         FsError::NotAFile => Errno::EISDIR,
         FsError::NotALink => Errno::EINVAL,
@@ -156,22 +164,27 @@ impl Filesystem for KernelFs {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.fs.lookup(parent.0, name) {
-            Ok(info) => reply.entry(&TTL, &self.attr(&info), Generation(0)),
+        let entry_ttl = if parent.0 == fs::ROOT { ROOT_TTL } else { TTL };
+        match self.revisions.of(parent.0).and_then(|fs| fs.lookup(parent.0, name)) {
+            Ok(info) => reply.entry_with_ttls(&TTL, &entry_ttl, &self.attr(&info), Generation(0)),
             Err(error) => reply.error(errno(&error)),
         }
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.fs.info(inode.0) {
-            Ok(info) => reply.attr(&TTL, &self.attr(&info)),
+        let ttl = if inode.0 == fs::ROOT { ROOT_TTL } else { TTL };
+        match self.revisions.of(inode.0).and_then(|fs| fs.info(inode.0)) {
+            Ok(info) => reply.attr(&ttl, &self.attr(&info)),
             Err(error) => reply.error(errno(&error)),
         }
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
-        match self.fs.read_link(inode.0) {
-            Ok(target) => reply.data(target),
+        match self.revisions.of(inode.0) {
+            Ok(fs) => match fs.read_link(inode.0) {
+                Ok(target) => reply.data(target),
+                Err(error) => reply.error(errno(&error)),
+            },
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -180,8 +193,15 @@ impl Filesystem for KernelFs {
         if flags.acc_mode() != fuser::OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        match self.fs.open(inode.0) {
-            Ok(()) => self.loader.open(inode.0, reply),
+        let opened = self.revisions.open(inode.0).and_then(|fs| match fs.open(inode.0) {
+            Ok(()) => Ok(fs),
+            Err(error) => {
+                self.revisions.closed(fs.revision());
+                Err(error)
+            }
+        });
+        match opened {
+            Ok(fs) => self.loader.open(&fs, inode.0, reply),
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -197,6 +217,7 @@ impl Filesystem for KernelFs {
         reply: ReplyEmpty,
     ) {
         self.loader.release(inode.0, handle);
+        self.revisions.closed(fs::revision_of(inode.0));
         reply.ok();
     }
 
@@ -216,7 +237,7 @@ impl Filesystem for KernelFs {
         reply: ReplyData,
     ) {
         let read = Read { inode: inode.0, offset, size, reply };
-        if self.fs.is_complete(inode.0) {
+        if self.revisions.of(inode.0).is_ok_and(|fs| fs.is_complete(inode.0)) {
             self.answer(read)
         } else {
             self.far.run(read, |read| self.answer(read))
@@ -224,32 +245,59 @@ impl Filesystem for KernelFs {
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        answer_xattr(reply, size, self.fs.xattr(inode.0, name));
+        answer_xattr(reply, size, self.revisions.of(inode.0).and_then(|fs| fs.xattr(inode.0, name)));
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = self.fs.xattr_names(inode.0);
+        let names = self.revisions.of(inode.0).and_then(|fs| fs.xattr_names(inode.0));
         let list =
             names.map(|names| names.iter().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect());
         answer_xattr(reply, size, list);
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.fs.children(inode.0) {
-            Ok(_) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR),
+        // What the root holds is another thing after a switch; the handle says what it is for who reads it now.
+        let flags = match inode.0 {
+            fs::ROOT => FopenFlags::empty(),
+            _ => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR,
+        };
+        match self.revisions.open(inode.0) {
+            Ok(fs) => match fs.children(inode.0) {
+                Ok(_) => reply.opened(FileHandle(u64::from(fs.revision())), flags),
+                Err(error) => {
+                    self.revisions.closed(fs.revision());
+                    reply.error(errno(&error));
+                }
+            },
             Err(error) => reply.error(errno(&error)),
         }
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.revisions.closed(u32::try_from(handle.0).unwrap_or(u32::MAX));
+        reply.ok();
     }
 
     fn readdir(
         &self,
         _request: &Request,
         inode: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        match self.fs.list(inode.0, offset) {
+        let fs = match self.revisions.opened(handle) {
+            Ok(fs) => fs,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        match fs.list(inode.0, offset) {
             Ok(entries) => {
                 for (next, name, info) in entries {
                     if reply.add(INodeNo(info.inode), next, file_type(info.kind), name) {
@@ -266,14 +314,19 @@ impl Filesystem for KernelFs {
         &self,
         _request: &Request,
         inode: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        match self.fs.list(inode.0, offset) {
+        let fs = match self.revisions.opened(handle) {
+            Ok(fs) => fs,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let ttl = if inode.0 == fs::ROOT { ROOT_TTL } else { TTL };
+        match fs.list(inode.0, offset) {
             Ok(entries) => {
                 for (next, name, info) in entries {
-                    if reply.add(INodeNo(info.inode), next, name, &TTL, &self.attr(&info), Generation(0)) {
+                    if reply.add(INodeNo(info.inode), next, name, &ttl, &self.attr(&info), Generation(0)) {
                         break;
                     }
                 }
@@ -284,7 +337,7 @@ impl Filesystem for KernelFs {
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
-        let (blocks, files) = self.fs.totals(u64::from(BLOCK));
+        let (blocks, files) = self.revisions.newest().totals(u64::from(BLOCK));
         // A sealed image: full, like any read-only file system. Longest name as on Linux.
         reply.statfs(blocks, 0, 0, files, 0, BLOCK, 255, BLOCK);
     }

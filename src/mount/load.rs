@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use super::backing::open_through;
 use super::fs::{FsError, ModelFs};
 use super::ledger::{Answer, Ledger, Left};
 use super::memory::{Buffer, Memory, taken};
+use super::revisions::Revisions;
 use super::whole::{Decryptor, FillError};
 
 /// Smallest file that is loaded, bytes: below, the page cache costs less than a registration.
@@ -59,7 +61,7 @@ struct Book {
 
 /// Opens and closes of the mount's large files.
 pub(super) struct Loader {
-    fs: Arc<ModelFs>,
+    revisions: Arc<Revisions>,
     book: Mutex<Book>,
     /// Something was queued, or the mount ended.
     changed: Condvar,
@@ -68,9 +70,9 @@ pub(super) struct Loader {
 
 impl Loader {
     /// Counts opens; loads nothing before [`Loader::start`].
-    pub(super) fn new(fs: Arc<ModelFs>) -> Self {
+    pub(super) fn new(revisions: Arc<Revisions>) -> Self {
         let book = Book { ledger: Ledger::new(), lingering: Vec::new(), closed: false };
-        Loader { fs, book: Mutex::new(book), changed: Condvar::new(), options: OnceLock::new() }
+        Loader { revisions, book: Mutex::new(book), changed: Condvar::new(), options: OnceLock::new() }
     }
 
     /// Load files from now on.
@@ -92,12 +94,12 @@ impl Loader {
         self.changed.notify_all();
     }
 
-    /// Answer the `open` of a regular file.
-    pub(super) fn open(&self, inode: u64, reply: ReplyOpen) {
-        let Some(len) = self.fs.file_len(inode).filter(|len| *len >= SMALLEST) else {
+    /// Answer the `open` of a regular file of `fs`.
+    pub(super) fn open(&self, fs: &ModelFs, inode: u64, reply: ReplyOpen) {
+        let Some(len) = fs.file_len(inode).filter(|len| *len >= SMALLEST) else {
             return on_demand(reply, UNTRACKED);
         };
-        let fit = self.options.get().is_some() && self.fs.is_complete(inode);
+        let fit = self.options.get().is_some() && fs.is_complete(inode);
         if fit {
             // There may be room since a moment ago.
             self.forget_unmapped();
@@ -109,7 +111,7 @@ impl Loader {
             Answer::Later => self.changed.notify_all(),
         }
         if fit {
-            self.ahead(inode);
+            self.ahead(fs, inode);
         }
     }
 
@@ -121,10 +123,10 @@ impl Loader {
     }
 
     /// Queue the file that is probably opened next.
-    fn ahead(&self, inode: u64) {
-        let Some(next) = self.fs.next_file(inode) else { return };
-        let Some(len) = self.fs.file_len(next).filter(|len| *len >= SMALLEST) else { return };
-        if self.fs.is_complete(next) && self.lock().ledger.ahead(next, taken(len)) {
+    fn ahead(&self, fs: &ModelFs, inode: u64) {
+        let Some(next) = fs.next_file(inode) else { return };
+        let Some(len) = fs.file_len(next).filter(|len| *len >= SMALLEST) else { return };
+        if fs.is_complete(next) && self.lock().ledger.ahead(next, taken(len)) {
             self.changed.notify_all();
         }
     }
@@ -163,7 +165,7 @@ impl Loader {
             true => match self.fill(options, decryptor, inode) {
                 Ok((buffer, id)) => (self.lock().ledger.loaded(inode, buffer, id, Instant::now()), Some(id)),
                 Err(error) => {
-                    let file = self.fs.path(inode);
+                    let file = self.path(inode);
                     tracing::warn!(event = "load.failed", file = %file.display(), "{} is read on demand: {error}", file.display());
                     let again = !matches!(error, FillError::Read(FsError::Damaged));
                     (self.lock().ledger.not_loaded(inode, again), None)
@@ -176,9 +178,13 @@ impl Loader {
             None => waited.into_iter().for_each(|reply| on_demand(reply, TRACKED)),
         }
         if id.is_some() {
-            let (file, seconds) = (self.fs.path(inode), begun.elapsed().as_secs_f64());
+            let (file, seconds) = (self.path(inode), begun.elapsed().as_secs_f64());
             tracing::debug!(event = "load.done", file = %file.display(), seconds, readers);
         }
+    }
+
+    fn path(&self, inode: u64) -> PathBuf {
+        self.revisions.of(inode).map(|fs| fs.path(inode)).unwrap_or_default()
     }
 
     /// Let idle files leave until what is promised fits. `false`: too little is idle.
@@ -207,7 +213,7 @@ impl Loader {
         inode: u64,
     ) -> Result<(Buffer, u32), FillError> {
         let mut buffer = options.memory.buffer()?;
-        decryptor.fill(&self.fs, inode, &mut buffer)?;
+        decryptor.fill(self.revisions.of(inode)?.as_ref(), inode, &mut buffer)?;
         let id = options.registrar.register(buffer.read_only()?.as_fd())?;
         Ok((buffer, id))
     }

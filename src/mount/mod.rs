@@ -6,7 +6,7 @@
 //!   by itself (FUSE passthrough); everything else is on demand;
 //! - **ram** (`ram`): the whole model lies decrypted in a memory file system, which is itself the mount.
 //!
-//! Owns also: `fs` (the model as files, no kernel types), `info` (what `stat` shows of one), `memory` (the memory that whole
+//! Owns also: `fs` (the model as files, no kernel types), `revisions` (which of them is shown), `info` (what `stat` shows of one), `memory` (the memory that whole
 //! files are decrypted into), `whole` (all cores on one file), `far` (who waits for the network), `backing` (one kernel
 //! call). Must not know: where the ciphertext comes from beyond [`crate::ciphertext::Ciphertext`]. Threads: FUSE workers, some
 //! of which may block with the ciphertext's deadline, and those of `load`; no lock is held over a read. Tested in
@@ -22,6 +22,7 @@ mod ledger;
 mod load;
 mod memory;
 mod ram;
+mod revisions;
 mod whole;
 
 use std::io;
@@ -41,6 +42,7 @@ use load::Loader;
 pub use load::{LoadOptions, Registrar};
 pub use memory::Memory;
 pub use ram::{RamError, fill, memory_needed};
+use revisions::Revisions;
 
 use crate::error::{ErrorClass, Fault};
 
@@ -107,6 +109,7 @@ impl Fault for MountError {
 /// A mounted model. The kernel's requests are answered until the mount is gone.
 pub struct Mounted {
     unmounter: SessionUnmounter,
+    revisions: Arc<Revisions>,
     loader: Arc<Loader>,
     can_pass_through: bool,
     /// Where [`Mounted::at_path`] mounted.
@@ -162,9 +165,9 @@ impl Mounted {
             let _ = sender.send(true);
         };
         std::thread::Builder::new().name("cai-fuse".into()).spawn(serve).map_err(MountError::Thread)?;
-        let Parts { loader, can_pass_through, .. } = parts;
+        let Parts { revisions, loader, can_pass_through } = parts;
         let can_pass_through = can_pass_through.get().copied().unwrap_or(false);
-        Ok(Mounted { unmounter, loader, can_pass_through, point, ended })
+        Ok(Mounted { unmounter, revisions, loader, can_pass_through, point, ended })
     }
 
     /// Whether the kernel can read registered files by itself (FUSE passthrough, Linux 6.9), which load mode needs.
@@ -178,6 +181,22 @@ impl Mounted {
     /// [`MountError::Thread`].
     pub fn load(&self, options: LoadOptions) -> Result<(), MountError> {
         self.loader.start(options).map_err(MountError::Thread)
+    }
+
+    /// Show `fs` from now on, inside the same mount: who opens a path gets it, who has a file or a directory open stays with
+    /// what it was opened in. Gives the number of the revision that was shown until now, for [`Mounted::leave`].
+    pub fn switch(&self, fs: ModelFs) -> u32 {
+        self.revisions.switch(fs)
+    }
+
+    /// Wait until nothing of a replaced `revision` is open, and forget it.
+    pub async fn leave(&self, revision: u32) {
+        self.revisions.leave(revision).await;
+    }
+
+    /// Open files and directories of replaced revisions.
+    pub fn left_open(&self) -> u64 {
+        self.revisions.left_open()
     }
 
     /// Unmount what [`Mounted::at_path`] mounted. While files are open it is detached instead: nobody finds it any more, and
@@ -212,21 +231,21 @@ impl Mounted {
 
 /// What a session is made of.
 struct Parts {
-    fs: Arc<ModelFs>,
+    revisions: Arc<Revisions>,
     loader: Arc<Loader>,
     can_pass_through: Arc<OnceLock<bool>>,
 }
 
 impl Parts {
     fn new(fs: ModelFs) -> Self {
-        let fs = Arc::new(fs);
-        let loader = Arc::new(Loader::new(fs.clone()));
-        Parts { fs, loader, can_pass_through: Arc::default() }
+        let revisions = Arc::new(Revisions::new(fs));
+        let loader = Arc::new(Loader::new(revisions.clone()));
+        Parts { revisions, loader, can_pass_through: Arc::default() }
     }
 
     fn kernel(&self, config: &Config) -> KernelFs {
         let threads = config.n_threads.unwrap_or(1);
-        KernelFs::new(self.fs.clone(), self.loader.clone(), self.can_pass_through.clone(), threads)
+        KernelFs::new(self.revisions.clone(), self.loader.clone(), self.can_pass_through.clone(), threads)
     }
 }
 

@@ -133,6 +133,11 @@ impl Client {
         })
     }
 
+    /// Read the key of the configuration again, where it comes from a file.
+    pub async fn renew_key(&self) {
+        self.credentials.read_again().await;
+    }
+
     /// How the object store is used, whenever that changes.
     pub fn access(&self) -> watch::Receiver<Access> {
         self.access.watch()

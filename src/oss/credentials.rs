@@ -158,6 +158,14 @@ impl Credentials {
         }
     }
 
+    /// Read the key again, where it comes from a file: somebody says that there is another one.
+    pub async fn read_again(&self) {
+        if matches!(self.shared.provider, Provider::Key(Some(_))) {
+            // Logged where it fails; what is held stays in use.
+            let _ = self.shared.renew(&mut *self.shared.turn.lock().await).await;
+        }
+    }
+
     /// Renew ahead of the end from now on.
     fn keep_fresh(&self) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);

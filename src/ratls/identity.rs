@@ -132,6 +132,7 @@ impl Fresh {
 }
 
 /// What certificates are made of.
+#[derive(Clone)]
 pub struct Recipe {
     /// Who gives the evidence.
     pub attester: Arc<dyn Attester>,
@@ -190,9 +191,16 @@ impl Recipe {
 
 /// Keeps certificates fresh.
 pub struct Identity {
-    recipe: Arc<Recipe>,
+    /// Held while certificates are made for showing: none of an older recipe is shown after one of a newer.
+    recipe: tokio::sync::Mutex<Arc<Recipe>>,
     every: Duration,
     fresh: watch::Sender<Fresh>,
+}
+
+/// Certificates that could be shown.
+pub struct Prepared {
+    recipe: Arc<Recipe>,
+    shown: Vec<(Format, Shown)>,
 }
 
 impl Identity {
@@ -201,12 +209,27 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`]: who cannot show anything does not start.
     pub async fn start(recipe: Recipe, every: Duration) -> Result<Self, IdentityError> {
-        let recipe = Arc::new(recipe);
-        let mut fresh = Fresh::default();
-        for format in &recipe.formats {
-            fresh.put(*format, recipe.make_apart(*format).await?);
-        }
-        Ok(Identity { recipe, every, fresh: watch::Sender::new(fresh) })
+        let prepared = Prepared::make(Arc::new(recipe)).await?;
+        let recipe = tokio::sync::Mutex::new(prepared.recipe.clone());
+        let identity = Identity { recipe, every, fresh: watch::Sender::default() };
+        identity.put(prepared.shown);
+        Ok(identity)
+    }
+
+    /// Certificates that bind other `members`, to be shown once what they say is true. New keys and evidence in any case.
+    ///
+    /// # Errors
+    /// [`IdentityError`]: what is shown stays.
+    pub async fn prepare(&self, members: BTreeMap<String, String>) -> Result<Prepared, IdentityError> {
+        let recipe = Recipe { members, ..Recipe::clone(&*self.recipe.lock().await) };
+        Prepared::make(Arc::new(recipe)).await
+    }
+
+    /// Show them, and from now on others of their kind.
+    pub async fn show(&self, prepared: Prepared) {
+        let mut recipe = self.recipe.lock().await;
+        *recipe = prepared.recipe;
+        self.put(prepared.shown);
     }
 
     /// What is shown, now and later.
@@ -215,7 +238,7 @@ impl Identity {
     }
 
     /// Renew for ever. A renewal that fails leaves the old certificate in place and is tried again within a minute.
-    pub async fn keep_fresh(self) -> Infallible {
+    pub async fn keep_fresh(&self) -> Infallible {
         let mut pause = self.every;
         loop {
             tokio::time::sleep(pause).await;
@@ -235,12 +258,27 @@ impl Identity {
     }
 
     async fn renew(&self) -> Result<(), IdentityError> {
-        for format in &self.recipe.formats {
-            let shown = self.recipe.make_apart(*format).await?;
-            self.fresh.send_modify(|fresh| fresh.put(*format, shown));
-        }
-        self.fresh.send_modify(|fresh| fresh.last_error = None);
+        let recipe = self.recipe.lock().await;
+        let prepared = Prepared::make(recipe.clone()).await?;
+        self.put(prepared.shown);
         Ok(())
+    }
+
+    fn put(&self, shown: Vec<(Format, Shown)>) {
+        self.fresh.send_modify(|fresh| {
+            shown.into_iter().for_each(|(format, shown)| fresh.put(format, shown));
+            fresh.last_error = None;
+        });
+    }
+}
+
+impl Prepared {
+    async fn make(recipe: Arc<Recipe>) -> Result<Self, IdentityError> {
+        let mut shown = Vec::new();
+        for format in &recipe.formats {
+            shown.push((*format, recipe.make_apart(*format).await?));
+        }
+        Ok(Prepared { recipe, shown })
     }
 }
 

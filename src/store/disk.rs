@@ -24,7 +24,7 @@ use super::layout::Layout;
 use super::source::Object;
 
 /// Held locked for the life of the store.
-const LOCK: &str = "lock";
+pub const LOCK: &str = "lock";
 /// Exists only between a clean stop and the next start.
 const CLEAN: &str = "clean";
 /// Extension of data files.
@@ -363,6 +363,21 @@ impl ObjectFile {
         };
         write().map_err(failed("writing", &new))?;
         Ok(Saved::Durable)
+    }
+
+    /// Let `other`, the same object's file in another directory, have this data, under its own name, with `map`, which speaks of
+    /// all of it. Nothing changes where it has a map already.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn lend(&self, other: &ObjectFile, map: &[u8]) -> Result<(), StoreError> {
+        if other.map.exists() {
+            return Ok(());
+        }
+        // Begun without a map: nothing in it counts.
+        other.discard()?;
+        std::fs::hard_link(&self.data, &other.data).map_err(failed("linking", &self.data))?;
+        other.save(map, false).map(drop)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<File>>> {

@@ -12,6 +12,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `layout`, `tree`, `plan`, `chunkmap`, `crc64`, `backoff`, `memory` | pure parts |
+//! | `revisions` | which directory is which revision of the model |
 //! | `disk` | the directory and its files |
 //! | `state`, `flight`, `engine` | what changes, who waits, who works |
 //! | `landing`, `landed` | a chunk whose bytes are arriving; a note that they have |
@@ -42,6 +43,7 @@ mod plan;
 mod progress;
 mod proof;
 mod reader;
+pub mod revisions;
 mod room;
 mod sharing;
 mod source;
@@ -49,6 +51,8 @@ mod state;
 mod tree;
 mod upkeep;
 
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +73,7 @@ use self::chunkmap::ChunkMap;
 use self::disk::CacheDir;
 use self::engine::{Engine, Slot};
 use self::landed::Records;
+use self::state::Whole;
 use self::tree::Tree;
 use crate::ahead::ReadAhead;
 use crate::ciphertext::EntryId;
@@ -118,11 +123,41 @@ impl Store {
         source: Arc<dyn ChunkSource>,
         handle: Handle,
     ) -> Result<Arc<Self>, StoreError> {
+        Store::open_with(options, objects, manifest, source, handle, None)
+    }
+
+    /// The same, in another directory than `old`, which lives on: objects that both have, and that are whole there, are not
+    /// fetched again. Each of their chunks is checked before its first use all the same.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_beside(
+        old: &Store,
+        options: StoreOptions,
+        objects: Vec<Object>,
+        manifest: Option<Arc<Manifest>>,
+        source: Arc<dyn ChunkSource>,
+        handle: Handle,
+    ) -> Result<Arc<Self>, StoreError> {
+        Store::open_with(options, objects, manifest, source, handle, Some(old))
+    }
+
+    fn open_with(
+        options: StoreOptions,
+        objects: Vec<Object>,
+        manifest: Option<Arc<Manifest>>,
+        source: Arc<dyn ChunkSource>,
+        handle: Handle,
+        old: Option<&Store>,
+    ) -> Result<Arc<Self>, StoreError> {
         let tree = tree::build(&objects)?;
         let (cache, clean) = CacheDir::open(&options.dir)?;
         cache.remove_leftovers(&objects)?;
         let slots: Vec<Slot> =
             objects.into_iter().map(|object| Slot::new(object, &options, &cache)).collect();
+        if let Some(old) = old.filter(|_| options.cache != CacheMode::Nothing) {
+            old.lend_to(&slots)?;
+        }
         let landed = cache.landed(clean)?;
         let (maps, keeping) = load(&cache, &options, &slots, &landed, clean && manifest.is_none())?;
         let engine = Arc::new(Engine::new(options, slots, maps, manifest, keeping, cache, source));
@@ -132,6 +167,38 @@ impl Store {
         let fill_turn = tokio::sync::Mutex::new(());
         let (tasks, ahead) = (Mutex::new(Some(tasks)), ReadAhead::default());
         Ok(Arc::new(Store { engine, tree, progress, tasks, fill_turn, ahead, keeping }))
+    }
+
+    /// Let the slots of another store have the files of objects that are the same, and whole here.
+    fn lend_to(&self, slots: &[Slot]) -> Result<(), StoreError> {
+        // Of a cache that lets chunks go nothing can be lent.
+        if self.keeping != Keeping::Full || !self.engine.lock().caching {
+            return Ok(());
+        }
+        let ours: HashMap<&Path, (usize, &Slot)> = (0..)
+            .zip(&self.engine.slots)
+            .map(|(index, slot)| (slot.object.path.as_path(), (index, slot)))
+            .collect();
+        for theirs in slots {
+            let Some((index, slot)) = ours.get(theirs.object.path.as_path()) else { continue };
+            let same = (slot.object.len, &slot.object.etag) == (theirs.object.len, &theirs.object.etag);
+            let map = self
+                .engine
+                .lock()
+                .objects
+                .get(*index)
+                .filter(|object| object.whole == Whole::Done)
+                .map(|object| object.map.clone());
+            if let Some(map) = map.filter(|_| same && slot.layout.len > 0) {
+                slot.file.lend(&theirs.file, &map.encode(&theirs.object, theirs.layout))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where its cache lies.
+    pub fn directory(&self) -> &Path {
+        self.engine.cache.path()
     }
 
     /// What the store is doing; updated a few times a second while something changes, and at once at the end.

@@ -190,6 +190,18 @@ impl Nodes {
         Some(Nodes { nodes, sandbox, net, directory, model, total })
     }
 
+    /// Replace the model in the bucket by another one, under another master key.
+    pub async fn replace(&mut self, model: BTreeMap<String, Vec<u8>>) {
+        let client = cai::oss::Client::new(&self.sandbox.oss_config()).unwrap();
+        for object in client.list("model/").await.unwrap() {
+            client.delete(&format!("model/{}", object.path.display())).await.unwrap();
+        }
+        let cipher = upload(self.directory.path(), &self.sandbox, &model).await;
+        self.total = files_below(&cipher).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+        fs::remove_dir_all(cipher).unwrap();
+        self.model = model;
+    }
+
     pub fn start(&mut self, number: usize) {
         let Nodes { nodes, sandbox, .. } = self;
         nodes[number].start(sandbox);
@@ -321,9 +333,14 @@ impl Node {
         wait_until("the dead mount to go", || mounts_below(&self.mount_point()) == 0);
     }
 
+    /// `cai`, asking this node's agent.
+    pub fn cai(&self, arguments: &[&str]) -> std::process::Output {
+        self.on_bus(env!("CARGO_BIN_EXE_cai")).args(arguments).output().unwrap()
+    }
+
     /// `cai status --json`; `None` while nobody answers.
     pub fn status(&self) -> Option<Value> {
-        let output = self.on_bus(env!("CARGO_BIN_EXE_cai")).args(["status", "--json"]).output().unwrap();
+        let output = self.cai(&["status", "--json"]);
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 

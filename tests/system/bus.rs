@@ -2,8 +2,8 @@
 
 use crate::container::Container;
 
-const OBJECT: &str = "com.alibaba.cai1 /com/alibaba/cai1 com.alibaba.cai1.Agent";
-const NOBODY: &str = "runuser -u nobody --";
+pub const OBJECT: &str = "com.alibaba.cai1 /com/alibaba/cai1 com.alibaba.cai1.Agent";
+pub const NOBODY: &str = "runuser -u nobody --";
 
 /// Local rules in both of the languages that polkit has had: Debian 11's knows only the older.
 const RULE: &str = "\
@@ -26,7 +26,12 @@ pub fn answers_everybody(c: &Container) {
         &[".Prefetch", "method", "s", "tt", "-"][..],
         &[".State", "property", "s", "\"Serving\"", "emits-change"],
         &[".KeyGeneration", "property", "u", "1", "emits-change"],
+        &[".Rotate", "method", "-", "u", "-"],
+        &[".Reattest", "method", "-", "-", "-"],
+        &[".Reload", "method", "-", "asas", "-"],
+        &[".Rotation", "property", "a{sv}", "0", "emits-change"],
         &[".StateChanged", "signal", "ss", "-", "-"],
+        &[".Rotated", "signal", "uss", "-", "-"],
     ] {
         assert!(members.iter().any(|found| found == member), "{member:?} in {shown}");
     }

@@ -27,6 +27,7 @@ The object of --json (names are only ever added):
   additional_evidence  evidence of devices is sent beside the TEE's
   claims.provider   where the quote came from
   claims.report_data  what the quote says it is bound to, 64 bytes for tdx
+  claims.evidence_sha256  SHA-256 of the primary evidence: the file evidence.json of --save, and F_EVIDENCE in the journal
   claims.tdx        mrtd, rtmrs (four), mr_config_id, mr_owner, mr_owner_config, xfam, td_attributes, tee_tcb_svn,
                     mr_seam, boot (names of the RVPS to digests); null without a TD
   claims.gpus       uuid, name, arch, driver_version, vbios_version, confidential of every GPU attested

@@ -1,0 +1,104 @@
+//! While the model is served: what is asked of the agent, the rotation that is under way, the revisions that readers still hold.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use futures_util::future::OptionFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::oneshot;
+
+use super::command::{Command, Commands, Prefetched, Refusal, Reloaded};
+use super::rotation::Rotor;
+use super::status::Failure;
+use crate::config;
+use crate::gocryptfs;
+
+/// How often it is looked how much of replaced revisions is still open.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Answer for ever, and do what was asked for; returns only when serving must end.
+pub(super) async fn serve(commands: &mut Commands, rotor: &Rotor<'_>) -> Failure {
+    commands.forget_old();
+    let lease = rotor.lease.keep(rotor.settings, rotor.voice, rotor.broker, rotor.served);
+    tokio::pin!(lease);
+    let mut rotations = 0u32;
+    let mut rotating: OptionFuture<Pin<Box<dyn Future<Output = _> + Send + '_>>> = None.into();
+    let mut leaving = FuturesUnordered::new();
+    let mut reattesting = FuturesUnordered::new();
+    let mut idle = true;
+    loop {
+        tokio::select! {
+            failure = &mut lease => return failure,
+            command = commands.next() => match command {
+                Command::Prefetch { path, answer } => drop(answer.send(prefetch(rotor, path))),
+                Command::Rotate { answer } if idle => {
+                    rotations = rotations.saturating_add(1);
+                    rotating = Some(Box::pin(rotor.rotate(rotations)) as Pin<Box<dyn Future<Output = _> + Send>>).into();
+                    idle = false;
+                    drop(answer.send(Ok(rotations)));
+                }
+                Command::Rotate { answer } => drop(answer.send(Err(Refusal::Busy))),
+                Command::Reattest { answer } => {
+                    let (asked, heard) = oneshot::channel();
+                    match rotor.lease.ask(asked) {
+                        Ok(()) => reattesting.push(async move { (answer, heard.await) }),
+                        Err(_) => drop(answer.send(Err(Refusal::Busy))),
+                    }
+                }
+                Command::Reload { answer } => drop(answer.send(reload(rotor).await)),
+            },
+            Some(replaced) = &mut rotating => {
+                rotating = None.into();
+                idle = true;
+                if let Some(replaced) = replaced {
+                    leaving.push(rotor.leave(replaced));
+                }
+            }
+            Some((answer, heard)) = reattesting.next() => {
+                let outcome = match heard {
+                    Ok(outcome) => outcome.map_err(Refusal::from),
+                    Err(_) => Err(Refusal::NotServing),
+                };
+                drop(answer.send(outcome));
+            }
+            Some(()) = leaving.next() => rotor.show_left_open(),
+            () = tokio::time::sleep(LOOK_EVERY), if !leaving.is_empty() => rotor.show_left_open(),
+        }
+    }
+}
+
+fn prefetch(rotor: &Rotor<'_>, path: PathBuf) -> Result<Prefetched, Refusal> {
+    let served = rotor.served.borrow().clone();
+    let below = path.strip_prefix(&rotor.settings.mount.point).unwrap_or(&path);
+    let files =
+        gocryptfs::files_at(&served.tree, below).ok_or_else(|| Refusal::NoSuchPath { path: path.clone() })?;
+    // Also where the store was opened to keep nothing.
+    if !served.store.progress().borrow().caching {
+        return Err(Refusal::NothingKept);
+    }
+    served.store.prefetch(&files);
+    let prefetched = Prefetched {
+        files: u64::try_from(files.len()).unwrap_or(u64::MAX),
+        missing: served.store.missing(&files),
+    };
+    tracing::info!(event = "agent.prefetch", path = %path.display(), "prefetch: {prefetched:?}");
+    Ok(prefetched)
+}
+
+/// Read the configuration again: the terms of the lease and the key of the bucket hold from now on; for everything else it is
+/// said what a restart would change.
+async fn reload(rotor: &Rotor<'_>) -> Result<Reloaded, Refusal> {
+    let root = rotor.settings.root.clone();
+    let loaded = tokio::task::spawn_blocking(move || config::load(&root)).await;
+    let (settings, _) = match loaded {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(error)) => return Err(Refusal::Configuration { detail: error.to_string() }),
+        Err(_) => return Err(Refusal::Configuration { detail: "reading it panicked".into() }),
+    };
+    let (applied, later) = settings.changed_since(rotor.settings);
+    rotor.lease.set_terms(settings.trustee.lease);
+    // The client reads the file by itself; what it finds it logs.
+    rotor.client.renew_key().await;
+    tracing::info!(event = "config.reloaded", ?applied, needs_restart = ?later, "configuration {}", settings.fingerprint);
+    Ok(Reloaded { applied, later })
+}
