@@ -73,6 +73,7 @@ fn package_lives_and_dies_under_a_real_systemd() {
     step("reload", || rotation::reload(c));
     step("audit", || audit::documented_queries_answer(c));
     step("crash", || crash::killed_daemon_is_back(c));
+    step("full disk", || crash::full_disk_costs_speed_alone(c));
     step("hang", || crash::hung_daemon_is_replaced(c));
     step("killed helper", || crash::mount_of_a_killed_helper_is_cleared_away(c));
     step("service port", || port::gate_stays(c));

@@ -35,13 +35,15 @@ use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
 use crate::host::Notifier;
+use crate::keyring::Secret;
 use crate::oss::{self, OssSource};
 use crate::task::{Ended, Tasks};
 use command::Commands;
 use following::{Stores, Watched};
 use lease::Lease;
+use model::{Opener, Revision};
 use mounting::Mount;
-use release::{Broker, Released};
+use release::{Broker, Released, Verdict};
 use rotation::Rotor;
 use service_port::ServicePort;
 use sharing::Group;
@@ -156,13 +158,9 @@ async fn start_and_serve(
     let client = oss::Client::new(&settings.oss).map_err(|error| Failure::new(State::Fetching, &error))?;
     let client = Arc::new(client);
     let source = Arc::new(OssSource::new(client.clone(), settings.oss.prefix.clone()));
-    let listed = model::list(settings, voice, &source, verdict.time).await?;
-    voice.update(|status| status.model_revision.clone_from(&listed.name));
-    let store = model::open_store(settings, voice, &listed, source.clone(), None).await?;
-    in_place.stores.send_modify(|stores| stores.push(store.clone()));
-    let mut watched = Watched::new(&store, client.access());
+    let revision = open_model(settings, voice, &source, secret, &verdict, in_place).await?;
+    let mut watched = Watched::new(&revision.store, client.access());
     watched.show(voice);
-    let revision = Arc::new(model::open(voice, listed, &store, Arc::new(secret)).await?);
 
     let mut background = Tasks::new();
     let members = evidence::members(revision.listed.identity(), verdict.policy);
@@ -213,6 +211,25 @@ async fn start_and_serve(
     };
     background.stop(TASK_GRACE).await;
     Err(failure)
+}
+
+/// List the model, judge it, and open it.
+async fn open_model(
+    settings: &Settings,
+    voice: &Voice,
+    source: &Arc<OssSource>,
+    secret: Secret,
+    verdict: &Verdict,
+    in_place: &mut InPlace,
+) -> Result<Arc<Revision>, Failure> {
+    let listed = model::list(settings, voice, source, verdict.time).await?;
+    origin::accept(settings, voice, &listed.origin)?;
+    voice.update(|status| status.model_revision.clone_from(&listed.name));
+    let store = model::open_store(settings, &listed, source.clone(), None).await?;
+    model::say_what_is_kept(voice, &store);
+    in_place.stores.send_modify(|stores| stores.push(store.clone()));
+    let revision = model::open(voice, listed, &store, Opener::Secret(secret)).await?;
+    Ok(Arc::new(revision))
 }
 
 /// Follow the service port, where there is one. Returns only with its failure.

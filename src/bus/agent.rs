@@ -22,6 +22,7 @@ pub(super) enum MethodError {
     NothingKept(String),
     Busy(String),
     NotAttested(String),
+    Denied(String),
     InvalidConfiguration(String),
 }
 
@@ -34,6 +35,7 @@ impl From<Refusal> for MethodError {
             Refusal::NothingKept => MethodError::NothingKept(text),
             Refusal::Busy => MethodError::Busy(text),
             Refusal::NotAttested { .. } => MethodError::NotAttested(text),
+            Refusal::Denied { .. } => MethodError::Denied(text),
             Refusal::Configuration { .. } => MethodError::InvalidConfiguration(text),
         }
     }
@@ -222,7 +224,7 @@ impl AgentInterface {
     }
 
     /// Attest anew, and ask whether the key would still be released. A denial ends cai: the port is shut, the model is withdrawn.
-    /// For root, and for whom polkit allows com.alibaba.cai1.reattest. Errors: NotAuthorized, NotServing, Busy, NotAttested.
+    /// For root, and for whom polkit allows com.alibaba.cai1.reattest. Errors: NotAuthorized, NotServing, Busy, NotAttested, Denied.
     async fn reattest(
         &self,
         #[zbus(header)] header: Header<'_>,

@@ -68,7 +68,7 @@ impl Fault for BusError {
             BusError::Connect(_) | BusError::Serve(_) | BusError::Ask(_) => ErrorClass::Transient,
             BusError::NameTaken | BusError::Name(_) => ErrorClass::Config,
             BusError::Refused { name, .. } => match name.as_str() {
-                "NotAuthorized" => ErrorClass::Denied,
+                "NotAuthorized" | "Denied" => ErrorClass::Denied,
                 "InvalidConfiguration" => ErrorClass::Config,
                 _ => ErrorClass::Transient,
             },
