@@ -24,7 +24,7 @@
 //! | `versions` | cai, kernel, systemd |
 //!
 //! Each check has its own time limit, and all run at once, on one thread and its blocking helpers. No locks. What several need is
-//! had once ([`Context`]). A check knows no other. Tested beside the code and in `tests/doctor.rs`.
+//! had once (`Context`). A check knows no other. Tested beside the code and in `tests/doctor.rs`.
 
 mod clock;
 mod containers;
