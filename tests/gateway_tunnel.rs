@@ -124,7 +124,9 @@ async fn backend_that_breaks_or_is_not_there_resets_the_stream_only() {
     let error = stream.read_to_end().await.unwrap_err();
     assert_eq!(error.reason(), Some(Reason::CONNECT_ERROR));
     // 200 came first (tng.md 6), and the tunnel lives on.
+    let gone = breaking.at;
     drop(breaking);
+    until("nobody to listen there", || std::net::TcpStream::connect(gone).is_err()).await;
     let error = tunnel.open().await.unwrap().read_to_end().await.unwrap_err();
     assert_eq!(error.reason(), Some(Reason::CONNECT_ERROR));
     until("the streams to end", || gateway.snapshot().streams == 0).await;
