@@ -121,7 +121,7 @@ impl Engine {
     }
 
     /// The first bytes of an object.
-    async fn head(
+    pub async fn head(
         &self,
         slot: &Slot,
         object: ObjectIndex,
@@ -138,7 +138,7 @@ impl Engine {
     }
 
     /// Bytes of an object from here, where they were found to be right, or else from the origin.
-    async fn believed(
+    pub async fn believed(
         &self,
         slot: &Slot,
         object: ObjectIndex,

@@ -26,6 +26,7 @@
 mod backoff;
 mod chunkmap;
 pub(crate) mod crc64;
+mod direct;
 mod disk;
 mod doubt;
 mod engine;
@@ -91,6 +92,7 @@ pub struct Store {
     tree: Tree,
     progress: watch::Receiver<Progress>,
     tasks: Mutex<Option<Tasks>>,
+    handle: Handle,
     /// One fill at a time.
     fill_turn: tokio::sync::Mutex<()>,
     ahead: ReadAhead,
@@ -170,7 +172,7 @@ impl Store {
         let tasks = upkeep::start(&engine, sender, &handle);
         let fill_turn = tokio::sync::Mutex::new(());
         let (tasks, ahead) = (Mutex::new(Some(tasks)), ReadAhead::default());
-        Ok(Arc::new(Store { engine, tree, progress, tasks, fill_turn, ahead, keeping }))
+        Ok(Arc::new(Store { engine, tree, progress, tasks, handle, fill_turn, ahead, keeping }))
     }
 
     /// Let the slots of another store have the files of objects that are the same, and whole here; gives those that have one.

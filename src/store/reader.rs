@@ -112,6 +112,9 @@ impl Store {
         buf: &mut [u8],
     ) -> Result<(), ReadError> {
         let key = ChunkKey { object, chunk: piece.chunk };
+        if self.read_direct(slot, key, piece, buf) {
+            return Ok(());
+        }
         let mut attempt = 0;
         loop {
             let failed = match self.locate(slot, key, piece.offset, started)? {

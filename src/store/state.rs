@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::chunkmap::{Chunk, ChunkMap};
 use super::crc64;
+use super::direct::Trail;
 use super::engine::Slot;
 use super::error::{StoreError, source_code};
 use super::flight::{Failure, Flight};
@@ -58,6 +59,8 @@ pub struct ObjectState {
     distrusted: HashSet<ChunkIndex>,
     /// The fill gave up on it, until the next fill.
     pub aside: Option<SourceError>,
+    /// Where its readers have been.
+    pub trail: Trail,
 }
 
 /// Everything that changes.
@@ -157,6 +160,7 @@ impl ObjectState {
             unsynced: Vec::new(),
             distrusted: HashSet::new(),
             aside: None,
+            trail: Trail::default(),
         }
     }
 

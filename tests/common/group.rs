@@ -65,6 +65,9 @@ pub struct Origin {
     /// Whether chunks of shared objects are answered at all yet, and how many were asked for.
     pub open: watch::Sender<bool>,
     pub asked: AtomicU64,
+    pub refused: AtomicU64,
+    /// Everything that was delivered, by path.
+    pub ranges: Mutex<Vec<(String, Range<u64>)>>,
     down_for: Mutex<HashSet<usize>>,
 }
 
@@ -77,6 +80,8 @@ impl Origin {
             delay: AtomicU64::new(0),
             open: watch::Sender::new(true),
             asked: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            ranges: Mutex::default(),
             down_for: Mutex::default(),
         })
     }
@@ -114,9 +119,11 @@ impl ChunkSource for Seen {
             tokio::time::sleep(Duration::from_micros(self.origin.delay.load(Ordering::SeqCst))).await;
             let refused = self.origin.down_for.lock().unwrap().contains(&self.node);
             if refused || self.origin.down.load(Ordering::SeqCst) {
+                self.origin.refused.fetch_add(1, Ordering::SeqCst);
                 let detail = "down on cue".into();
                 return Err(SourceError::Unavailable { path, detail, retry_after: None });
             }
+            self.origin.ranges.lock().unwrap().push((path.clone(), range.clone()));
             let index = objects().iter().position(|other| other.path == object.path).unwrap();
             let content = &self.origin.contents[index];
             let whole = range.start.is_multiple_of(CHUNK)
