@@ -358,12 +358,17 @@ fn something_mounted_over_the_model_is_reported_and_not_touched() {
     assert!(text.starts_with("something else is mounted over the model"), "{text}");
     assert_eq!(fixture.mounts(), 2);
     nix::mount::umount(&fixture.point()).unwrap();
-    // What hides the directory above is in nobody's way.
+    // Over the directory above, and there at the same place.
     let parent = fixture.root.path().join("tmp");
     mount(&parent);
+    fs::create_dir(fixture.point()).unwrap();
+    mount(&fixture.point());
+    assert_eq!(fixture.refusal(Request::Unmount).0, "mount-point.busy");
+    assert_eq!(fixture.mounts(), 3);
+    for point in [fixture.point(), parent] {
+        nix::mount::umount(&point).unwrap();
+    }
     let (text, _) = fixture.helper.ask(Request::Unmount).unwrap();
     assert_eq!(text, format!("detached {}", fixture.point().display()));
-    assert_eq!(fixture.mounts(), 1);
-    nix::mount::umount(&parent).unwrap();
     drop(device);
 }

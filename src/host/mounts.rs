@@ -69,7 +69,11 @@ pub fn mount_of(path: &Path) -> Option<MountEntry> {
 
 /// The mount that `descriptor` is open on, if this namespace has it. Asks no file system.
 pub fn mount_behind(descriptor: impl AsFd) -> Option<MountEntry> {
-    let id = id_behind(descriptor)?;
+    by_id(id_behind(descriptor)?)
+}
+
+/// The mount with this id, if this namespace has it. The kernel gives a number again once its mount is gone.
+pub fn by_id(id: u64) -> Option<MountEntry> {
     table().into_iter().find(|entry| entry.id == id)
 }
 

@@ -17,8 +17,8 @@ use crate::backing::Slot;
 /// Wait, in a thread of its own, until the other end of `line`, which is standard input, is closed.
 pub(crate) fn watch(line: BorrowedFd<'_>, slot: Slot) -> io::Result<()> {
     let line = line.try_clone_to_owned()?;
-    // Now: later there may be no descriptor left.
-    let nothing = File::open("/dev/null")?;
+    // No socket, and always there. Now: later there may be no descriptor left.
+    let nothing = File::open("/")?;
     let wait = move || {
         // No event is asked for: requests are the session's. A hang-up is always told.
         while let Ok(0) | Err(Errno::EINTR) =

@@ -1,8 +1,9 @@
 //! The mount: made at the configured point, read-ahead set, detached. Nothing else of the machine is touched.
 //!
 //! `/tmp/model` has a world-writable parent, so the point is opened without following links, its owner checked, and it is
-//! mounted over by descriptor. What was mounted is kept open: by that, and by no path, it is found and detached again, wherever
-//! it has come to lie.
+//! mounted over by descriptor. What was mounted is known by its id and device: it is found by them, and detached only by a descriptor
+//! that is on it, wherever it has come to lie. It is not kept open: then nobody else could unmount it, and the daemon would not learn
+//! of it.
 //!
 //! What a crash left there is detached first, and nothing else ([`is_stale`]): a FUSE mount of ours whose device nobody holds,
 //! and a published memory file system of ours behind which no session lives.
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use cai::error::chain;
 use cai::host;
 use cai::host::directory::{Directory, DirectoryError, open_or_create};
-use cai::host::mounts::{MountEntry, id_behind, is_covered, mount_behind};
+use cai::host::mounts::{FS_SOURCE, MountEntry, by_id, id_behind, is_covered, mount_behind};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -62,7 +63,7 @@ impl MountPoint {
             Refusal::new("fuse.device", text, "see whether descriptors are exhausted")
         })?;
         let mount = fuse::mount(terms, &device, &directory)?;
-        let point = self.adopt(terms, mount)?;
+        let point = self.adopt(terms, &mount)?;
         self.backing.lock().put(Backing::new(copy));
         let _ = write!(text, "mounted at {}", point.display());
         Ok((text, device))
@@ -86,12 +87,11 @@ impl MountPoint {
             let text = format!("{doing} at {}: {error}", terms.point.display());
             Refusal::new("memory.publish", text, "see the kernel log: dmesg | tail")
         };
-        let kept = memory.mount().try_clone().map_err(|error| failed("keeping memory's mount", error))?;
         let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(memory.mount(), "", &directory, "", empty)
             .map_err(|error| failed("mounting memory", error.into()))?;
         memory.set_published();
-        let point = self.adopt(terms, kept)?;
+        let point = self.adopt(terms, memory.mount())?;
         // The file system is read-only already; this makes the mount show it, too. Not with the mount call that does it in
         // one step (mount_setattr): that came with Linux 5.12.
         let flags = MsFlags::MS_REMOUNT
@@ -111,11 +111,8 @@ impl MountPoint {
 
     /// At once, and without asking the mount, which may wait for whoever asks: one mount at a time.
     fn check_free(&mut self) -> Result<(), Refusal> {
-        let Some(entry) = self.mounted.as_ref().map(|mounted| mount_behind(&mounted.descriptor)) else {
-            return Ok(());
-        };
-        let Some(entry) = entry else {
-            // Somebody else detached it.
+        let Some(entry) = self.mounted.as_ref().and_then(OurMount::entry) else {
+            // None, or somebody else detached it.
             self.forget();
             return Ok(());
         };
@@ -124,16 +121,16 @@ impl MountPoint {
     }
 
     /// Take `descriptor`, the root of what was just mounted, for ours: where it is, as the kernel spells it.
-    fn adopt(&mut self, terms: &Terms, descriptor: OwnedFd) -> Result<PathBuf, Refusal> {
-        let Some(MountEntry { point, device, .. }) = mount_behind(&descriptor) else {
-            let _ = umount2(link(&descriptor).as_str(), MntFlags::MNT_DETACH);
+    fn adopt(&mut self, terms: &Terms, descriptor: &OwnedFd) -> Result<PathBuf, Refusal> {
+        let Some(MountEntry { id, point, device, .. }) = mount_behind(descriptor) else {
+            let _ = umount2(link(descriptor).as_str(), MntFlags::MNT_DETACH);
             return Err(Refusal::new(
                 "mount-point.busy",
                 format!("what was mounted at {} is not in the mount table", terms.point.display()),
                 "see whether something else unmounts there at the same time: findmnt; and whether /proc is mounted",
             ));
         };
-        self.mounted = Some(OurMount { descriptor, device });
+        self.mounted = Some(OurMount { id, device });
         Ok(point)
     }
 
@@ -156,7 +153,7 @@ impl MountPoint {
     /// Detach what this connection mounted, and only that. It stays ours until it is gone.
     pub(crate) fn detach(&mut self) -> Result<String, Refusal> {
         let Some(mounted) = &self.mounted else { return Ok("nothing was mounted".into()) };
-        let Some(entry) = mount_behind(&mounted.descriptor) else {
+        let Some(entry) = mounted.entry() else {
             self.forget();
             return Ok("the mount was detached already".into());
         };
@@ -165,11 +162,14 @@ impl MountPoint {
             let hint = format!("look at: findmnt {point}; then: umount -l it");
             Err(Refusal::new("mount-point.busy", text, hint))
         };
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let root = open(&entry.point, flags, Mode::empty()).ok();
+        let root = root.filter(|root| id_behind(root) == Some(entry.id));
         // The kernel would take away what lies on top.
-        if is_covered(&entry) {
+        let Some(root) = root.filter(|_| !is_covered(&entry)) else {
             return refuse(format!("something else is mounted over the model at {point}"));
-        }
-        match umount2(link(&mounted.descriptor).as_str(), MntFlags::MNT_DETACH) {
+        };
+        match umount2(link(&root).as_str(), MntFlags::MNT_DETACH) {
             Ok(()) => {
                 self.forget();
                 Ok(format!("detached {point}"))
@@ -187,10 +187,17 @@ impl MountPoint {
 
 /// A mount this connection made.
 struct OurMount {
-    /// Its root (`O_PATH`).
-    descriptor: OwnedFd,
+    /// Its mount id: unique while it exists.
+    id: u64,
     /// Its device, `major:minor`.
     device: String,
+}
+
+impl OurMount {
+    /// What the mount table says of it, while it exists. Another one that has got its id is not it.
+    fn entry(&self) -> Option<MountEntry> {
+        by_id(self.id).filter(|entry| entry.device == self.device && entry.source == FS_SOURCE)
+    }
 }
 
 /// The path of what `descriptor` is open on, for calls that take no descriptor.
