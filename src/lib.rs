@@ -30,7 +30,7 @@
 //! config:     error, keyring, manifest::PublicKey, manifest::Identity, manifest::Pin
 //! pki:        error
 //! jwt:        pki, text
-//! helper:     error
+//! helper:     error, text::printable
 //! attest:     error, config, helper, pki
 //! ratls:      error, attest, pki, jwt, text, https, task
 //! kbs:        error, config, attest, keyring, pki, jwt, text, https, task
@@ -40,7 +40,7 @@
 //! peer:       error, ratls, store, ciphertext, task, bandwidth
 //! gocryptfs:  error, ciphertext, keyring, ahead
 //! mount:      error, ciphertext, gocryptfs, meminfo
-//! gateway:    error, config, ratls, task
+//! gateway:    error, config, ratls, task, host::tool
 //! host:       error
 //! agent:      everything but cli, bus
 //! bus:        error, agent

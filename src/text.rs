@@ -41,7 +41,7 @@ pub(crate) fn seconds_behind(date: &str, now: SystemTime) -> Option<i64> {
 }
 
 /// `text` for people: at most `max` characters, control and invisible formatting characters replaced by spaces.
-pub(crate) fn printable(text: &str, max: usize) -> String {
+pub fn printable(text: &str, max: usize) -> String {
     let hidden = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')

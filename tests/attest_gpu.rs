@@ -382,6 +382,16 @@ fn ready_state_is_taken_back_when_the_line_closes_and_only_then() {
 }
 
 #[test]
+fn ready_state_is_taken_back_at_the_second_try_of_a_driver_that_was_busy() {
+    let Some((machine, _)) = Machine::with_gpus(1) else { return };
+    let helper = machine.helper();
+    helper.ask(Request::GpuReady).unwrap();
+    machine.driver.say("busy", 1);
+    drop(helper);
+    wait_until("the helper to take the ready state back", || machine.driver.ready_states() == "10");
+}
+
+#[test]
 fn ready_state_that_does_not_exist_is_refused_but_its_clearing_is_not() {
     let Some((machine, _)) = Machine::with_gpus(1) else { return };
     machine.driver.say("feature", 0);

@@ -347,22 +347,28 @@ fn missing_fuse_device_is_explained() {
 fn something_mounted_over_the_model_is_reported_and_not_touched() {
     let Some(fixture) = Fixture::new() else { return };
     let (_, device) = fixture.helper.ask(Request::Mount).unwrap();
-    let parent = fixture.root.path().join("tmp");
-    // Over the parent, so that the kernel does not ask the model's file system, which nobody serves here.
-    let status = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&parent).status().unwrap();
-    assert!(status.success());
-    fs::create_dir(parent.join("model")).unwrap();
-    let status = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(fixture.point()).status().unwrap();
-    assert!(status.success());
+    let mount = |point: &Path| {
+        // Not mount(8), which asks the model's file system: nobody serves it here.
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("theirs"), point, Some("tmpfs"), flags, None::<&str>).unwrap();
+    };
+    mount(&fixture.point());
     let (code, text) = fixture.refusal(Request::Unmount);
     assert_eq!(code, "mount-point.busy");
     assert!(text.starts_with("something else is mounted over the model"), "{text}");
+    assert_eq!(fixture.mounts(), 2);
+    nix::mount::umount(&fixture.point()).unwrap();
+    // Over the directory above, and there at the same place.
+    let parent = fixture.root.path().join("tmp");
+    mount(&parent);
+    fs::create_dir(fixture.point()).unwrap();
+    mount(&fixture.point());
+    assert_eq!(fixture.refusal(Request::Unmount).0, "mount-point.busy");
+    assert_eq!(fixture.mounts(), 3);
     for point in [fixture.point(), parent] {
         nix::mount::umount(&point).unwrap();
     }
-    assert_eq!(
-        fixture.helper.ask(Request::Unmount).unwrap().0,
-        format!("detached {}", fixture.point().display())
-    );
+    let (text, _) = fixture.helper.ask(Request::Unmount).unwrap();
+    assert_eq!(text, format!("detached {}", fixture.point().display()));
     drop(device);
 }

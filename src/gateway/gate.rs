@@ -9,17 +9,22 @@
 //! that one of them took before the gate was shut is cut off on its way to the container.
 //! Runs nft(8) and needs root; called by `cai gate` and by the helper. Tested in `tests/gateway_gate.rs`.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use crate::config::{self, Entrance};
 use crate::error::{ErrorClass, Fault};
+use crate::host::tool::{self, Said};
 
 /// Our table. A leftover of any version has this name.
 const TABLE: &str = "cai_gate";
 /// Where nft is: no search path decides what root runs.
 const NFT: [&str; 3] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"];
+/// How long nft may take: it needs milliseconds, and waits for nobody but the kernel.
+const NFT_LIMIT: Duration = Duration::from_secs(10);
+/// Most of what nft says, in bytes: the table has one KiB.
+const NFT_OUTPUT: usize = 64 << 10;
 
 /// The gate could not be moved.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +134,7 @@ impl Gate {
     pub fn shut(self) -> Result<(), GateError> {
         // An empty table first: one that is not there cannot be deleted.
         let rules = format!("table inet {TABLE} {{\n}}\ndelete table inet {TABLE}\n{}", self.rules());
-        done("loading the rules of the service port", nft(&["-f", "-"], &rules)?)
+        done("loading the rules of the service port", nft(&[&rules])?)
     }
 
     /// The rules that are loaded, as nft lists them, without counters; `None` without a table of ours.
@@ -137,8 +142,8 @@ impl Gate {
     /// # Errors
     /// [`GateError::NoNft`], [`GateError::Run`].
     pub fn loaded() -> Result<Option<String>, GateError> {
-        let listed = nft(&["-s", "list", "table", "inet", TABLE], "")?;
-        Ok(listed.status.success().then(|| String::from_utf8_lossy(&listed.stdout).into_owned()))
+        let listed = nft(&["-s", "list", "table", "inet", TABLE])?;
+        Ok(listed.success.then_some(listed.text))
     }
 
     /// Take away whatever gate there is; `false` when there is none.
@@ -149,32 +154,21 @@ impl Gate {
         if Gate::loaded()?.is_none() {
             return Ok(false);
         }
-        done("removing the rules of the service port", nft(&["delete", "table", "inet", TABLE], "")?)?;
+        done("removing the rules of the service port", nft(&["delete", "table", "inet", TABLE])?)?;
         Ok(true)
     }
 }
 
-fn done(doing: &'static str, output: Output) -> Result<(), GateError> {
-    if output.status.success() {
+fn done(doing: &'static str, said: Said) -> Result<(), GateError> {
+    if said.success {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().chars().take(1_000).collect();
+    let said = said.text.trim().chars().take(1_000).collect();
     Err(GateError::Refused { doing, said })
 }
 
-fn nft(arguments: &[&str], input: &str) -> Result<Output, GateError> {
-    let program = NFT.iter().find(|path| Path::new(path).exists()).ok_or(GateError::NoNft)?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(GateError::Run)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that ends early says why itself.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    child.wait_with_output().map_err(GateError::Run)
+/// Rules are an argument as good as a file: they are no secret.
+fn nft(arguments: &[&str]) -> Result<Said, GateError> {
+    let program = NFT.iter().map(Path::new).find(|path| path.exists()).ok_or(GateError::NoNft)?;
+    tool::run(program, arguments, NFT_LIMIT, NFT_OUTPUT).map_err(GateError::Run)
 }

@@ -4,10 +4,12 @@
 //! ([`channel`]) and the daemon's side ([`Helper`]). The verbs themselves live in `bin/cai-helper/`. Must not know: keys,
 //! formats, the network. No path of a request decides anything: the helper reads the root-owned configuration itself; it
 //! takes only what evidence is to be bound to, and files of the private memory it gave itself. One request at a time per
-//! connection; calls block. Tested in `tests/helper.rs`, `tests/helper_memory.rs` and `tests/helper_publish.rs`.
+//! connection; calls block. Tested in `tests/helper.rs`, `tests/helper_memory.rs`, `tests/helper_publish.rs` and
+//! `tests/helper_taken_over.rs`.
 
 pub mod channel;
 mod client;
 pub mod protocol;
 
+pub use crate::text::printable;
 pub use client::{Helper, HelperError};

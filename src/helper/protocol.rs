@@ -96,6 +96,27 @@ enum Verb {
 }
 
 impl Request {
+    /// Its verb, as it is spelt on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Request::Mount => "mount",
+            Request::Readahead => "readahead",
+            Request::Unmount => "unmount",
+            Request::Memory => "memory",
+            Request::Register => "register",
+            Request::Unregister { .. } => "unregister",
+            Request::Publish => "publish",
+            Request::EventLogs => "event-logs",
+            Request::TsmQuote { .. } => "tsm-quote",
+            Request::TdxReport { .. } => "tdx-report",
+            Request::LibraryQuote { .. } => "library-quote",
+            Request::GpuEvidence { .. } => "gpu-evidence",
+            Request::Gate => "gate",
+            Request::GpuReady => "gpu-ready",
+            Request::GpuNotReady => "gpu-not-ready",
+        }
+    }
+
     /// The packet that asks for it.
     ///
     /// # Errors
@@ -238,7 +259,7 @@ mod tests {
     use super::*;
 
     /// One of each.
-    const REQUESTS: [Request; 14] = [
+    const REQUESTS: [Request; 15] = [
         Request::Mount,
         Request::Readahead,
         Request::Unmount,
@@ -251,6 +272,7 @@ mod tests {
         Request::TdxReport { report_data: [2; 64] },
         Request::LibraryQuote { report_data: [3; 64] },
         Request::GpuEvidence { nonce: [4; 32] },
+        Request::Gate,
         Request::GpuReady,
         Request::GpuNotReady,
     ];
@@ -263,7 +285,10 @@ mod tests {
         let evidence = format!(r#"{{"verb":"gpu-evidence","data":"{}"}}"#, "04".repeat(32));
         assert_eq!(Request::GpuEvidence { nonce: [4; 32] }.to_packet().unwrap(), evidence.as_bytes());
         for request in REQUESTS {
-            assert_eq!(Request::from_packet(&request.to_packet().unwrap()).unwrap(), request);
+            let packet = request.to_packet().unwrap();
+            assert_eq!(Request::from_packet(&packet).unwrap(), request);
+            let verb = format!(r#"{{"verb":"{}""#, request.name());
+            assert!(packet.starts_with(verb.as_bytes()), "{request:?}");
         }
     }
 

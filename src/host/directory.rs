@@ -58,6 +58,8 @@ pub struct Directory {
     pub stat: FileStat,
     /// Whether it was made just now.
     pub created: bool,
+    /// Others than its owner may make names in the directory above: whoever owns this one can exchange it there.
+    pub shared_parent: bool,
 }
 
 /// Open the absolute `path`, making what is missing (0755). Directories on the way must belong to root or to one of `trusted`.
@@ -71,7 +73,7 @@ pub fn open_or_create(path: &Path, trusted: &[Uid]) -> Result<Directory, Directo
         |path: &Path, error: Errno| DirectoryError::Io { path: path.to_path_buf(), source: error.into() };
     let descriptor = open(&at, flags, Mode::empty()).map_err(|error| fail(&at, error))?;
     let stat = nix::sys::stat::fstat(&descriptor).map_err(|error| fail(&at, error))?;
-    let mut here = Directory { descriptor, stat, created: false };
+    let mut here = Directory { descriptor, stat, created: false, shared_parent: false };
     for component in path.components() {
         let name = match component {
             Component::RootDir => continue,
@@ -93,19 +95,24 @@ pub fn open_or_create(path: &Path, trusted: &[Uid]) -> Result<Directory, Directo
         let descriptor =
             openat(&here.descriptor, name, flags, Mode::empty()).map_err(|error| fail(&at, error))?;
         let stat = nix::sys::stat::fstat(&descriptor).map_err(|error| fail(&at, error))?;
-        here = Directory { descriptor, stat, created };
+        let shared_parent = is_writable_by_others(&here.stat);
+        here = Directory { descriptor, stat, created, shared_parent };
     }
     Ok(here)
 }
 
 fn check_parent(path: &Path, stat: &FileStat, trusted: &[Uid]) -> Result<(), DirectoryError> {
     let owner_is_trusted = stat.st_uid == 0 || trusted.iter().any(|uid| uid.as_raw() == stat.st_uid);
-    let mode = Mode::from_bits_truncate(stat.st_mode);
-    let writable = mode.intersects(Mode::S_IWGRP | Mode::S_IWOTH) && !mode.contains(Mode::S_ISVTX);
+    let sticky = Mode::from_bits_truncate(stat.st_mode).contains(Mode::S_ISVTX);
+    let writable = is_writable_by_others(stat) && !sticky;
     if owner_is_trusted && !writable {
         return Ok(());
     }
     Err(DirectoryError::Parent { path: path.to_path_buf(), uid: stat.st_uid, mode: stat.st_mode & 0o7777 })
+}
+
+fn is_writable_by_others(stat: &FileStat) -> bool {
+    Mode::from_bits_truncate(stat.st_mode).intersects(Mode::S_IWGRP | Mode::S_IWOTH)
 }
 
 fn check_kind(path: &Path, stat: &FileStat) -> Result<(), DirectoryError> {
@@ -162,6 +169,9 @@ mod tests {
             std::fs::set_permissions(&parent, std::fs::Permissions::from_mode(mode)).unwrap();
             let outcome = open_or_create(&parent.join("child"), &[me()]);
             assert_eq!(matches!(outcome, Err(DirectoryError::Parent { .. })), refused, "{mode:o}");
+            if let Ok(directory) = outcome {
+                assert_eq!(directory.shared_parent, mode == 0o1777, "{mode:o}");
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The kernel's mount table: what is mounted at a point, what a path lies on, and whether it is ours.
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,8 @@ const MEMORY_OPTIONS: [&str; 3] = ["nosuid", "nodev", "noexec"];
 pub struct MountEntry {
     /// Unique while it exists.
     pub id: u64,
+    /// The mount it lies on.
+    pub parent: u64,
     /// `major:minor`.
     pub device: String,
     /// Where it is mounted.
@@ -64,6 +67,28 @@ pub fn mount_of(path: &Path) -> Option<MountEntry> {
     topmost(table(), path)
 }
 
+/// The mount that `descriptor` is open on, if this namespace has it. Asks no file system.
+pub fn mount_behind(descriptor: impl AsFd) -> Option<MountEntry> {
+    by_id(id_behind(descriptor)?)
+}
+
+/// The mount with this id, if this namespace has it. The kernel gives a number again once its mount is gone.
+pub fn by_id(id: u64) -> Option<MountEntry> {
+    table().into_iter().find(|entry| entry.id == id)
+}
+
+/// Id of the mount that `descriptor` is open on (proc(5), fdinfo; Linux 3.15). Asks no file system.
+pub fn id_behind(descriptor: impl AsFd) -> Option<u64> {
+    let path = format!("/proc/self/fdinfo/{}", descriptor.as_fd().as_raw_fd());
+    let info = std::fs::read_to_string(path).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+}
+
+/// Whether another mount hides all of `entry`.
+pub fn is_covered(entry: &MountEntry) -> bool {
+    table().iter().any(|other| other.parent == entry.id && other.point == entry.point)
+}
+
 fn table() -> Vec<MountEntry> {
     let table = std::fs::read(PATH).unwrap_or_default();
     String::from_utf8_lossy(&table).lines().filter_map(parse_mount).collect()
@@ -79,14 +104,15 @@ fn parse_mount(line: &str) -> Option<MountEntry> {
     let (left, right) = line.split_once(" - ")?;
     let mut fields = left.split(' ');
     let id = fields.next()?.parse().ok()?;
-    let device = fields.nth(1)?.to_owned();
+    let parent = fields.next()?.parse().ok()?;
+    let device = fields.next()?.to_owned();
     let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
     let options = fields.next()?.to_owned();
     let shared = fields.any(|field| field.starts_with("shared:"));
     let mut fields = right.split(' ');
     let (fs_type, source) = (fields.next()?.to_owned(), fields.next()?.to_owned());
     let fs_options = fields.next()?.to_owned();
-    Some(MountEntry { id, device, point, fs_type, source, shared, options, fs_options })
+    Some(MountEntry { id, parent, device, point, fs_type, source, shared, options, fs_options })
 }
 
 /// The kernel writes space, tab, newline and backslash as `\ooo`.
@@ -122,7 +148,7 @@ mod tests {
     #[test]
     fn mountinfo_line_with_optional_fields_and_escapes_is_understood() {
         let entry = parse_mount(LINE).unwrap();
-        assert_eq!((entry.id, entry.device.as_str()), (36, "0:57"));
+        assert_eq!((entry.id, entry.parent, entry.device.as_str()), (36, 35, "0:57"));
         assert_eq!((entry.point.as_path(), entry.shared), (Path::new("/tmp/a model"), true));
         assert!(entry.is_our_fuse() && !entry.is_our_memory());
         assert!(!parse_mount(&LINE.replace("shared:1 ", "")).unwrap().shared);
@@ -156,6 +182,14 @@ mod tests {
         ] {
             assert!(!is_ours(&other), "{other}");
         }
+    }
+
+    #[test]
+    fn mount_behind_a_descriptor_is_the_one_its_path_lies_on() {
+        let process = std::fs::File::open("/proc/self").unwrap();
+        let entry = mount_behind(&process).unwrap();
+        assert_eq!((entry.id, entry.fs_type.as_str()), (mount_of(Path::new("/proc")).unwrap().id, "proc"));
+        assert!(mount_behind(std::io::pipe().unwrap().0).is_none(), "a mount that no table shows");
     }
 
     #[test]

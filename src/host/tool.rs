@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,6 +13,12 @@ use nix::unistd::Pid;
 
 /// Where programs are, below the root: no search path decides what root runs.
 const DIRECTORIES: [&str; 4] = ["usr/bin", "usr/sbin", "bin", "sbin"];
+
+/// How often it is looked whether a program has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// How long a program that was killed is waited for: one that hangs in the kernel stays there.
+const DYING: Duration = Duration::from_secs(2);
 
 /// What a program said.
 #[derive(Debug)]
@@ -47,13 +53,34 @@ pub fn run(program: &Path, arguments: &[&str], limit: Duration, bytes: usize) ->
     // It holds the ends that are written to.
     drop(command);
     let read = read_until(&mut ours, deadline, bytes);
-    if !matches!(read, Ok((_, false))) {
-        let group = Pid::from_raw(child.id().try_into().unwrap_or_default());
-        let _ = killpg(group, Signal::SIGKILL);
-    }
-    let status = child.wait()?;
+    let wait_until = if matches!(read, Ok((_, false))) { deadline } else { Instant::now() };
+    let status = reap(&mut child, wait_until)?;
     let (output, cut) = read?;
     Ok(Said { text: String::from_utf8_lossy(&output).into_owned(), cut, success: status.success() })
+}
+
+/// Wait for `child`, the leader of its process group, and kill the group if it is there at the `deadline`. Blocking, for little
+/// longer than that.
+///
+/// # Errors
+/// What the system says; `TimedOut` when it does not even die.
+pub fn reap(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
+    if let Some(status) = wait(child, deadline)? {
+        return Ok(status);
+    }
+    let group = Pid::from_raw(child.id().try_into().unwrap_or_default());
+    let _ = killpg(group, Signal::SIGKILL);
+    wait(child, Instant::now() + DYING)?.ok_or_else(|| io::ErrorKind::TimedOut.into())
+}
+
+fn wait(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
+    loop {
+        let ended = child.try_wait()?;
+        if ended.is_some() || Instant::now() >= deadline {
+            return Ok(ended);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// Everything up to `bytes`, and whether there was more.
@@ -109,6 +136,9 @@ mod tests {
         let begun = Instant::now();
         let error = shell("sleep 60", Duration::from_millis(50), 5).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // One that says nothing any more and goes on is not waited for either.
+        let said = shell("exec >&- 2>&-; sleep 60", Duration::from_millis(50), 5).unwrap();
+        assert_eq!((said.text.as_str(), said.success), ("", false));
         assert!(begun.elapsed() < LONG);
     }
 

@@ -92,7 +92,7 @@ impl Line {
         Line { ours: Some(ours), child }
     }
 
-    fn ours(&self) -> BorrowedFd<'_> {
+    pub fn ours(&self) -> BorrowedFd<'_> {
         self.ours.as_ref().expect("hung up").as_fd()
     }
 

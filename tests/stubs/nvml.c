@@ -160,6 +160,9 @@ int nvmlSystemSetConfComputeGpusReadyState(unsigned ready) {
     if (!running) return UNINITIALIZED;
     if (ready > 1) return INVALID;
     if (!number("feature", 1)) return NOT_SUPPORTED;
+    /* Busy once. */
+    snprintf(path, sizeof path, "%s/busy", SCENARIO);
+    if (!unlink(path)) return UNKNOWN;
     snprintf(path, sizeof path, "%s/ready", SCENARIO);
     FILE *file = fopen(path, "ab");
     if (!file) return UNKNOWN;

@@ -73,6 +73,8 @@ pub fn start(c: &Container) {
     let told: Vec<&str> =
         changes.lines().filter_map(|line| Some(line.split_once(" -> ")?.1.split_once(':')?.0)).collect();
     assert_eq!(told, states);
+    // Root's acts, told by who did them.
+    c.sh("journalctl -u 'cai-helper@*' -o cat | grep -qx 'cai-helper: mount: mounted at /srv/models/llm'");
     let keys = c.sh("journalctl -u cai F_EVENT=key.released -o json");
     assert!(!keys.is_empty());
     c.fails("journalctl -o cat | grep -e a-password -e an-access-key-secret");

@@ -2,16 +2,15 @@
 //!
 //! Registering needs the FUSE device, and the kernel's leave (`CAP_SYS_ADMIN`), which the daemon does not have. A copy of the
 //! device that stays open keeps the mount's connection alive: its readers would wait for a daemon that died. So it is closed
-//! as soon as the line hangs up, by a thread of its own: the session may be waiting for a vendor's library just then.
+//! as soon as the line hangs up (`hangup.rs`).
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cai::host::mounts::id_behind;
 use fuser::BackingId;
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::ioctl;
@@ -80,13 +79,14 @@ fn check(memory: &Memory, file: &OwnedFd) -> Result<(), Refusal> {
         let hint = "register files of the memory file system, opened for reading";
         Err(Refusal::new("memory.register", what, hint))
     };
+    // Before it is asked for anything: a file of the FUSE mount would be the daemon's to answer for.
+    if id_behind(file).is_none_or(|id| id_behind(memory.mount()) != Some(id)) {
+        return refuse("the file is not in the private memory file system of this connection".into());
+    }
     let (stat, flags) = match (fstat(file), fcntl(file, FcntlArg::F_GETFL)) {
         (Ok(stat), Ok(flags)) => (stat, OFlag::from_bits_retain(flags)),
         (Err(error), _) | (_, Err(error)) => return refuse(format!("looking at the file: {error}")),
     };
-    if stat.st_dev != memory.device() {
-        return refuse("the file is not in the private memory file system of this connection".into());
-    }
     if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return refuse(format!("the file has mode {:06o}; expected a regular file", stat.st_mode));
     }
@@ -96,27 +96,43 @@ fn check(memory: &Memory, file: &OwnedFd) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The place for a [`Backing`] that empties itself when the line hangs up.
+/// The place for a [`Backing`], which is closed when the line hangs up.
 #[derive(Clone, Default)]
-pub(crate) struct Slot(Arc<Mutex<Option<Backing>>>);
+pub(crate) struct Slot(Arc<Mutex<Place>>);
+
+/// What is in a [`Slot`].
+#[derive(Default)]
+pub(crate) struct Place {
+    backing: Option<Backing>,
+    closed: bool,
+}
 
 impl Slot {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Option<Backing>> {
+    /// What is in it, while nobody else can change that.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Place> {
         // What is in it is whole between any two statements, also behind a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Empty it when the other end of `line` is closed.
-    pub(crate) fn empty_at_hangup(&self, line: BorrowedFd<'_>) -> std::io::Result<()> {
-        let line = line.try_clone_to_owned()?;
-        let slot = self.clone();
-        let wait = move || {
-            // No event is asked for: requests are the session's. A hang-up is always told.
-            while let Ok(0) | Err(Errno::EINTR) =
-                poll(&mut [PollFd::new(line.as_fd(), PollFlags::empty())], PollTimeout::NONE)
-            {}
-            slot.lock().take();
-        };
-        std::thread::Builder::new().name("line".into()).spawn(wait).map(drop)
+    /// Empty it, and keep it so.
+    pub(crate) fn close(&self) {
+        let mut place = self.lock();
+        place.closed = true;
+        place.backing = None;
+    }
+}
+
+impl Place {
+    /// Nothing stays in a place that is closed.
+    pub(crate) fn put(&mut self, backing: Backing) {
+        self.backing = (!self.closed).then_some(backing);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.backing = None;
+    }
+
+    pub(crate) fn backing(&mut self) -> Option<&mut Backing> {
+        self.backing.as_mut()
     }
 }

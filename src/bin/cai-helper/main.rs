@@ -5,17 +5,20 @@
 //! decides where or how: that comes from the root-owned configuration, read here; the only bytes taken from the daemon are
 //! what a quote or a report is to be bound to, and a file of the daemon's own memory. `cai mount` run by root passes the
 //! decisions as arguments instead: then there is no configuration, and root is the daemon. When the line closes, for whatever reason, what was done through it is
-//! undone (`session.rs`).
+//! undone (`session.rs`, `hangup.rs`). Of root's capabilities it keeps what its unit gives it (`privilege.rs`).
 //!
 //! Vendors' libraries are opened only in a short-lived child, this program with other arguments (`vendor.rs`).
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod backing;
+mod fuse;
 mod gpu;
+mod hangup;
 mod ioctl;
 mod libtdx;
 mod memory;
 mod mount_point;
+mod privilege;
 mod seal;
 mod session;
 mod tdx;
@@ -30,6 +33,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use cai::config;
+use cai::helper::printable;
 use cai::host;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -38,11 +42,15 @@ use nix::unistd::Uid;
 use session::Session;
 use terms::Terms;
 
+/// Longest line in the journal, in characters: two paths fit.
+const JOURNAL_CHARS: usize = 8192;
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cai-helper: {error:#}");
+            // What the daemon sent may be quoted in it.
+            eprintln!("cai-helper: {}", printable(&format!("{error:#}"), JOURNAL_CHARS));
             ExitCode::from(78)
         }
     }
@@ -50,6 +58,7 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     anyhow::ensure!(Uid::effective().is_root(), "must run as root");
+    privilege::keep(privilege::HELPER)?;
     match Arguments::parse(std::env::args_os().skip(1).collect())? {
         Arguments::Serve { root } => serve(&root),
         Arguments::ServeOwner { point, memory_bytes, readahead_kib } => {

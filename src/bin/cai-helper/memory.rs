@@ -10,12 +10,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use cai::host::mounts::FS_SOURCE;
 use cai::meminfo::{self, MemInfo};
-use nix::sys::stat::{fstat, major, minor};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create, fsconfig_reconfigure,
@@ -29,6 +27,11 @@ use crate::terms::Terms;
 /// Smallest size in bytes, and its unit: a page. A tmpfs of size 0 would have no limit.
 const PAGE: u64 = 4096;
 
+/// Most entries in it: as many as a manifest may name (`manifest/code.rs`), and ten times what a bucket is listed for
+/// (`oss/list.rs`). By default a tmpfs has room for half as many as the machine has pages, whatever its size; without a limit,
+/// empty files would take all of the kernel's memory, about a KiB each.
+const MOST_ENTRIES: u32 = 1 << 20;
+
 /// How a directory of it is opened.
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -39,8 +42,6 @@ pub(crate) struct Memory {
     mount: OwnedFd,
     /// Its root directory, locked for as long as the session lives.
     _lock: OwnedFd,
-    /// Its device number.
-    device: u64,
     /// It was made with `noswap`.
     noswap: bool,
     stage: Stage,
@@ -67,8 +68,7 @@ impl Memory {
         let options = [
             ("source", FS_SOURCE.to_owned()),
             ("size", size.to_string()),
-            // No limit: by default a tmpfs has room for half as many files as the machine has pages, whatever its size.
-            ("nr_inodes", "0".to_owned()),
+            ("nr_inodes", MOST_ENTRIES.to_string()),
             ("mode", "0700".to_owned()),
             ("uid", terms.daemon.uid.to_string()),
             ("gid", terms.daemon.gid.to_string()),
@@ -97,23 +97,12 @@ impl Memory {
         let root = root.map_err(|error| failed("opening it", error))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| failed("locking it", error))?;
-        let device = fstat(&lock).map_err(|error| failed("looking at it", from_nix(error)))?.st_dev;
         let text = format!(
             "a private memory file system of {size} bytes, {}, {}",
             if huge { "of huge pages" } else { "of ordinary pages: this kernel refuses huge=within_size" },
             if noswap { "noswap" } else { "without noswap, which this kernel lacks: no swap is active" },
         );
-        Ok((Memory { mount, _lock: lock, device, noswap, stage: Stage::Private }, text, root))
-    }
-
-    /// Its device number, as `fstat` gives it for every file in it.
-    pub(crate) const fn device(&self) -> u64 {
-        self.device
-    }
-
-    /// Its device as the mount table spells it: `major:minor`.
-    pub(crate) fn device_text(&self) -> String {
-        spell(self.device)
+        Ok((Memory { mount, _lock: lock, noswap, stage: Stage::Private }, text, root))
     }
 
     /// The mount.
@@ -170,17 +159,11 @@ impl Memory {
     }
 }
 
-/// Whether the tmpfs of ours that is mounted at `point`, with `device` as the mount table spells it, belongs to no living
-/// session.
-pub(crate) fn is_left_behind(point: &Path, device: &str) -> bool {
-    let Ok(root) = open(point, DIRECTORY | OFlags::NONBLOCK, Mode::empty()) else { return false };
-    let same = fstat(&root).is_ok_and(|stat| spell(stat.st_dev) == device);
+/// Whether the tmpfs of ours whose `root` is open (`O_PATH`) belongs to no living session.
+pub(crate) fn is_left_behind(root: &OwnedFd) -> bool {
+    let Ok(root) = openat(root, ".", DIRECTORY | OFlags::NONBLOCK, Mode::empty()) else { return false };
     // Shared: others who ask in the same moment are no session. Released on return.
-    same && flock(root.as_fd(), FlockOperation::NonBlockingLockShared).is_ok()
-}
-
-fn spell(device: u64) -> String {
-    format!("{}:{}", major(device), minor(device))
+    flock(root.as_fd(), FlockOperation::NonBlockingLockShared).is_ok()
 }
 
 /// A new file system context of type tmpfs.
@@ -247,10 +230,6 @@ fn failed(doing: &str, error: Errno) -> Refusal {
 
 fn unreadable(path: &str, error: &dyn std::fmt::Display) -> Refusal {
     Refusal::new("memory.failed", format!("reading {path}: {error}"), "cai-helper needs /proc mounted")
-}
-
-fn from_nix(error: nix::Error) -> Errno {
-    Errno::from_raw_os_error(error as i32)
 }
 
 #[cfg(test)]

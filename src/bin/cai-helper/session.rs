@@ -9,17 +9,19 @@ use cai::attest::gpu::on_pci;
 use cai::config::Problems;
 use cai::error::{Fault, chain};
 use cai::gateway::{Gate, GateError};
-use cai::helper::channel;
 use cai::helper::protocol::{GATE_WAS_SHUT, Reply, Request};
+use cai::helper::{channel, printable};
 
+use crate::hangup::{unless_hung_up, watch};
 use crate::memory::Memory;
 use crate::mount_point::MountPoint;
 use crate::terms::Terms;
 use crate::vendor::{self, Act};
-use crate::{tdx, tsm};
+use crate::{JOURNAL_CHARS, tdx, tsm};
 
-/// Most that a refusal says about an invalid configuration: a packet is bounded, and `cai check-config` says it all.
-const PROBLEM_CHARS: usize = 2048;
+/// Most that a reply says in a text, in bytes as JSON writes them: two of them and their object fit a packet
+/// (`MESSAGE_LIMIT`). `cai check-config` says all of a long list of problems.
+const TEXT_BYTES: usize = 4096;
 
 /// A request that was not carried out.
 #[derive(Debug)]
@@ -79,17 +81,39 @@ impl Session {
 
     /// Answer requests until the line closes.
     pub(crate) fn serve(&mut self, line: BorrowedFd<'_>) -> anyhow::Result<()> {
-        self.mount_point.backing().empty_at_hangup(line).context("watching the line")?;
-        while let Some((message, file)) = channel::receive(line).context("receiving a request")? {
+        watch(line, self.mount_point.backing().clone()).context("watching the line")?;
+        while let Some((message, file)) =
+            unless_hung_up(channel::receive(line)).context("receiving a request")?.flatten()
+        {
             let request = Request::from_packet(&message).context("a request that is none")?;
             let (reply, descriptor) = match self.answer(request, file) {
+                Ok((Reply::Done { text }, descriptor)) => (Reply::Done { text: bounded(text) }, descriptor),
                 Ok(answer) => answer,
-                Err(Refusal { code, text, hint }) => (Reply::Refused { code: code.into(), text, hint }, None),
+                Err(Refusal { code, text, hint }) => {
+                    (Reply::Refused { code: code.into(), text: bounded(text), hint: bounded(hint) }, None)
+                }
             };
+            self.tell(request, &reply);
             let message = serde_json::to_vec(&reply)?;
-            channel::send(line, &message, descriptor.as_ref().map(AsFd::as_fd)).context("answering")?;
+            let sent = channel::send(line, &message, descriptor.as_ref().map(AsFd::as_fd));
+            if unless_hung_up(sent).context("answering")?.is_none() {
+                break;
+            }
         }
         Ok(())
+    }
+
+    /// One line in the journal for each act, and for each that was refused. Not where root itself asked, at its terminal.
+    fn tell(&self, request: Request, reply: &Reply) {
+        let said = match reply {
+            _ if self.root.is_none() => return,
+            // Asked for again and again, and nothing was done.
+            Reply::Done { text } if text == GATE_WAS_SHUT => return,
+            Reply::Done { text } => text.clone(),
+            Reply::Registered { id } => format!("file {id} is registered"),
+            Reply::Refused { code, text, .. } => format!("refused [{code}]: {text}"),
+        };
+        eprintln!("cai-helper: {}: {}", request.name(), printable(&said, JOURNAL_CHARS));
     }
 
     /// The answer to `request`, beside which `file` came.
@@ -180,11 +204,11 @@ impl Session {
 
     fn register(&mut self, file: &OwnedFd) -> Result<u32, Refusal> {
         let Private::Made(memory) = &self.memory else { return Err(no_memory("memory.register")) };
-        self.mount_point.backing().lock().as_mut().ok_or_else(no_mount)?.register(memory, file)
+        self.mount_point.backing().lock().backing().ok_or_else(no_mount)?.register(memory, file)
     }
 
     fn unregister(&mut self, id: u32) -> Result<String, Refusal> {
-        self.mount_point.backing().lock().as_mut().ok_or_else(no_mount)?.unregister(id)
+        self.mount_point.backing().lock().backing().ok_or_else(no_mount)?.unregister(id)
     }
 
     /// A published memory file system is let go with its mount: it cannot be mounted again.
@@ -228,14 +252,19 @@ impl Session {
     /// Undo what was done through this connection: behind a daemon that crashed no dead mount stays, and no GPU goes on
     /// working for whoever asks. The device goes first: where nobody else holds it, readers get an error instead of waiting.
     fn undo(&mut self) {
-        self.mount_point.backing().lock().take();
+        self.mount_point.backing().close();
         let detached = self.mount_point.detach().map(drop);
         // Not after the GPUs, which take their time: it may be most of the machine's.
         self.memory = Private::Gone;
-        let not_ready = if self.gpus_ready { self.gpus_not_ready().map(drop) } else { Ok(()) };
+        // Once more where it fails: a driver that was busy may not be any more, and nobody else comes behind.
+        let not_ready = match self.gpus_ready {
+            true => self.gpus_not_ready().or_else(|_| self.gpus_not_ready()).map(drop),
+            false => Ok(()),
+        };
         for undone in [detached, not_ready] {
             if let Err(refusal) = undone {
-                eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
+                let said = format!("at the end of the line: {}; {}", refusal.text, refusal.hint);
+                eprintln!("cai-helper: {}", printable(&said, JOURNAL_CHARS));
             }
         }
     }
@@ -247,12 +276,29 @@ impl Drop for Session {
     }
 }
 
+/// The beginning of `text` that a packet has room for.
+fn bounded(text: String) -> String {
+    let len_in_json = |c: char| match c {
+        '"' | '\\' => 2,
+        c if c.is_control() => 6,
+        c => c.len_utf8(),
+    };
+    let (mut len, mut cut) = (0, None);
+    for (at, c) in text.char_indices() {
+        len += len_in_json(c);
+        // The last place with room for the mark of a cut.
+        if len <= TEXT_BYTES - '…'.len_utf8() {
+            cut = Some(at + c.len_utf8());
+        } else if len > TEXT_BYTES {
+            return format!("{}…", text.get(..cut.unwrap_or_default()).unwrap_or_default());
+        }
+    }
+    text
+}
+
 /// What was decided about the mount, or the refusal of what needs it.
 fn valid(terms: &Result<Terms, Problems>) -> Result<&Terms, Refusal> {
-    terms.as_ref().map_err(|problems| {
-        let text: String = problems.to_string().chars().take(PROBLEM_CHARS).collect();
-        Refusal::new("config.invalid", text, problems.hint())
-    })
+    terms.as_ref().map_err(|problems| Refusal::new("config.invalid", problems.to_string(), problems.hint()))
 }
 
 fn no_memory(code: &'static str) -> Refusal {
@@ -261,4 +307,24 @@ fn no_memory(code: &'static str) -> Refusal {
 
 fn no_mount() -> Refusal {
     Refusal::new("memory.register", "this connection has no FUSE mount", "mount first")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_two_texts_fit_a_packet_and_one_that_fits_is_whole() {
+        let whole = "x".repeat(TEXT_BYTES);
+        assert_eq!(bounded(whole.clone()), whole);
+        assert_eq!(bounded(whole + "x"), "x".repeat(TEXT_BYTES - 3) + "…");
+        for c in ["\u{1}", "\"", "\\", "\n", "\u{7f}", "ü", "\u{10ffff}", "x"] {
+            let text = bounded(c.repeat(TEXT_BYTES * 2));
+            assert!(text.ends_with('…') && text.starts_with(c), "{c:?}");
+            let reply =
+                Reply::Refused { code: "mount-point.not-a-directory".into(), text: text.clone(), hint: text };
+            let packet = serde_json::to_vec(&reply).unwrap();
+            assert!(packet.len() <= cai::helper::protocol::MESSAGE_LIMIT, "{c:?}: {} bytes", packet.len());
+        }
+    }
 }

@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 
 use cai::helper::protocol::Reply;
 use cai::host::tool;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use rustix::thread::CapabilitySet;
 
 use crate::session::Refusal;
-use crate::{gpu, libtdx};
+use crate::{gpu, libtdx, privilege};
 
 /// How long a child lives at most, in seconds: eight GPUs sign a report each, one after the other, in about a second
 /// apiece; a slow quoting service takes some thirty.
@@ -73,6 +72,16 @@ impl Act {
         }
     }
 
+    /// What it takes: NVIDIA's driver lets nobody but an administrator set the ready state, and gives reports to everybody
+    /// (`confComputeApiCtrlCmdGetGpuAttestationReport` in its `g_conf_compute_api_nvoc.c` is not privileged); a quote takes a
+    /// device of root's.
+    const fn capabilities(self) -> CapabilitySet {
+        match self {
+            Act::TdxQuote | Act::GpuEvidence => CapabilitySet::empty(),
+            Act::GpuReady | Act::GpuNotReady => CapabilitySet::SYS_ADMIN,
+        }
+    }
+
     pub(crate) fn named(name: &str) -> Option<Self> {
         Act::ALL.into_iter().find(|act| act.name() == name)
     }
@@ -83,6 +92,8 @@ impl Act {
 pub(crate) fn child(root: &Path, act: Act, data: &[u8], life_secs: u32) -> anyhow::Result<()> {
     // Unhandled, the alarm ends the process, whatever the library is waiting for.
     nix::unistd::alarm::set(life_secs.max(1));
+    // What the host sends is parsed in here.
+    privilege::keep(act.capabilities())?;
     let reply = match perform(root, act, data) {
         Ok(text) => Reply::Done { text },
         Err(Refusal { code, text, hint }) => Reply::Refused { code: code.into_owned(), text, hint },
@@ -128,13 +139,10 @@ pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal>
         .map_err(io)?;
     let deadline = Instant::now() + Duration::from_secs(u64::from(LIFE_SECS)) + GRACE;
     let output = child.stdout.take().map_or(Ok(Vec::new()), |stdout| read(stdout, deadline));
-    if output.is_err() {
-        let group = Pid::from_raw(child.id().try_into().unwrap_or_default());
-        let _ = killpg(group, Signal::SIGKILL);
-    }
+    let until = if output.is_ok() { deadline } else { Instant::now() };
     // One that a driver holds in the kernel is left to the end of this process.
-    let output = output.map_err(io)?;
-    let status = child.wait().map_err(io)?;
+    let status = tool::reap(&mut child, until);
+    let (output, status) = (output.map_err(io)?, status.map_err(io)?);
     if !status.success() {
         return Err(failed(act, format_args!("ended with {status}")));
     }
