@@ -32,10 +32,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 fuzz/seeds.py "$work" "${CAI_VECTORS:-../shared/vectors}"
 
-failed=0
-for target in "${targets[@]}"; do
-    corpus=$work/$target log=$work/$target.log
-    [ -d "$corpus" ] || { echo "fuzz: $target has no seeds in fuzz/seeds.py" >&2; exit 1; }
+# One target: its line, or the end of its log.
+run() {
+    target=$1 corpus=$work/$1 log=$work/$1.log
     mkdir -p "fuzz/artifacts/$target"
     # No single allocation over 64 MiB, no more than 1 GiB in all, no input that takes ten seconds.
     if "fuzz/target/$triple/release/$target" "$corpus" -max_total_time="$seconds" \
@@ -45,9 +44,15 @@ for target in "${targets[@]}"; do
         coverage=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n1)
         printf 'fuzz: %-16s ok, %s runs, %s edges\n' "$target" "$runs" "$coverage"
     else
-        failed=1
-        printf 'fuzz: %-16s FAILED\n' "$target"
-        tail -n 40 "$log"
+        printf 'fuzz: %-16s FAILED\n%s\n' "$target" "$(tail -n 40 "$log")"
+        return 1
     fi
+}
+
+for target in "${targets[@]}"; do
+    [ -d "$work/$target" ] || { echo "fuzz: $target has no seeds in fuzz/seeds.py" >&2; exit 1; }
 done
-exit $failed
+export -f run
+export work triple seconds
+# Each is one thread. All of them, also behind one that fails.
+printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I '{}' bash -euc 'run {}'

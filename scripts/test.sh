@@ -10,7 +10,8 @@ if ! id cai >/dev/null 2>&1; then
     trap 'userdel cai' EXIT
 fi
 
-step() { printf '\n== %s\n' "$*"; }
+# With the seconds so far.
+step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
 step "format"
 cargo fmt --check
