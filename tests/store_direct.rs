@@ -108,6 +108,13 @@ async fn failure_is_left_to_the_chunk() {
 async fn pair(
     manner: impl Fn(ChunkKey, Vec<u8>) -> Sent + Send + Sync + 'static,
 ) -> (Arc<Origin>, Node, Node) {
+    pair_with(PATIENCE, manner).await
+}
+
+async fn pair_with(
+    patience: Patience,
+    manner: impl Fn(ChunkKey, Vec<u8>) -> Sent + Send + Sync + 'static,
+) -> (Arc<Origin>, Node, Node) {
     let (group, origin) = (Group::new(2), Origin::new());
     group.owner.set(0).unwrap();
     let full = group.start_with(0, &origin, PATIENCE, CHUNK_LEN, None);
@@ -117,7 +124,7 @@ async fn pair(
         1..100_000 => manner(key, bytes),
         _ => Sent::Stall(Vec::new()),
     });
-    let node = group.start_with(1, &origin, PATIENCE, CHUNK_LEN, None);
+    let node = group.start_with(1, &origin, patience, CHUNK_LEN, None);
     node.hears_of(2).await;
     while node.asked() < 2 {
         tokio::task::yield_now().await;
@@ -184,4 +191,13 @@ async fn part_of_a_block_is_no_peers_to_send() {
     read(&node, BLOCKS.start + 1..BLOCKS.end);
     assert_eq!(delivered(&origin), [BLOCKS.start + 1..BLOCKS.end]);
     assert_eq!(node.asked(), 2, "the chunks");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn origin_is_asked_too_when_a_peer_takes_its_time() {
+    let patience =
+        Patience { answer: Duration::from_millis(20), pause: Duration::from_secs(600), ..PATIENCE };
+    let (origin, _full, node) = pair_with(patience, |_, _| Sent::Stall(Vec::new())).await;
+    read(&node, BLOCKS);
+    assert_eq!((delivered(&origin), node.judged(Judgement::Forged).len()), (vec![BLOCKS], 0));
 }

@@ -29,12 +29,15 @@ impl Ciphertext for Store {
         let outside = || ReadError::OutOfRange { path: self.path_of(id), offset, len };
         let (object, slot) = self.object_of(id).ok_or_else(outside)?;
         let pieces = slot.layout.pieces(offset, len).ok_or_else(outside)?;
-        let mut rest = buf;
+        let (mut rest, mut first) = (buf, true);
         for piece in pieces {
             let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at_mut_checked(len).ok_or_else(outside)?;
-            self.read_piece(slot, object, &piece, started, now)?;
-            rest = later;
+            let direct = self.read_direct(slot, ChunkKey { object, chunk: piece.chunk }, &piece, first, now);
+            if !direct {
+                self.read_piece(slot, object, &piece, started, now)?;
+            }
+            (rest, first) = (later, false);
         }
         Ok(())
     }
@@ -112,9 +115,6 @@ impl Store {
         buf: &mut [u8],
     ) -> Result<(), ReadError> {
         let key = ChunkKey { object, chunk: piece.chunk };
-        if self.read_direct(slot, key, piece, buf) {
-            return Ok(());
-        }
         let mut attempt = 0;
         loop {
             let failed = match self.locate(slot, key, piece.offset, started)? {
