@@ -12,7 +12,7 @@ use std::path::Path;
 
 pub use library::compiler;
 
-use crate::container::Container;
+use crate::machine::Machine;
 
 /// Every file of the mounted model is what was encrypted.
 pub const MODEL_IS_RIGHT: &str = "cd \"$(cat /srv/world/point)\" && sha256sum --quiet -c /srv/world/sums";
@@ -67,13 +67,13 @@ pub fn build_library(directory: &Path) {
 }
 
 /// Serve the model at `point` from the next start on; `more` lines of cai.env.
-pub fn configure(c: &Container, point: &str, more: &str) {
+pub fn configure(c: &Machine, point: &str, more: &str) {
     c.sh(&format!(
         "cat >/etc/cai/cai.env <<'END'\n{ENV}\nMODEL_MOUNT_POINT={point} # The mount point\n{more}\nEND\necho {point} >/srv/world/point"
     ));
 }
 
-pub fn set_up(c: &Container) {
+pub fn set_up(c: &Machine) {
     c.sh(
         "cp /mnt/packages/usr/lib/x86_64-linux-gnu/libtdx_attest.so.1 /usr/lib/x86_64-linux-gnu/ && ldconfig",
     );
