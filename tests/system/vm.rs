@@ -91,15 +91,15 @@ impl Vm {
             port = UnixStream::connect(&socket).ok();
             port.is_some()
         });
-        // qemu has them open; nobody else needs them, and nothing of them stays when the test is killed.
-        fs::remove_file(path("root.img")).unwrap();
-        fs::remove_file(path("mnt.img")).unwrap();
         let port = port.unwrap();
         // Beyond the limit of a script.
         let silence = Duration::from_secs(u64::from(script_limit() + 30 * patience()));
         port.set_read_timeout(Some(silence)).unwrap();
         let mut vm = Vm { qemu, port, boot: String::new(), work };
         vm.wait_for_boot();
+        // qemu has them open; nobody else needs them, and nothing of them stays when the test is killed.
+        fs::remove_file(vm.work.path().join("root.img")).unwrap();
+        fs::remove_file(vm.work.path().join("mnt.img")).unwrap();
         wait_until("the machine to have started", || has_started(&vm));
         vm
     }
@@ -127,7 +127,8 @@ impl Vm {
     }
 
     fn console(&self) -> String {
-        text(&fs::read(self.work.path().join("console")).unwrap_or_default())
+        let read = |name: &str| text(&fs::read(self.work.path().join(name)).unwrap_or_default());
+        read("console") + &read("qemu.log")
     }
 }
 
