@@ -58,7 +58,12 @@ MODEL_OSS_SECRET_ACCESS_KEY=\"an-access-key-secret\"
 MODEL_ENCRYPTION_METHOD=\"gocryptfs\"";
 
 /// What a unit of an operator would not have: tests do not wait five seconds, and start more often than five times in ten.
-const QUICK: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=200ms";
+const QUICK: &str = r#"[Unit]
+StartLimitIntervalSec=0
+[Service]
+RestartSec=200ms
+ExecStopPost=-+/usr/bin/nsenter --mount=/proc/1/ns/mnt -- /bin/sh -c 'stat -f /tmp/model >/dev/null 2>&1 || umount -l /tmp/model'
+"#;
 
 /// The TEE's quoting library, for the container to load.
 pub fn build_library(directory: &Path) {
