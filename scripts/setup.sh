@@ -22,8 +22,8 @@ if command -v apt-get >/dev/null; then
     packages=(gcc libc6-dev make libssl-dev pkg-config dbus-daemon systemd gocryptfs fuse3 python3 curl)
     # g++: libFuzzer. python3-venv: peers from PyPI, safetensors among them. iproute2, e2fsprogs, mount: networks and disks to
     # spoil. systemd-container, dbus, polkitd, rpm: the package in a container. libfaketime: clocks that are wrong. The rest:
-    # clients of the service port, and what is between them.
-    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables systemd-container dbus polkitd rpm libfaketime)
+    # clients of the service port, what is between them, and groff for the manual pages.
+    more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables systemd-container dbus polkitd rpm libfaketime groff-base)
     # mmdebstrap: an older distribution to build in. qemu, e2fsprogs: a machine with its kernel, and that one's disks.
     case $want in test) packages+=("${more[@]}") ;; rpm) packages+=(rpm rpmlint mmdebstrap) ;; vm) packages+=(mmdebstrap qemu-system-x86 e2fsprogs) ;; bench) packages+=(python3 python3-venv iproute2 curl openssl nginx-light wrk) ;; esac
     missing=()

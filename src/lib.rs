@@ -36,7 +36,7 @@
 //! kbs:        error, config, attest, keyring, pki, jwt, text, https, task
 //! store:      error, ciphertext, manifest, task, ahead
 //! bandwidth:  store::Urgency, store::AT_ONCE
-//! oss:        error, config, keyring::Secret, store, task, bandwidth
+//! oss:        error, config, keyring::Secret, store, task, text, bandwidth
 //! peer:       error, ratls, store, ciphertext, task, bandwidth
 //! gocryptfs:  error, ciphertext, keyring, ahead
 //! mount:      error, ciphertext, gocryptfs, meminfo
@@ -44,6 +44,8 @@
 //! host:       error
 //! agent:      everything but cli, bus
 //! bus:        error, agent
+//! doctor:     everything but agent, cli
+//! report:     error, host, gateway
 //! cli:        everything
 //! ```
 #![deny(
@@ -69,6 +71,7 @@ pub mod bus;
 pub mod ciphertext;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod error;
 pub mod gateway;
 pub mod gocryptfs;
@@ -85,6 +88,7 @@ pub mod oss;
 pub mod peer;
 pub mod pki;
 pub mod ratls;
+pub mod report;
 pub mod store;
 pub mod task;
 mod text;

@@ -1,6 +1,8 @@
-//! Bytes and text that others wrote: base64 in both alphabets, and what of a text may be shown to people.
+//! Bytes and text that others wrote: base64 in both alphabets, dates, and what of a text may be shown to people.
 //!
 //! Owns: how lenient cai reads, in one place. Must not know: whose text it is. Pure, no threads, no locks. Tested below.
+
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -29,6 +31,13 @@ pub(crate) fn decode_base64_into(text: &str, target: &mut [u8]) -> Option<usize>
 /// base64url without padding, the form everything sent is in.
 pub(crate) fn encode_base64url(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// Seconds that a clock which says `now` is behind one that wrote `date` (RFC 9110, `Date`); `None` where that is no date.
+pub(crate) fn seconds_behind(date: &str, now: SystemTime) -> Option<i64> {
+    let theirs = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok()?;
+    let ours = jiff::Timestamp::try_from(now).ok()?;
+    Some(theirs.as_second().saturating_sub(ours.as_second()))
 }
 
 /// `text` for people: at most `max` characters, control and invisible formatting characters replaced by spaces.

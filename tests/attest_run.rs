@@ -12,12 +12,14 @@ mod tee;
 #[path = "common/world.rs"]
 mod world;
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use common::{available, wait_until};
 use nix::sys::signal::Signal;
 use nvml::{Authority, Driver, Gpu, Signer};
 use sandbox::Builder;
+use serde_json::Value;
 use tee::Tee;
 use world::{World, small_model};
 
@@ -60,6 +62,15 @@ impl Machine {
     }
 }
 
+/// What `cai doctor` finds, by id.
+fn doctor(world: &World) -> BTreeMap<String, Value> {
+    let mut command = world.on_bus(env!("CARGO_BIN_EXE_cai"));
+    let output = command.arg("--root").arg(world.root()).args(["doctor", "--json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap().iter();
+    findings.map(|finding| (finding["id"].as_str().unwrap().to_owned(), finding.clone())).collect()
+}
+
 macro_rules! machine {
     ($machine:expr) => {
         match $machine {
@@ -91,6 +102,12 @@ async fn gpus_work_only_between_the_release_of_the_key_and_the_stop() {
     assert_eq!(facts["key-algorithm"], "ECDH-ES+A256KW");
     assert_eq!(facts["token"], "signature verified");
     // Held back when the attestation begins, let go once the key is there.
+    assert_eq!(machine.driver.ready_states(), "01");
+    // Who looks at the machine meanwhile attests as the agent did, and moves nothing.
+    let found = doctor(world);
+    assert_eq!(found["evidence.quote"]["found"], "a TDX quote from configfs-tsm");
+    assert_eq!(found["evidence.gpus"]["found"], "2 confidential GPUs verified, such as NVIDIA H20");
+    assert_eq!(found["key.release"]["level"], "ok", "{found:?}");
     assert_eq!(machine.driver.ready_states(), "01");
     assert_eq!(machine.tee.reports(), [""; 0], "report directories are left behind");
 
@@ -131,6 +148,9 @@ async fn denial_says_what_to_register_and_no_gpu_ever_works() {
     let value = format!("tdx.quote.body.mr_td\":[\"{}\"]", hex::encode(tee::bytes::MRTD));
     assert!(log.replace('\\', "").contains(&value), "{log}");
     assert_eq!(machine.driver.ready_states(), "0");
+    let denied = doctor(&machine.world).remove("key.release").unwrap();
+    assert_eq!((&denied["level"], &denied["code"]), (&"error".into(), &"kbs.denied".into()));
+    assert!(denied["fix"].as_str().unwrap().contains(&value), "{denied}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

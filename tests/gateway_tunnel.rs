@@ -124,7 +124,9 @@ async fn backend_that_breaks_or_is_not_there_resets_the_stream_only() {
     let error = stream.read_to_end().await.unwrap_err();
     assert_eq!(error.reason(), Some(Reason::CONNECT_ERROR));
     // 200 came first (tng.md 6), and the tunnel lives on.
+    let gone = breaking.at;
     drop(breaking);
+    until("nobody to listen there", || std::net::TcpStream::connect(gone).is_err()).await;
     let error = tunnel.open().await.unwrap().read_to_end().await.unwrap_err();
     assert_eq!(error.reason(), Some(Reason::CONNECT_ERROR));
     until("the streams to end", || gateway.snapshot().streams == 0).await;
@@ -235,9 +237,8 @@ async fn renewed_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
     assert_eq!(before, again, "one certificate until it is renewed");
     let mut stream = first;
     fresh.mark_unchanged();
-    let renewing = tokio::spawn(identity.keep_fresh());
-    // Both formats, one after the other.
-    fresh.changed().await.unwrap();
+    let renewing = tokio::spawn(async move { identity.keep_fresh().await });
+    // Both formats at once.
     fresh.changed().await.unwrap();
     renewing.abort();
     let (_, after) = tls(at, &["rats-tls"], true).await.unwrap();

@@ -56,7 +56,7 @@ async fn handshake_of_0_4_0_sends_what_the_broker_verifies_and_opens_its_secret(
     assert!(secret.with(|bytes| bytes == SECRET), "the trailing newline stays");
     let facts = attested.facts();
     assert_eq!((facts.dialect, facts.tee, facts.claims.provider), (Dialect::V0_4_0, Tee::Sample, "sample"));
-    assert_eq!((facts.server_authenticated, facts.token_id.as_deref()), (false, Some("token-1")));
+    assert_eq!((facts.server_authenticated, facts.token_id.as_str()), (false, "token-1"));
     assert!(facts.attested_at >= before && facts.attested_at <= SystemTime::now());
     let left = facts.expires.unwrap().duration_since(before).unwrap();
     assert!((Duration::from_secs(298)..=Duration::from_secs(302)).contains(&left), "{left:?}");
@@ -75,6 +75,21 @@ async fn handshake_of_0_4_0_sends_what_the_broker_verifies_and_opens_its_secret(
     assert_eq!(requests[2].body, b"");
     let user_agent = format!("cai/{}", env!("CARGO_PKG_VERSION"));
     assert!(requests.iter().all(|request| request.header("user-agent") == Some(user_agent.as_str())));
+}
+
+#[tokio::test]
+async fn attestation_is_named_by_the_hash_of_what_was_sent_and_of_a_token_without_an_id() {
+    for nothing in [json!({}), json!({ "jti": "" }), json!({ "jti": 7 })] {
+        let text = unsigned_token(&nothing);
+        let server = Server::start(vec![auth_ok(), answer(token_answer(&text))]);
+        let attested = client(&server, Protocol::Auto).attest(sample()).await.unwrap();
+        let sha256 = |text: &str| hex::encode(<sha2::Sha256 as sha2::Digest>::digest(text));
+        assert_eq!(attested.facts().token_id, format!("sha256:{}", sha256(&text)));
+        let body = String::from_utf8(server.finish()[1].body.clone()).unwrap();
+        let sent = body.split_once("\"primary_evidence\":").unwrap().1;
+        let sent = sent.split_once(",\"additional_evidence\"").unwrap().0;
+        assert_eq!(attested.facts().claims.evidence_sha256, sha256(sent));
+    }
 }
 
 #[tokio::test]

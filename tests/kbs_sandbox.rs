@@ -45,6 +45,7 @@ fn trustee(url: &str, protocol: Protocol) -> Trustee {
         gpu_evidence: GpuForm::Auto,
         timeout: Duration::from_secs(20),
         retry_limit: Duration::ZERO,
+        lease: cai::config::Lease { interval: None, grace: Duration::ZERO },
     }
 }
 

@@ -275,7 +275,7 @@ async fn licence_that_ends_while_the_model_is_served_ends_serving() {
         policy: String::new(),
         text: String::new(),
         not_before: None,
-        not_after: Some(now + 306),
+        not_after: Some(now + 315),
     };
     publisher.publish(&Contents { licence: Some(licence), ..publisher.contents(1) }).await;
     let mut agent = publisher.world.agent();

@@ -120,6 +120,19 @@ impl World {
     }
 }
 
+impl Agent {
+    /// Files that it has open and that have no name any more.
+    fn deleted_files(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let named = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        named
+            .filter(|path| {
+                path.to_string_lossy().contains("/revision-") && path.to_string_lossy().contains("(deleted)")
+            })
+            .count()
+    }
+}
+
 fn passphrase(secret: &[u8]) -> Passphrase {
     Passphrase::from_secret(&Secret::copy_of(secret).unwrap()).unwrap()
 }
@@ -164,6 +177,8 @@ async fn new_revision_is_what_new_opens_get_and_open_files_stay_with_the_old_one
     wait_until("the old revision to be freed", || world.revisions() == 1);
     wait_until("nothing to be left open", || world.status().unwrap()["Rotation"]["LeftOpen"] == 0);
     assert!(agent.log().contains("nobody reads"), "{}", agent.log());
+    // Nor does the agent: a name that is gone frees nothing while the file is open.
+    wait_until("the agent to let go of it", || agent.deleted_files() == 0);
 
     assert_eq!(agent.stop().code(), Some(0));
     world.assert_nothing_mounted();
@@ -333,6 +348,53 @@ async fn rotation_is_one_at_a_time_and_survives_a_kill_in_its_middle() {
     wait_until("it to fetch", || world.status().unwrap()["Rotation"]["Phase"] == "fetching");
     assert_eq!(agent.stop().code(), Some(0));
     world.assert_nothing_mounted();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn way_back_is_open_once_nobody_reads_and_no_revision_comes_that_the_disk_cannot_keep() {
+    let mut world = world!(World::with_small_model().await);
+    world.toml = "[cache]\nsize_bytes = \"20MiB\"\n".to_owned();
+    let (mut agent, _) = world.serving().await;
+    let first = files_below(&world.path("cipher"));
+    let first: Vec<_> = first
+        .into_iter()
+        .map(|file| {
+            (file.strip_prefix(world.path("cipher")).unwrap().display().to_string(), fs::read(&file).unwrap())
+        })
+        .collect();
+    let reader = File::open(world.mount_point().join(SHARD)).unwrap();
+    let mut second = small_model();
+    second.insert("config.json".to_owned(), b"{}".to_vec());
+    world.replace(second.clone()).await;
+    assert!(world.rotate().starts_with("replaced "));
+    // Back to what somebody still reads.
+    let client = world.client();
+    for object in client.list("model/").await.unwrap() {
+        client.delete(&format!("model/{}", object.path.display())).await.unwrap();
+    }
+    for (name, bytes) in &first {
+        world.put(name, bytes.clone()).await;
+    }
+    let now = world.status().unwrap();
+    world.rotate_in_vain(&now, 69, "rotation.still-read");
+    drop(reader);
+    wait_until("the first revision to be freed", || world.revisions() == 1);
+    assert!(world.rotate().starts_with("replaced "));
+    world.model = small_model();
+    world.assert_model_is_readable();
+    // More than the operator allows to be kept.
+    let served = world.model.clone();
+    let now = world.status().unwrap();
+    fs::remove_dir_all(world.path("cipher")).unwrap();
+    let mut large = next_model();
+    large.insert("more.bin".to_owned(), pattern(9, 9 << 20));
+    world.upload(large).await;
+    for (name, _) in first.iter().filter(|(name, _)| name != "gocryptfs.conf" && name != "gocryptfs.diriv") {
+        client.delete(&format!("model/{name}")).await.unwrap();
+    }
+    world.model = served;
+    world.rotate_in_vain(&now, 78, "rotation.no-room");
+    assert_eq!(agent.stop().code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,8 @@
 //! (`make test-system`); with CAI_TEST_MACHINE=vm a virtual machine with a kernel of its own (`make test-vm`).
 #![cfg(feature = "sandbox")]
 
+#[path = "system/audit.rs"]
+mod audit;
 #[path = "system/bus.rs"]
 mod bus;
 mod common;
@@ -13,6 +15,8 @@ mod common;
 mod container;
 #[path = "system/crash.rs"]
 mod crash;
+#[path = "system/doctor.rs"]
+mod doctor;
 #[path = "system/kernel.rs"]
 mod kernel;
 #[path = "system/machine.rs"]
@@ -72,6 +76,8 @@ fn package_lives_and_dies_under_a_real_systemd() {
     step("start", || service::start(c));
     step("the daemon has no privilege", || service::daemon_has_no_privilege(c));
     step("who may reach the helper", || service::helper_is_for_the_daemon_alone(c));
+    step("doctor", || doctor::tells_of_a_serving_machine(c));
+    step("report", || doctor::reports_without_secrets(c));
     step("bus", || bus::answers_everybody(c));
     step("bus: own", || bus::belongs_to_the_daemon(c));
     step("polkit", || bus::polkit_decides(c));
@@ -80,7 +86,9 @@ fn package_lives_and_dies_under_a_real_systemd() {
     step("rotation under load", || rotation::under_load(c));
     step("rotation by the timer", || rotation::by_the_timer(c));
     step("reload", || rotation::reload(c));
+    step("audit", || audit::documented_queries_answer(c));
     step("crash", || crash::killed_daemon_is_back(c));
+    step("full disk", || crash::full_disk_costs_speed_alone(c));
     step("hang", || crash::hung_daemon_is_replaced(c));
     step("killed helper", || crash::mount_of_a_killed_helper_is_cleared_away(c));
     step("service port", || port::gate_stays(c));

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use tokio::sync::{mpsc, oneshot};
 
 use super::status::Failure;
+use crate::error::{ErrorClass, Fault};
 
 /// Questions that wait while one is answered: more are an attack or a loop.
 const WAITING: usize = 16;
@@ -35,6 +36,14 @@ pub enum Refusal {
     /// One at a time.
     #[error("the same is under way already: cai status shows how far it is")]
     Busy,
+    /// The attestation was denied, and serving ends.
+    #[error("the attestation was denied, and cai ends: {detail} [{code}]")]
+    Denied {
+        /// The failure's code.
+        code: &'static str,
+        /// The whole cause.
+        detail: String,
+    },
     /// The attestation failed.
     #[error("the attestation was not renewed: {detail} [{code}]")]
     NotAttested {
@@ -56,8 +65,13 @@ pub enum Refusal {
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
-        let shown = failure.shown();
-        Refusal::NotAttested { code: shown.code, detail: shown.detail.clone() }
+        let (code, detail) = (failure.shown().code, failure.shown().detail.clone());
+        match failure.class() {
+            ErrorClass::Denied | ErrorClass::Corrupt => Refusal::Denied { code, detail },
+            ErrorClass::Transient | ErrorClass::Config | ErrorClass::Internal => {
+                Refusal::NotAttested { code, detail }
+            }
+        }
     }
 }
 
@@ -70,7 +84,8 @@ pub struct Reloaded {
     pub later: Vec<&'static str>,
 }
 
-type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
+/// Where an answer goes.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// A question, and where its answer goes.
 pub(super) enum Command {
@@ -114,7 +129,7 @@ impl Desk {
     /// Attest anew and ask whether the key would still be released. A denial ends the agent.
     ///
     /// # Errors
-    /// [`Refusal::NotServing`], [`Refusal::Busy`], [`Refusal::NotAttested`].
+    /// [`Refusal::NotServing`], [`Refusal::Busy`], [`Refusal::NotAttested`], [`Refusal::Denied`].
     pub async fn reattest(&self) -> Result<(), Refusal> {
         self.ask(|answer| Command::Reattest { answer }).await
     }

@@ -162,8 +162,10 @@ pub(super) async fn follow(
         let store = served.borrow_and_update().store.clone();
         let mut watched = Watched::new(&store, access.clone());
         tokio::select! {
-            failure = watch_progress(voice, &mut watched) => return failure,
+            // First: the store of what was replaced may be closed by now.
+            biased;
             changed = served.changed() => if changed.is_err() { return std::future::pending().await },
+            failure = watch_progress(voice, &mut watched) => return failure,
         }
     }
 }

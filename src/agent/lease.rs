@@ -1,13 +1,15 @@
 //! How long an attestation is good for: renewed in time, asked about on demand, and what ends with it.
 //!
-//! An explicit denial, or evidence that is wrong in itself, ends the agent at once, whoever asked. Where nobody answers, the
-//! model is served on for the operator's grace. Nothing here trusts the host's clock: time is what passed since a token.
+//! An explicit denial, or evidence that is wrong in itself, ends the agent at once, whether the lease or `cai reattest` heard it; a
+//! rotation that is denied leaves everything as it was. Where nobody answers, the model is served on for the operator's grace. Nothing
+//! here trusts the host's clock: time is what passed since a token.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::audit::{self, Purpose};
 use super::model::Revision;
 use super::origin;
 use super::release::{Broker, Verdict};
@@ -15,10 +17,35 @@ use super::status::Failure;
 use super::voice::{Lack, Voice};
 use crate::config::{self, Settings};
 use crate::error::{ErrorClass, Fault};
+use crate::kbs::Facts;
 use crate::store::Retry;
 
 /// How often it is looked whether a licence has run out: they end on a day.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Longest attempt: the host can keep a quote from us for ever.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(300);
+
+/// Nobody answered in time.
+#[derive(Debug, thiserror::Error)]
+#[error("this machine could not be attested in {} s", after.as_secs())]
+struct Unheard {
+    after: Duration,
+}
+
+impl Fault for Unheard {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Transient
+    }
+
+    fn code(&self) -> &'static str {
+        "lease.no-answer"
+    }
+
+    fn hint(&self) -> String {
+        "who keeps it waiting? cai attest shows whether this machine gets a quote; the Trustee's log, whether it was asked".into()
+    }
+}
 
 /// Who wants to hear of a new attestation.
 pub(super) type Asked = oneshot::Sender<Result<(), Failure>>;
@@ -26,7 +53,7 @@ pub(super) type Asked = oneshot::Sender<Result<(), Failure>>;
 /// The attestation that everything rests on now.
 pub(super) struct Lease {
     terms: watch::Sender<config::Lease>,
-    verdict: Mutex<Verdict>,
+    verdict: watch::Sender<Verdict>,
     asks: mpsc::Sender<Asked>,
     asked: tokio::sync::Mutex<mpsc::Receiver<Asked>>,
 }
@@ -36,7 +63,7 @@ impl Lease {
     pub(super) fn new(terms: config::Lease, verdict: Verdict) -> Self {
         let (asks, asked) = mpsc::channel(1);
         let asked = tokio::sync::Mutex::new(asked);
-        Lease { terms: watch::Sender::new(terms), verdict: Mutex::new(verdict), asks, asked }
+        Lease { terms: watch::Sender::new(terms), verdict: watch::Sender::new(verdict), asks, asked }
     }
 
     /// Other terms from now on.
@@ -46,7 +73,7 @@ impl Lease {
 
     /// A newer verdict.
     pub(super) fn renewed(&self, voice: &Voice, verdict: Verdict) -> Result<(), Failure> {
-        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = verdict;
+        self.verdict.send_replace(verdict);
         voice.lacks(Lack::Attestation, None)
     }
 
@@ -55,8 +82,13 @@ impl Lease {
         self.asks.try_send(asked).map_err(|refused| refused.into_inner())
     }
 
+    /// The attestation that was renewed last.
+    pub(super) fn facts(&self) -> Facts {
+        self.verdict().facts
+    }
+
     fn verdict(&self) -> Verdict {
-        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.verdict.borrow().clone()
     }
 
     /// Renew it whenever it is due or asked for, and hold the licence against the time. Returns only when serving must end.
@@ -67,54 +99,53 @@ impl Lease {
         broker: &Broker,
         served: &watch::Sender<Arc<Revision>>,
     ) -> Failure {
+        tokio::select! {
+            failure = self.renew(settings, voice, broker) => failure,
+            failure = self.watch_licence(settings, voice, served) => failure,
+        }
+    }
+
+    async fn renew(&self, settings: &Settings, voice: &Voice, broker: &Broker) -> Failure {
         let mut terms = self.terms.subscribe();
         let mut asked = self.asked.lock().await;
         let mut unanswered: Option<Unanswered> = None;
         loop {
-            let Verdict { at, time, .. } = self.verdict();
-            if unanswered.as_ref().is_some_and(|unanswered| at > unanswered.since) {
-                unanswered = None;
-            }
+            let at = self.verdict().at;
+            unanswered = unanswered.filter(|unanswered| unanswered.since > at);
             let lease = *terms.borrow_and_update();
-            let due = next(lease, at, unanswered.as_ref());
             let who = tokio::select! {
-                () = until(due) => None,
+                () = until(next(lease, at, unanswered.as_ref())) => None,
                 Some(who) = asked.recv() => Some(who),
                 _ = terms.changed() => continue,
-                () = tokio::time::sleep(LOOK_EVERY) => {
-                    let now = time.map(|time| time + at.elapsed());
-                    match self.licence(settings, voice, served, now) {
-                        Ok(()) => continue,
-                        Err(failure) => return failure,
-                    }
-                }
             };
-            let outcome = match broker.again(voice).await {
-                Ok((_, verdict)) => {
-                    let time = verdict.time;
-                    self.renewed(voice, verdict).and_then(|()| self.licence(settings, voice, served, time))
+            let begun = Instant::now();
+            // Who asks before it is due, or without a lease, has no grace to lose.
+            let due = lease.interval.is_some_and(|interval| at.elapsed() >= interval);
+            let since = unanswered.as_ref().map_or(begun, |unanswered| unanswered.since);
+            let left = |lease: config::Lease| lease.grace.saturating_sub(since.elapsed());
+            let limit = if due { left(lease).max(Duration::from_secs(1)) } else { LONGEST_ATTEMPT };
+            let failure = match self.attempt(settings, voice, broker, limit.min(LONGEST_ATTEMPT)).await {
+                Ok(()) => {
+                    answer(who, Ok(()));
+                    continue;
                 }
-                Err(failure) => Err(failure),
-            };
-            let Err(failure) = outcome else {
-                unanswered = None;
-                tracing::info!(event = "lease.renewed", "attested again; the key would still be released");
-                answer(who, Ok(()));
-                continue;
+                Err(failure) => failure,
             };
             voice.warn(&failure);
-            let final_word = matches!(failure.class(), ErrorClass::Denied | ErrorClass::Corrupt);
-            let since = unanswered.as_ref().map_or_else(Instant::now, |unanswered| unanswered.since);
-            // Who only asked, without a lease, has no grace to lose.
-            let over = lease.interval.is_some() && since.elapsed() >= lease.grace;
-            if final_word || over {
+            // A rotation may have renewed it meanwhile.
+            let due = due && self.verdict().at < begun;
+            let is_final = matches!(failure.class(), ErrorClass::Denied | ErrorClass::Corrupt);
+            if is_final || (due && left(lease).is_zero()) {
+                if !is_final {
+                    audit::key_not_released(settings, Purpose::Renewal, &failure, None, None);
+                }
                 answer(who, Err(failure.clone()));
                 return failure;
             }
-            if lease.interval.is_some() {
+            if due {
                 let attempts = unanswered.map_or(1, |unanswered| unanswered.attempts.saturating_add(1));
                 unanswered = Some(Unanswered { since, attempts, last: Instant::now() });
-                let left = lease.grace.saturating_sub(since.elapsed()).as_secs();
+                let left = left(lease).as_secs();
                 let why = format!(
                     "the attestation could not be renewed; serving ends in {left} s unless it can: {failure}"
                 );
@@ -126,17 +157,45 @@ impl Lease {
         }
     }
 
-    /// Whether the licence of what is served allows it at that time.
-    fn licence(
+    /// Attest once, and ask for the key; what comes is wiped.
+    async fn attempt(
+        &self,
+        settings: &Settings,
+        voice: &Voice,
+        broker: &Broker,
+        limit: Duration,
+    ) -> Result<(), Failure> {
+        let asking = broker.again(settings, voice, Purpose::Renewal);
+        match tokio::time::timeout(limit, asking).await {
+            Ok(Ok((_, verdict))) => {
+                tracing::info!(event = "lease.renewed", "attested again; the key would still be released");
+                self.renewed(voice, verdict)
+            }
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::new(voice.state(), &Unheard { after: limit })),
+        }
+    }
+
+    /// Until the licence of what is served does not allow it any more.
+    async fn watch_licence(
         &self,
         settings: &Settings,
         voice: &Voice,
         served: &watch::Sender<Arc<Revision>>,
-        now: Option<SystemTime>,
-    ) -> Result<(), Failure> {
-        let revision = served.borrow().clone();
-        origin::still_licensed(settings, revision.listed.manifest.as_deref(), now)
-            .map_err(|error| Failure::new(voice.state(), &error))
+    ) -> Failure {
+        let mut verdicts = self.verdict.subscribe();
+        loop {
+            let Verdict { at, time, .. } = verdicts.borrow_and_update().clone();
+            let manifest = served.borrow().listed.manifest.clone();
+            let now = time.map(|time| time + at.elapsed());
+            if let Err(error) = origin::still_licensed(settings, manifest.as_deref(), now) {
+                let failure = Failure::new(voice.state(), &error);
+                audit::model_refused(settings, &failure);
+                return failure;
+            }
+            // The sender is ours. An error would be the end of it.
+            let _ = tokio::time::timeout(LOOK_EVERY, verdicts.changed()).await;
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! `spawn_blocking`. Order of work is held by types too: an [`Attested`](crate::kbs::Attested) comes only from a
 //! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
+pub mod audit;
 pub mod command;
 mod evidence;
 mod following;
@@ -34,13 +35,15 @@ use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
 use crate::host::Notifier;
+use crate::keyring::Secret;
 use crate::oss::{self, OssSource};
 use crate::task::{Ended, Tasks};
 use command::Commands;
 use following::{Stores, Watched};
 use lease::Lease;
+use model::{Opener, Revision};
 use mounting::Mount;
-use release::{Broker, Released};
+use release::{Broker, Released, Verdict};
 use rotation::Rotor;
 use service_port::ServicePort;
 use sharing::Group;
@@ -148,20 +151,16 @@ async fn start_and_serve(
 ) -> Result<std::convert::Infallible, Failure> {
     let broker = Broker::new(settings, voice, helper).await?;
     voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
-    let Released { secret, gpus_ready, verdict } = broker.release(voice, helper).await?;
+    let Released { secret, gpus_ready, verdict } = broker.release(settings, voice, helper).await?;
     in_place.gpus_ready = gpus_ready;
     let lease = Lease::new(settings.trustee.lease, verdict.clone());
 
     let client = oss::Client::new(&settings.oss).map_err(|error| Failure::new(State::Fetching, &error))?;
     let client = Arc::new(client);
     let source = Arc::new(OssSource::new(client.clone(), settings.oss.prefix.clone()));
-    let listed = model::list(settings, voice, &source, verdict.time).await?;
-    voice.update(|status| status.model_revision.clone_from(&listed.name));
-    let store = model::open_store(settings, voice, &listed, source.clone(), None).await?;
-    in_place.stores.send_modify(|stores| stores.push(store.clone()));
-    let mut watched = Watched::new(&store, client.access());
+    let revision = open_model(settings, voice, &source, secret, &verdict, in_place).await?;
+    let mut watched = Watched::new(&revision.store, client.access());
     watched.show(voice);
-    let revision = Arc::new(model::open(voice, listed, &store, Arc::new(secret)).await?);
 
     let mut background = Tasks::new();
     let members = evidence::members(revision.listed.identity(), verdict.policy);
@@ -179,6 +178,7 @@ async fn start_and_serve(
     }
     let (mounted, shown) = mounting::mount(settings, voice, helper, &revision).await?;
     let mounted: &Mount = in_place.mounted.insert(mounted);
+    audit::model_mounted(settings, voice.key_generation(), &verdict.facts, &revision.listed);
     // Before anybody hears that the model is ready: clients may come as soon as its service does.
     in_place.port = ServicePort::open(settings, voice, helper, fresh).await?;
     voice.apply(Event::Mounted, shown)?;
@@ -211,6 +211,25 @@ async fn start_and_serve(
     };
     background.stop(TASK_GRACE).await;
     Err(failure)
+}
+
+/// List the model, judge it, and open it.
+async fn open_model(
+    settings: &Settings,
+    voice: &Voice,
+    source: &Arc<OssSource>,
+    secret: Secret,
+    verdict: &Verdict,
+    in_place: &mut InPlace,
+) -> Result<Arc<Revision>, Failure> {
+    let listed = model::list(settings, voice, source, verdict.time).await?;
+    origin::accept(settings, voice, &listed.origin)?;
+    voice.update(|status| status.model_revision.clone_from(&listed.name));
+    let store = model::open_store(settings, &listed, source.clone(), None).await?;
+    model::say_what_is_kept(voice, &store);
+    in_place.stores.send_modify(|stores| stores.push(store.clone()));
+    let revision = model::open(voice, listed, &store, Opener::Secret(secret)).await?;
+    Ok(Arc::new(revision))
 }
 
 /// Follow the service port, where there is one. Returns only with its failure.

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
+use super::audit;
 use super::origin;
 use super::patience::Patience;
 use super::stages::{StageError, blocking};
@@ -35,6 +36,8 @@ pub(super) struct Listed {
     pub(super) manifest: Option<Arc<Manifest>>,
     /// The objects of it, sorted by path.
     pub(super) objects: Vec<store::Object>,
+    /// Where it comes from, to be accepted before it is served.
+    pub(super) origin: manifest::Origin,
 }
 
 impl Listed {
@@ -67,7 +70,9 @@ pub(super) async fn list(
         return Err(Failure::new(State::Fetching, &StageError::NoConf { model, inside }));
     }
     let all = hash(objects.iter().collect(), |object| (object.len, object.etag.as_bytes().to_vec()));
-    let (mut objects, manifest) = origin::judge(settings, voice, source, objects, time).await?;
+    let judged = origin::judge(settings, voice, source, objects, time).await;
+    let judged = judged.inspect_err(|failure| audit::model_refused(settings, failure))?;
+    let origin::Judged { mut objects, manifest, origin } = judged;
     objects.sort_by(|a, b| a.path.cmp(&b.path));
     let data = hash(objects.iter().collect(), |object| {
         // What wraps the key and what signs may change around the same data.
@@ -80,7 +85,7 @@ pub(super) async fn list(
     });
     let identity = manifest.as_ref().map(|manifest| manifest.identity());
     let name = identity.map_or_else(|| hex::encode(all), |identity| identity.to_string());
-    Ok(Listed { name, data, manifest, objects })
+    Ok(Listed { name, data, manifest, objects, origin })
 }
 
 /// SHA-256 over path, length and what else tells of every object, sorted by path: changes when any of it does.
@@ -116,7 +121,6 @@ async fn list_objects(
 /// Open the local store of a listed model: in place of what an earlier run left, or beside an `old` one that lives on.
 pub(super) async fn open_store(
     settings: &Settings,
-    voice: &Voice,
     listed: &Listed,
     source: Arc<OssSource>,
     old: Option<Arc<Store>>,
@@ -133,7 +137,7 @@ pub(super) async fn open_store(
         retry: Retry::default(),
     };
     let (objects, manifest, handle) = (listed.objects.clone(), listed.manifest.clone(), Handle::current());
-    let store = blocking(State::Fetching, move || {
+    blocking(State::Fetching, move || {
         let open = || match &old {
             None => {
                 let dir = store::revisions::take_over(&cache, &data)?;
@@ -146,7 +150,11 @@ pub(super) async fn open_store(
         };
         open().map_err(|error| Failure::new(State::Fetching, &error))
     })
-    .await?;
+    .await
+}
+
+/// Say what of the model the disk does not keep.
+pub(super) fn say_what_is_kept(voice: &Voice, store: &Store) {
     match store.keeping() {
         Keeping::Full => {}
         Keeping::Bounded(bytes) => voice.notice(&format!(
@@ -154,7 +162,6 @@ pub(super) async fn open_store(
         )),
         Keeping::Nothing => voice.notice("the disk keeps nothing of the encrypted model: every read fetches"),
     }
-    Ok(store)
 }
 
 /// What the store keeps: all of the model where all of it is waited for.
@@ -177,12 +184,20 @@ pub(super) struct Revision {
     pub(super) tree: Arc<Tree>,
 }
 
+/// What a model is opened with.
+pub(super) enum Opener {
+    /// The secret, which opens its conf.
+    Secret(Secret),
+    /// The keys, once that was done.
+    Keys(Keys),
+}
+
 /// Fetch the metadata, derive the keys, decrypt the tree.
 pub(super) async fn open(
     voice: &Voice,
     listed: Listed,
     store: &Arc<Store>,
-    secret: Arc<Secret>,
+    opener: Opener,
 ) -> Result<Revision, Failure> {
     let metadata = gocryptfs::metadata_entries(store.entries());
     voice.stage(format!("fetching {} metadata objects", metadata.len()));
@@ -191,8 +206,13 @@ pub(super) async fn open(
     let store = store.clone();
     let revision = blocking(State::Fetching, move || {
         let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
-        let conf = Conf::read_from(store.as_ref()).map_err(|error| fail(&error))?;
-        let keys = unlock(&conf, &secret)?;
+        let keys = match opener {
+            Opener::Keys(keys) => keys,
+            Opener::Secret(secret) => {
+                let conf = Conf::read_from(store.as_ref()).map_err(|error| fail(&error))?;
+                unlock(&conf, &secret)?
+            }
+        };
         let tree = Tree::build(store.as_ref(), &keys).map_err(|error| fail(&error))?;
         Ok(Revision { listed, store, keys: Arc::new(keys), tree: Arc::new(tree) })
     })

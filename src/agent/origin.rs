@@ -13,7 +13,7 @@ use super::status::Failure;
 use super::voice::Voice;
 use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
-use crate::manifest::{self, Manifest, ManifestError, Policy, PolicyError, StateDir};
+use crate::manifest::{self, Manifest, ManifestError, Origin, Policy, PolicyError, StateDir};
 use crate::oss::OssSource;
 use crate::store::{AT_ONCE, ChunkSource, Object, SourceError, StoreOptions};
 
@@ -64,15 +64,22 @@ impl Fault for FetchError {
     }
 }
 
-/// Judge the model that `objects` list, at a `time` that nobody here can have set: those of them that belong to it, and its
-/// manifest.
+/// A model that may be served.
+pub(super) struct Judged {
+    /// The objects that belong to it.
+    pub(super) objects: Vec<Object>,
+    pub(super) manifest: Option<Arc<Manifest>>,
+    pub(super) origin: Origin,
+}
+
+/// Judge the model that `objects` list, at a `time` that nobody here can have set.
 pub(super) async fn judge(
     settings: &Settings,
     voice: &Voice,
     source: &OssSource,
     objects: Vec<Object>,
     time: Option<SystemTime>,
-) -> Result<(Vec<Object>, Option<Arc<Manifest>>), Failure> {
+) -> Result<Judged, Failure> {
     let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
     let manifest = match objects.iter().find(|object| object.path == Path::new(manifest::NAME)) {
         Some(object) => Some(fetch(settings, voice, source, object).await?),
@@ -89,18 +96,30 @@ pub(super) async fn judge(
         attestation_policy: &settings.trustee.policy,
     };
     let origin = policy.judge(manifest.as_ref()).map_err(|error| fail(&error))?;
-    voice.origin(origin.notice);
-    let (Some(manifest), Some(seen)) = (manifest, origin.seen) else { return Ok((objects, None)) };
+    let Some(manifest) = manifest else { return Ok(Judged { objects, manifest: None, origin }) };
     let listed = objects.iter().map(|object| (object.path.as_path(), object.len));
     manifest.check_list(listed).map_err(|error| fail(&error))?;
-    if policy.seen != Some(seen) {
-        state.store(key_id, &seen).map_err(|error| fail(&error))?;
+    Ok(Judged { objects: named(&manifest, objects), manifest: Some(Arc::new(manifest)), origin })
+}
+
+/// The model that was judged is served from now on: remember what must not go back behind it, and say where it comes from.
+///
+/// # Errors
+/// The state directory's: nothing was said then.
+pub(super) fn accept(settings: &Settings, voice: &Voice, origin: &Origin) -> Result<(), Failure> {
+    let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
+    if let Some(seen) = &origin.seen {
+        let (state, key_id) = (StateDir::new(&settings.state_dir), &settings.trustee.key_id);
+        if state.load(key_id).map_err(|error| fail(&error))?.as_ref() != Some(seen) {
+            state.store(key_id, seen).map_err(|error| fail(&error))?;
+        }
+        tracing::info!(
+            event = "model.signed", identity = %seen.identity, revision = seen.revision, publisher = %seen.publisher,
+            "model {} is revision {}, signed by {}", seen.identity, seen.revision, seen.publisher
+        );
     }
-    tracing::info!(
-        event = "model.signed", identity = %seen.identity, revision = seen.revision, publisher = %seen.publisher,
-        "model {} is revision {}, signed by {}", seen.identity, seen.revision, seen.publisher
-    );
-    Ok((named(&manifest, objects), Some(Arc::new(manifest))))
+    voice.origin(origin.notice.clone());
+    Ok(())
 }
 
 /// Whether the licence of a model that is served still allows it, at such a time.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::audit::{self, Purpose};
 use super::patience::Patience;
 use super::stages::ask;
 use super::state::{Event, State};
@@ -14,7 +15,7 @@ use super::status::Failure;
 use super::voice::Voice;
 use crate::attest::{self, Attester, GpuClaims};
 use crate::config::{Settings, TeeChoice};
-use crate::error::{Fault, chain};
+use crate::error::{ErrorClass, Fault, chain};
 use crate::helper::Helper;
 use crate::helper::protocol::Request;
 use crate::kbs::{self, Facts, Policy};
@@ -30,13 +31,16 @@ pub(super) struct Verdict {
     pub(super) time: Option<SystemTime>,
     /// When it was given.
     pub(super) at: Instant,
+    /// The attestation that it followed.
+    pub(super) facts: Facts,
 }
 
 impl Verdict {
     fn of(facts: &Facts) -> Self {
         let believed = facts.token_verified || facts.server_authenticated;
         let policy = if believed { facts.policy.clone() } else { Policy::default() };
-        Verdict { policy, time: facts.expires.filter(|_| believed), at: Instant::now() }
+        let time = facts.expires.filter(|_| believed);
+        Verdict { policy, time, at: Instant::now(), facts: facts.clone() }
     }
 }
 
@@ -77,17 +81,26 @@ impl Broker {
     }
 
     /// Attest this machine and receive the model's secret, retrying what may pass until the operator's limit.
-    pub(super) async fn release(&self, voice: &Voice, helper: &Arc<Helper>) -> Result<Released, Failure> {
+    pub(super) async fn release(
+        &self,
+        settings: &Settings,
+        voice: &Voice,
+        helper: &Arc<Helper>,
+    ) -> Result<Released, Failure> {
         let fail = |fault: &dyn Fault| Failure::new(voice.state(), fault);
         let mut patience = Patience::new("the key broker", self.retry_limit);
         let uri = &self.uri;
         loop {
-            let mut outcome = Ok(());
-            let heard = |facts: &Facts| outcome = attested(voice, facts, uri);
+            let (mut outcome, mut judged) = (Ok(()), None);
+            let heard = |facts: &Facts| {
+                judged = Some(facts.clone());
+                outcome = attested(voice, facts, uri);
+            };
             let released = self.client.release(self.attester.clone(), uri, heard).await;
             outcome?;
             let error = match released {
                 Ok((proof, secret)) => {
+                    audit::key_released(settings, Purpose::Start, proof.facts());
                     self.note_release(voice);
                     let gpus_ready = !proof.facts().claims.gpus.is_empty();
                     if gpus_ready {
@@ -99,21 +112,43 @@ impl Broker {
                 }
                 Err(error) => error,
             };
-            patience.after(voice, fail(&error)).await?;
+            let given_up = |failure: &Failure| {
+                audit::key_not_released(settings, Purpose::Start, failure, error.claims(), judged.as_ref());
+            };
+            patience.after(voice, fail(&error)).await.inspect_err(given_up)?;
         }
     }
 
-    /// The same once more while the model is served, asked once: nothing but what is shown of the attestation changes.
-    pub(super) async fn again(&self, voice: &Voice) -> Result<(Secret, Verdict), Failure> {
-        let released =
-            self.client.release(self.attester.clone(), &self.uri, |facts| show(voice, facts)).await;
-        let (proof, secret) = released.map_err(|error| Failure::new(voice.state(), &error))?;
-        Ok((secret, Verdict::of(proof.facts())))
+    /// The same once more while the model is served, asked once: nothing but what is shown of the attestation changes. That
+    /// nobody answered is no refusal: who asked may ask again.
+    pub(super) async fn again(
+        &self,
+        settings: &Settings,
+        voice: &Voice,
+        purpose: Purpose,
+    ) -> Result<(Secret, Verdict), Failure> {
+        let mut judged = None;
+        let heard = |facts: &Facts| {
+            judged = Some(facts.clone());
+            show(voice, facts);
+        };
+        match self.client.release(self.attester.clone(), &self.uri, heard).await {
+            Ok((proof, secret)) => {
+                audit::key_released(settings, purpose, proof.facts());
+                Ok((secret, Verdict::of(proof.facts())))
+            }
+            Err(error) => {
+                let failure = Failure::new(voice.state(), &error);
+                if failure.class() != ErrorClass::Transient {
+                    audit::key_not_released(settings, purpose, &failure, error.claims(), judged.as_ref());
+                }
+                Err(failure)
+            }
+        }
     }
 
-    /// The key was given for use.
+    /// The key was taken into use.
     pub(super) fn note_release(&self, voice: &Voice) {
-        tracing::info!(event = "key.released", key_id = %self.uri, "the broker released the key");
         voice.update(|status| status.key_generation = status.key_generation.saturating_add(1));
     }
 }

@@ -5,15 +5,15 @@
 //! place for new opens once it is here. Certificates are made anew in each. Whatever fails leaves everything as it was; what
 //! of a new revision has come in stays on the disk for the next attempt.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::audit::{self, Purpose};
 use super::evidence;
 use super::following::{Stores, Watched, wait_until_complete};
 use super::lease::Lease;
-use super::model::{self, Listed, Revision};
+use super::model::{self, Listed, Opener, Revision};
 use super::mounting::{self, Mount};
 use super::origin::{self, Small};
 use super::release::{Broker, Verdict};
@@ -26,6 +26,7 @@ use crate::config::Settings;
 use crate::error::{ErrorClass, Fault};
 use crate::gocryptfs::{Conf, FormatError, Keys};
 use crate::keyring::Secret;
+use crate::mount::Mounted;
 use crate::oss::{self, OssSource};
 use crate::ratls::identity::Identity;
 use crate::store::{self, Keeping, Store};
@@ -39,6 +40,10 @@ enum RotationError {
     KeyOfOther,
     #[error("the conf is not the one that the manifest names")]
     ConfForged,
+    #[error("the disk cannot keep another revision beside the one that is served")]
+    NoRoom,
+    #[error("that revision was replaced, and {open} files or directories of it are still open")]
+    StillRead { open: u64 },
     #[error(
         "there is another revision of the model, and mount.mode = \"ram\" holds a sealed copy of this one"
     )]
@@ -49,7 +54,8 @@ impl Fault for RotationError {
     fn class(&self) -> ErrorClass {
         match self {
             RotationError::KeyOfOther | RotationError::ConfForged => ErrorClass::Corrupt,
-            RotationError::Sealed => ErrorClass::Config,
+            RotationError::NoRoom | RotationError::Sealed => ErrorClass::Config,
+            RotationError::StillRead { .. } => ErrorClass::Transient,
         }
     }
 
@@ -57,6 +63,8 @@ impl Fault for RotationError {
         match self {
             RotationError::KeyOfOther => "rotation.other-key",
             RotationError::ConfForged => "rotation.conf-forged",
+            RotationError::NoRoom => "rotation.no-room",
+            RotationError::StillRead { .. } => "rotation.still-read",
             RotationError::Sealed => "rotation.sealed",
         }
     }
@@ -69,6 +77,13 @@ impl Fault for RotationError {
             }
             RotationError::ConfForged => {
                 "upload gocryptfs.conf and the manifest of the same directory again: cai upload".into()
+            }
+            RotationError::NoRoom => {
+                "make room for all of it below cache.dir, or serve it by a restart: systemctl restart cai; its readers stop with it"
+                    .into()
+            }
+            RotationError::StillRead { .. } => {
+                "restart who reads it (lsof on the mount point), and rotate again once LeftOpen is 0".into()
             }
             RotationError::Sealed => {
                 "systemctl restart cai serves the new one; its readers stop with it".into()
@@ -96,20 +111,29 @@ pub(super) struct Rotor<'a> {
 pub(super) type Replaced = (Arc<Revision>, u32);
 
 impl Rotor<'_> {
-    /// Rotate once; what was replaced, for [`Rotor::leave`]. How it went is in the status.
-    pub(super) async fn rotate(&self, number: u32) -> Option<Replaced> {
-        let stage = self.voice.current_stage();
+    /// Show that a rotation begins.
+    pub(super) fn begin(&self, number: u32) {
         let (phase, revision) = (Phase::Attesting, String::new());
         self.voice.rotation(Rotation { number, phase, revision, progress: Progress::default(), error: None });
+    }
+
+    /// Rotate once, after [`Rotor::begin`]; what was replaced, for [`Rotor::leave`]. How it went is in the status.
+    pub(super) async fn rotate(&self, number: u32) -> Option<Replaced> {
         let ended = self.run().await;
         let outcome = match &ended {
-            Ok((outcome, _)) => *outcome,
+            Ok((outcome, _)) => {
+                let (facts, listed) = (self.lease.facts(), &self.served.borrow().listed);
+                let generation = self.voice.key_generation();
+                audit::rotated(self.settings, number, *outcome, generation, &facts, listed);
+                *outcome
+            }
             Err(failure) => {
+                audit::rotation_failed(self.settings, number, failure);
                 self.voice.warn(failure);
                 Outcome::Failed
             }
         };
-        self.voice.stage(stage);
+        self.voice.stage_over();
         self.voice.rotated(outcome, ended.as_ref().err().map(|failure| failure.shown().clone()));
         ended.ok().and_then(|(_, replaced)| replaced)
     }
@@ -117,34 +141,29 @@ impl Rotor<'_> {
     async fn run(&self) -> Result<(Outcome, Option<Replaced>), Failure> {
         let old = self.served.borrow().clone();
         self.voice.stage("rotating: attesting");
-        let (secret, verdict) = self.broker.again(self.voice).await?;
-        let secret = Arc::new(secret);
+        let (secret, verdict) = self.broker.again(self.settings, self.voice, Purpose::Rotation).await?;
         self.lease.renewed(self.voice, verdict.clone())?;
         self.voice.rotation_phase(Phase::Comparing, "");
         let listed = model::list(self.settings, self.voice, &self.source, verdict.time).await?;
         self.voice.rotation_phase(Phase::Comparing, &listed.name);
-        let keys = self.unlock_conf(&listed, secret.clone()).await?;
-        let same_key = keys.are_those_of(&old.keys);
-        drop(keys);
-        match (listed.data == old.listed.data, same_key) {
+        let keys = self.unlock_conf(&listed, secret).await?;
+        match (listed.data == old.listed.data, keys.are_those_of(&old.keys)) {
             (true, false) => Err(self.fail(&RotationError::KeyOfOther)),
             (true, true) => {
                 let outcome =
                     if listed.name == old.listed.name { Outcome::Unchanged } else { Outcome::Rewrapped };
                 self.take_over(Revision { listed, ..Revision::clone(&old) }, verdict, || ()).await?;
-                self.broker.note_release(self.voice);
                 Ok((outcome, None))
             }
             (false, _) => {
-                let number = self.replace(&old, listed, secret, verdict).await?;
-                self.broker.note_release(self.voice);
+                let number = self.replace(&old, listed, keys, verdict).await?;
                 Ok((Outcome::Replaced, Some((old, number))))
             }
         }
     }
 
     /// The keys in the conf that is listed now: the secret must open it, whatever comes next.
-    async fn unlock_conf(&self, listed: &Listed, secret: Arc<Secret>) -> Result<Keys, Failure> {
+    async fn unlock_conf(&self, listed: &Listed, secret: Secret) -> Result<Keys, Failure> {
         let Some(object) = listed.conf().cloned() else {
             return Err(self.fail(&RotationError::ConfForged));
         };
@@ -170,56 +189,77 @@ impl Rotor<'_> {
         &self,
         old: &Arc<Revision>,
         listed: Listed,
-        secret: Arc<Secret>,
+        keys: Keys,
         verdict: Verdict,
     ) -> Result<u32, Failure> {
         let Mount::Fuse(mounted) = self.mounted else { return Err(self.fail(&RotationError::Sealed)) };
         self.voice.rotation_phase(Phase::Fetching, &listed.name);
+        let directory = store::revisions::directory(&self.settings.cache.dir, &listed.data);
+        if self.stores.borrow().iter().any(|store| store.directory() == directory) {
+            return Err(self.fail(&RotationError::StillRead { open: mounted.left_open() }));
+        }
         let beside = Some(old.store.clone());
-        let store =
-            model::open_store(self.settings, self.voice, &listed, self.source.clone(), beside).await?;
-        let opened = self.open_beside(listed, &store, secret, verdict).await;
-        let switched = match opened {
-            Ok((revision, verdict)) => {
-                let fs = mounting::model_fs(self.settings, &revision);
-                self.take_over(revision, verdict, || mounted.switch(fs)).await
-            }
+        let store = model::open_store(self.settings, &listed, self.source.clone(), beside).await?;
+        let arrived = match self.fits(&old.store, &store) {
+            Ok(()) => match model::open(self.voice, listed, &store, Opener::Keys(keys)).await {
+                Ok(revision) => self.arrive(old, revision, verdict, mounted).await,
+                Err(failure) => Err(failure),
+            },
             Err(failure) => Err(failure),
         };
-        if switched.is_err() {
+        if arrived.is_err() {
             // The old one is served on, and its missing bytes are fetched on.
             self.stores.send_modify(|stores| stores.retain(|other| !Arc::ptr_eq(other, &store)));
             close(&store).await;
-            let fresh = self.identity.as_ref().map(|identity| identity.fresh());
-            if let Err(failure) = self.group.join(self.settings, self.voice, old, fresh).await {
-                self.voice.warn(&failure);
-            }
         }
-        switched
+        arrived
     }
 
-    /// Open the new revision and bring it here, with the peers who go there too.
-    async fn open_beside(
-        &self,
-        listed: Listed,
-        store: &Arc<Store>,
-        secret: Arc<Secret>,
-        verdict: Verdict,
-    ) -> Result<(Revision, Verdict), Failure> {
-        let revision = model::open(self.voice, listed, store, secret).await?;
-        // From here on it is known to open, and others may be asked for it.
-        let fresh = self.identity.as_ref().map(|identity| identity.fresh());
-        self.group.join(self.settings, self.voice, &revision, fresh).await?;
-        self.stores.send_modify(|stores| stores.push(store.clone()));
-        if store.keeping() == Keeping::Full {
-            self.voice.stage("rotating: fetching the new revision");
-            let mut watched = Watched::new(store, self.client.access());
-            let show = |watched: &Watched| {
-                self.voice.rotation_progress(Progress::from(&watched.progress()));
-            };
-            wait_until_complete(&mut watched, show).await?;
+    /// A revision that the disk does not keep, in place of one that it keeps, would be a loss until the next start.
+    fn fits(&self, old: &Store, new: &Store) -> Result<(), Failure> {
+        match (old.keeping(), new.keeping()) {
+            (Keeping::Full, Keeping::Bounded(_) | Keeping::Nothing) => Err(self.fail(&RotationError::NoRoom)),
+            _ => Ok(()),
         }
-        Ok((revision, verdict))
+    }
+
+    /// Bring a revision that opens here, with the peers who go there too, and show it.
+    async fn arrive(
+        &self,
+        old: &Revision,
+        revision: Revision,
+        verdict: Verdict,
+        mounted: &Mounted,
+    ) -> Result<u32, Failure> {
+        let store = revision.store.clone();
+        let fresh = || self.identity.as_ref().map(|identity| identity.fresh());
+        let fetched = async {
+            self.group.join(self.settings, self.voice, &revision, fresh()).await?;
+            self.stores.send_modify(|stores| stores.push(store.clone()));
+            if store.keeping() == Keeping::Full {
+                self.voice.stage("rotating: fetching the new revision");
+                let mut watched = Watched::new(&store, self.client.access());
+                let show = |watched: &Watched| {
+                    self.voice.rotation_progress(Progress::from(&watched.progress()));
+                };
+                wait_until_complete(&mut watched, show).await?;
+            }
+            let fs = mounting::model_fs(self.settings, &revision);
+            self.take_over(revision, verdict, || mounted.switch(fs)).await
+        };
+        match fetched.await {
+            Ok(number) => {
+                model::say_what_is_kept(self.voice, &store);
+                Ok(number)
+            }
+            Err(failure) => {
+                // Back to those who share the old one.
+                if let Err(failure) = self.group.join(self.settings, self.voice, old, fresh()).await {
+                    self.voice.warn(&failure);
+                }
+                Err(failure)
+            }
+        }
     }
 
     /// Serve `revision` from now on: `switch` shows it, and certificates say so.
@@ -237,12 +277,14 @@ impl Rotor<'_> {
             }
             None => None,
         };
-        // From here on nothing fails.
+        // What was seen never goes back: no sooner than it is served, and the last that can fail.
+        origin::accept(self.settings, self.voice, &revision.listed.origin)?;
         let switched = switch();
+        self.broker.note_release(self.voice);
         self.voice.update(|status| status.model_revision.clone_from(&revision.listed.name));
         self.served.send_replace(Arc::new(revision));
         if let Some((identity, prepared)) = prepared {
-            identity.show(prepared).await;
+            identity.show(prepared);
         }
         Ok(switched)
     }
@@ -255,12 +297,11 @@ impl Rotor<'_> {
         }
         self.stores.send_modify(|stores| stores.retain(|store| !Arc::ptr_eq(store, &revision.store)));
         close(&revision.store).await;
-        let directory: PathBuf = revision.store.directory().to_path_buf();
         let name = revision.listed.name.clone();
-        // The keys go with it.
-        drop(revision);
         let removed = blocking(self.voice.state(), move || {
-            store::revisions::remove(&directory).map_err(|error| Failure::new(State::Serving, &error))
+            // Under the lock of the store, which goes with its last owner; the keys do, too.
+            store::revisions::remove(revision.store.directory())
+                .map_err(|error| Failure::new(State::Serving, &error))
         });
         match removed.await {
             Ok(()) => tracing::info!(

@@ -1,16 +1,17 @@
 //! While the model is served: what is asked of the agent, the rotation that is under way, the revisions that readers still hold.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::pin::Pin;
 
-use futures_util::future::OptionFuture;
+use futures_util::future::{FutureExt, OptionFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::oneshot;
 
-use super::command::{Command, Commands, Prefetched, Refusal, Reloaded};
+use super::command::{Answer, Command, Commands, Prefetched, Refusal, Reloaded};
 use super::rotation::Rotor;
 use super::status::Failure;
-use crate::config;
+use crate::config::{self, Settings};
 use crate::gocryptfs;
 
 /// How often it is looked how much of replaced revisions is still open.
@@ -22,17 +23,26 @@ pub(super) async fn serve(commands: &mut Commands, rotor: &Rotor<'_>) -> Failure
     let lease = rotor.lease.keep(rotor.settings, rotor.voice, rotor.broker, rotor.served);
     tokio::pin!(lease);
     let mut rotations = 0u32;
+    let last = RefCell::new(None);
     let mut rotating: OptionFuture<Pin<Box<dyn Future<Output = _> + Send + '_>>> = None.into();
     let mut leaving = FuturesUnordered::new();
     let mut reattesting = FuturesUnordered::new();
+    let mut reloading = FuturesUnordered::new();
     let mut idle = true;
     loop {
         tokio::select! {
-            failure = &mut lease => return failure,
+            failure = &mut lease => {
+                // Who asked for this attestation hears of it.
+                while let Some(Some((answer, heard))) = reattesting.next().now_or_never() {
+                    hear(answer, heard);
+                }
+                return failure;
+            }
             command = commands.next() => match command {
                 Command::Prefetch { path, answer } => drop(answer.send(prefetch(rotor, path))),
                 Command::Rotate { answer } if idle => {
                     rotations = rotations.saturating_add(1);
+                    rotor.begin(rotations);
                     rotating = Some(Box::pin(rotor.rotate(rotations)) as Pin<Box<dyn Future<Output = _> + Send>>).into();
                     idle = false;
                     drop(answer.send(Ok(rotations)));
@@ -45,7 +55,11 @@ pub(super) async fn serve(commands: &mut Commands, rotor: &Rotor<'_>) -> Failure
                         Err(_) => drop(answer.send(Err(Refusal::Busy))),
                     }
                 }
-                Command::Reload { answer } => drop(answer.send(reload(rotor).await)),
+                // Not here: what it waits for may wait for a rotation.
+                Command::Reload { answer } => {
+                    let last = &last;
+                    reloading.push(async move { drop(answer.send(reload(rotor, last).await)) });
+                }
             },
             Some(replaced) = &mut rotating => {
                 rotating = None.into();
@@ -54,17 +68,21 @@ pub(super) async fn serve(commands: &mut Commands, rotor: &Rotor<'_>) -> Failure
                     leaving.push(rotor.leave(replaced));
                 }
             }
-            Some((answer, heard)) = reattesting.next() => {
-                let outcome = match heard {
-                    Ok(outcome) => outcome.map_err(Refusal::from),
-                    Err(_) => Err(Refusal::NotServing),
-                };
-                drop(answer.send(outcome));
-            }
+            Some((answer, heard)) = reattesting.next() => hear(answer, heard),
+            Some(()) = reloading.next() => {}
             Some(()) = leaving.next() => rotor.show_left_open(),
             () = tokio::time::sleep(LOOK_EVERY), if !leaving.is_empty() => rotor.show_left_open(),
         }
     }
+}
+
+/// Tell who asked for an attestation how it went.
+fn hear(answer: Answer<()>, heard: Result<Result<(), Failure>, oneshot::error::RecvError>) {
+    let outcome = match heard {
+        Ok(outcome) => outcome.map_err(Refusal::from),
+        Err(_) => Err(Refusal::NotServing),
+    };
+    drop(answer.send(outcome));
 }
 
 fn prefetch(rotor: &Rotor<'_>, path: PathBuf) -> Result<Prefetched, Refusal> {
@@ -86,8 +104,8 @@ fn prefetch(rotor: &Rotor<'_>, path: PathBuf) -> Result<Prefetched, Refusal> {
 }
 
 /// Read the configuration again: the terms of the lease and the key of the bucket hold from now on; for everything else it is
-/// said what a restart would change.
-async fn reload(rotor: &Rotor<'_>) -> Result<Reloaded, Refusal> {
+/// said what a restart would change. `last` is what was read the last time.
+async fn reload(rotor: &Rotor<'_>, last: &RefCell<Option<Settings>>) -> Result<Reloaded, Refusal> {
     let root = rotor.settings.root.clone();
     let loaded = tokio::task::spawn_blocking(move || config::load(&root)).await;
     let (settings, _) = match loaded {
@@ -95,10 +113,12 @@ async fn reload(rotor: &Rotor<'_>) -> Result<Reloaded, Refusal> {
         Ok(Err(error)) => return Err(Refusal::Configuration { detail: error.to_string() }),
         Err(_) => return Err(Refusal::Configuration { detail: "reading it panicked".into() }),
     };
-    let (applied, later) = settings.changed_since(rotor.settings);
+    let (_, later) = settings.changed_since(rotor.settings);
+    let (applied, _) = settings.changed_since(last.borrow().as_ref().unwrap_or(rotor.settings));
     rotor.lease.set_terms(settings.trustee.lease);
     // The client reads the file by itself; what it finds it logs.
     rotor.client.renew_key().await;
     tracing::info!(event = "config.reloaded", ?applied, needs_restart = ?later, "configuration {}", settings.fingerprint);
+    last.replace(Some(settings));
     Ok(Reloaded { applied, later })
 }

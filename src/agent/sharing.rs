@@ -90,6 +90,7 @@ impl Group {
                 None => {
                     // Somebody may want to join meanwhile.
                     drop(swarm);
+                    voice.peers(Vec::new());
                     tokio::time::sleep(SHOW_EVERY).await;
                 }
             }

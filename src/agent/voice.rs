@@ -34,10 +34,29 @@ impl Fault for Illegal {
 pub(super) struct Voice {
     status: watch::Sender<Status>,
     notifier: Mutex<Notifier>,
-    /// What is missing, and why.
-    lacks: Mutex<BTreeMap<Lack, String>>,
+    words: Mutex<Words>,
     /// The notice about the model's origin.
     origin: Mutex<Option<String>>,
+}
+
+/// What there is to say of a model that is served.
+#[derive(Default)]
+struct Words {
+    /// What is served, and how.
+    served: String,
+    /// What is being done.
+    passing: Option<String>,
+    /// What is missing, and why.
+    lacks: BTreeMap<Lack, String>,
+}
+
+impl Words {
+    fn served(&self) -> String {
+        if self.lacks.is_empty() {
+            return self.passing.as_ref().unwrap_or(&self.served).clone();
+        }
+        self.lacks.values().cloned().collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// What can be missing while the model is served.
@@ -54,7 +73,7 @@ impl Voice {
         Voice {
             status,
             notifier: Mutex::new(Notifier::new()),
-            lacks: Mutex::default(),
+            words: Mutex::default(),
             origin: Mutex::default(),
         }
     }
@@ -68,6 +87,9 @@ impl Voice {
         let from = self.state();
         let to = from.on(event).map_err(|illegal| Failure::new(from, &illegal))?;
         let stage = stage.into();
+        if event == Event::Mounted {
+            self.words().served.clone_from(&stage);
+        }
         tracing::info!(
             event = "state.changed",
             from = from.name(),
@@ -96,40 +118,55 @@ impl Voice {
         self.notifier().status(&text, PATIENCE);
     }
 
-    /// Say what is being done now, within the same state.
+    /// Keys that were taken into use since start.
+    pub(super) fn key_generation(&self) -> u32 {
+        self.status.borrow().key_generation
+    }
+
+    /// Say what is being done now, within the same state. While the model is served that passes: [`Voice::stage_over`].
     pub(super) fn stage(&self, stage: impl Into<String>) {
         let stage = stage.into();
-        self.update(|status| status.stage = stage);
+        if self.state().is_serving() {
+            self.words().passing = Some(stage);
+            self.show_served();
+        } else {
+            self.update(|status| status.stage = stage);
+        }
+    }
+
+    /// What was being done while the model is served is over.
+    pub(super) fn stage_over(&self) {
+        self.words().passing = None;
+        self.show_served();
+    }
+
+    /// What is missing comes first, then what is being done, then what is served.
+    fn show_served(&self) {
+        let stage = self.words().served();
+        if self.state().is_serving() && self.status.borrow().stage != stage {
+            self.update(|status| status.stage = stage);
+        }
     }
 
     /// While the model is served: say what is missing, and why, or that it is not (any more). Degraded as long as anything is.
     pub(super) fn lacks(&self, what: Lack, why: Option<String>) -> Result<(), Failure> {
-        let reasons = {
-            let mut lacks = self.lacks.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = lacks.clone();
+        let lacking = {
+            let mut words = self.words();
             match why {
-                Some(why) => drop(lacks.insert(what, why)),
-                None => drop(lacks.remove(&what)),
+                Some(why) => drop(words.lacks.insert(what, why)),
+                None => drop(words.lacks.remove(&what)),
             }
-            if *lacks == before {
-                return Ok(());
-            }
-            lacks.values().cloned().collect::<Vec<_>>().join("; ")
+            !words.lacks.is_empty()
         };
-        match (self.state(), reasons.is_empty()) {
-            (State::Serving, false) => self.apply(Event::Impaired, reasons),
-            (State::Degraded, true) => self.apply(Event::Restored, "nothing is missing any more"),
-            (State::Degraded, false) => {
-                self.stage(reasons);
+        let stage = self.words().served();
+        match (self.state(), lacking) {
+            (State::Serving, true) => self.apply(Event::Impaired, stage),
+            (State::Degraded, false) => self.apply(Event::Restored, stage),
+            _ => {
+                self.show_served();
                 Ok(())
             }
-            _ => Ok(()),
         }
-    }
-
-    /// What is being done now, in words.
-    pub(super) fn current_stage(&self) -> String {
-        self.status.borrow().stage.clone()
     }
 
     /// A rotation begins.
@@ -152,7 +189,6 @@ impl Voice {
 
     /// The rotation is over.
     pub(super) fn rotated(&self, outcome: Outcome, error: Option<LastError>) {
-        tracing::info!(event = "rotation.over", outcome = outcome.name(), "rotation: {}", outcome.name());
         self.change_rotation(|rotation| {
             rotation.phase = Phase::Over(outcome);
             rotation.error = error;
@@ -232,6 +268,11 @@ impl Voice {
     /// The loop turns and the mount answers: for the service manager's watchdog.
     pub(super) fn alive(&self) {
         self.notifier().alive();
+    }
+
+    fn words(&self) -> std::sync::MutexGuard<'_, Words> {
+        // Each change of it is complete in itself.
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn notifier(&self) -> std::sync::MutexGuard<'_, Notifier> {

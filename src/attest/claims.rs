@@ -11,6 +11,9 @@ pub struct Claims {
     pub provider: &'static str,
     /// What the evidence is bound to, hex.
     pub report_data: String,
+    /// SHA-256 of the primary evidence as it is sent, hex: the name of this evidence in the audit trail. Through its report
+    /// data it stands for the devices' evidence, too.
+    pub evidence_sha256: String,
     /// The TD, where the TEE is TDX.
     pub tdx: Option<TdxClaims>,
     /// Every NVIDIA GPU that was attested, in the driver's order.

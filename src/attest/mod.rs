@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
 
 use crate::config::{AttestSettings, TeeChoice};
 use crate::helper::Helper;
@@ -77,6 +78,14 @@ pub struct Evidence {
     pub object: Box<RawValue>,
     /// The same, for people.
     pub claims: Claims,
+}
+
+impl Evidence {
+    /// `object`, and what it says.
+    fn new(object: Box<RawValue>, claims: Claims) -> Self {
+        let evidence_sha256 = hex::encode(Sha256::digest(object.get()));
+        Evidence { object, claims: Claims { evidence_sha256, ..claims } }
+    }
 }
 
 /// Something that can produce evidence about this machine.

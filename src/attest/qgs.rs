@@ -76,18 +76,31 @@ pub enum QgsError {
     },
 }
 
-/// A quote over `report` from the service that `<root>/etc/tdx-attest.conf` names.
+/// Reach the service that `<root>/etc/tdx-attest.conf` names, and ask it nothing: its port.
 ///
 /// # Errors
-/// [`QgsError`] with the step that failed, after half a minute at the latest.
-pub fn quote(root: &Path, report: &[u8; TD_REPORT_LEN]) -> Result<Vec<u8>, QgsError> {
+/// [`QgsError::NoPort`], [`QgsError::Connect`].
+pub fn reach(root: &Path) -> Result<u32, QgsError> {
+    connect(root).map(|(port, _)| port)
+}
+
+fn connect(root: &Path) -> Result<(u32, OwnedFd), QgsError> {
     let path = root.join(CONFIG);
     let port = match std::fs::read_to_string(&path) {
         Ok(text) => port(&text).ok_or(QgsError::NoPort { path, source: None })?,
         Err(source) => return Err(QgsError::NoPort { path, source: Some(source) }),
     };
-    let deadline = Instant::now() + PATIENCE;
     let socket = line::connect(root, port).map_err(|source| QgsError::Connect { port, source })?;
+    Ok((port, socket))
+}
+
+/// A quote over `report` from the service that `<root>/etc/tdx-attest.conf` names.
+///
+/// # Errors
+/// [`QgsError`] with the step that failed, after half a minute at the latest.
+pub fn quote(root: &Path, report: &[u8; TD_REPORT_LEN]) -> Result<Vec<u8>, QgsError> {
+    let deadline = Instant::now() + PATIENCE;
+    let (_, socket) = connect(root)?;
     exchange(&mut Line { socket, deadline }, report)
 }
 

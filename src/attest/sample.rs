@@ -48,7 +48,7 @@ impl Attester for Sample {
         };
         let claims =
             Claims { provider: "sample", report_data: hex::encode(report_data), ..Claims::default() };
-        Ok(Evidence { object: to_raw_value(&object)?, claims })
+        Ok(Evidence::new(to_raw_value(&object)?, claims))
     }
 }
 
@@ -69,5 +69,8 @@ mod tests {
         );
         assert_eq!(object.get(), expected);
         assert_eq!((claims.provider, claims.report_data), ("sample", "a5".repeat(48)));
+        // sha256sum of the text above.
+        let sum = "493602a0a794fc615d838654f0eaa421fa27c67fe27a1575218a45731553697e";
+        assert_eq!(claims.evidence_sha256, sum);
     }
 }

@@ -226,8 +226,9 @@ impl Attester for Tdx {
             tdx: Some(super::TdxClaims { boot, ..quote.claims() }),
             gpus: devices.gpus,
             notices,
+            ..Claims::default()
         };
-        Ok(Evidence { object: to_raw_value(&object)?, claims })
+        Ok(Evidence::new(to_raw_value(&object)?, claims))
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) enum MethodError {
     NothingKept(String),
     Busy(String),
     NotAttested(String),
+    Denied(String),
     InvalidConfiguration(String),
 }
 
@@ -34,6 +35,7 @@ impl From<Refusal> for MethodError {
             Refusal::NothingKept => MethodError::NothingKept(text),
             Refusal::Busy => MethodError::Busy(text),
             Refusal::NotAttested { .. } => MethodError::NotAttested(text),
+            Refusal::Denied { .. } => MethodError::Denied(text),
             Refusal::Configuration { .. } => MethodError::InvalidConfiguration(text),
         }
     }
@@ -89,14 +91,17 @@ impl AgentInterface {
         self.read(Status::text)
     }
 
-    /// Ciphertext that is local: BytesDone, BytesTotal, BytesPerSecond, EtaSeconds, BySource, Retries, Caching.
+    /// Ciphertext that is local: BytesDone and BytesTotal (t, bytes), BytesPerSecond (t, over the last seconds), EtaSeconds (t, absent
+    /// when unknown), BySource (a{st}, bytes: cache is what was found at start, the others were fetched since), Retries (t, requests
+    /// repeated since start), Caching (b, false once fetched bytes are no longer kept on the disk).
     #[zbus(property)]
     fn progress(&self) -> Dict {
         self.read(|status| values::progress(&status.progress))
     }
 
-    /// How the object store is used: Credentials, CredentialsExpire (seconds since 1970, absent when unknown), Proxy (absent
-    /// without one), Throttled (answers that asked for less, since start), Concurrency (requests that may be in flight now).
+    /// How the object store is used: Credentials (s, who cai is for OSS), CredentialsExpire (t, seconds since 1970, absent when
+    /// unknown), Proxy (s, absent without one), Throttled (t, answers that asked for less, since start), Concurrency (t, requests
+    /// that may be in flight now).
     #[zbus(property)]
     fn object_store(&self) -> Dict {
         self.read(|status| values::object_store(&status.object_store))
@@ -138,37 +143,41 @@ impl AgentInterface {
         self.read(|status| status.attestation_expires.map_or(0, unix_seconds))
     }
 
-    /// Facts about the attestation: tee, provider, gpus, protocol, key-algorithm, server, token, policy.
+    /// Facts about the last attestation, all of type s; empty before: tee, provider (where the quote came from), gpus (how many of
+    /// which product), protocol (of the key broker), key-algorithm (that the key was encrypted with), server (whether it proved who
+    /// it is), token (whether its signature was checked), policy (that the token names).
     #[zbus(property)]
     fn attestation(&self) -> Dict {
         self.read(|status| values::facts(status.attestation.iter()))
     }
 
-    /// The encrypted service port: Mode, Listen, Backend, Certificate, RefreshSeconds, EvidenceAt (by certificate format, seconds
-    /// since 1970), RefreshError, Connections, Streams (open now), StreamsTotal, Handshakes, Refused, PlaintextChecks (since
-    /// start). Empty while it is shut.
+    /// The encrypted service port; empty while it is shut. Mode (s: capture or mapping), Listen (as), Backend (s), Certificate (s:
+    /// gateway.certificate), RefreshSeconds (t), EvidenceAt (a{st}, by certificate format, seconds since 1970), RefreshError (s, empty
+    /// when the last refresh worked), Connections and Streams (t, open now), StreamsTotal, Handshakes, Refused and PlaintextChecks
+    /// (t, since start).
     #[zbus(property)]
     fn gateway(&self) -> Dict {
         self.read(|status| values::service_port(status.service_port.as_ref()))
     }
 
-    /// The machines that share the model with this one: Address, State (connected, dialling, failed, itself), Code and Detail (of a
-    /// failure), Distrusted (it sent wrong bytes, and is not asked for a while), Chunks (that it has), BytesReceived, BytesSent,
-    /// WrongChunks, FailedChunks (since start). Empty without any.
+    /// The machines that share the model with this one; empty without any. For each: Address (s), State (s: connected, dialling,
+    /// failed, itself), Code and Detail (s, of a failure), Distrusted (b: it sent wrong bytes, and is not asked for a while), Chunks
+    /// (t, that it has), BytesReceived, BytesSent, WrongChunks and FailedChunks (t, since start).
     #[zbus(property)]
     fn peers(&self) -> Vec<Dict> {
         self.read(|status| status.peers.iter().map(values::peer).collect())
     }
 
-    /// The rotation that is under way, or the last one: Number, Phase (attesting, comparing, fetching; unchanged, rewrapped, replaced,
-    /// failed at its end), Over, Revision (that it goes to), Progress of that, Error (as LastError, of a failure), LeftOpen (open files
-    /// and directories of revisions that were replaced). Empty before the first.
+    /// The rotation that is under way, or the last one; empty before the first. Number (u), Phase (s: attesting, comparing, fetching;
+    /// unchanged, rewrapped, replaced, failed at its end), Over (b), Revision (s, that it goes to), Progress (a{sv}, of that), Error
+    /// (a{sv}, as LastError, of a failure), LeftOpen (t, open files and directories of revisions that were replaced).
     #[zbus(property)]
     fn rotation(&self) -> Dict {
         self.read(|status| values::rotation(status.rotation.as_ref(), status.left_open))
     }
 
-    /// The newest failure: Code, Stage, Detail, Hint, ExitStatus (that it would end cai with), At. Empty when nothing has failed.
+    /// The newest failure; it stays after a recovery, and is empty when nothing has failed. Code (s, stable), Stage (s, the state it
+    /// happened in), Detail (s), Hint (s, what to do), ExitStatus (u, that it would end cai with), At (t, seconds since 1970).
     #[zbus(property)]
     fn last_error(&self) -> Dict {
         self.read(|status| values::last_error(status.last_error.as_ref()))
@@ -215,7 +224,7 @@ impl AgentInterface {
     }
 
     /// Attest anew, and ask whether the key would still be released. A denial ends cai: the port is shut, the model is withdrawn.
-    /// For root, and for whom polkit allows com.alibaba.cai1.reattest. Errors: NotAuthorized, NotServing, Busy, NotAttested.
+    /// For root, and for whom polkit allows com.alibaba.cai1.reattest. Errors: NotAuthorized, NotServing, Busy, NotAttested, Denied.
     async fn reattest(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -249,7 +258,7 @@ impl AgentInterface {
         revision: &str,
     ) -> zbus::Result<()>;
 
-    /// The state has changed.
+    /// The state has changed. Every changed property is also told by PropertiesChanged of org.freedesktop.DBus.Properties.
     #[zbus(signal, name = "StateChanged")]
     async fn state_has_changed(emitter: &SignalEmitter<'_>, from: &str, to: &str) -> zbus::Result<()>;
 }

@@ -6,16 +6,20 @@
 
 mod agent;
 mod client;
+mod json;
 mod permission;
 mod values;
 
 pub use client::Daemon;
+pub use json::to_json;
 pub use values::Dict;
+
+use std::path::PathBuf;
 
 use tokio::sync::watch;
 use zbus::Connection;
 use zbus::fdo::RequestNameFlags;
-use zbus::object_server::InterfaceRef;
+use zbus::object_server::{Interface as _, InterfaceRef};
 
 use crate::agent::command::Desk;
 use crate::agent::status::Status;
@@ -64,7 +68,7 @@ impl Fault for BusError {
             BusError::Connect(_) | BusError::Serve(_) | BusError::Ask(_) => ErrorClass::Transient,
             BusError::NameTaken | BusError::Name(_) => ErrorClass::Config,
             BusError::Refused { name, .. } => match name.as_str() {
-                "NotAuthorized" => ErrorClass::Denied,
+                "NotAuthorized" | "Denied" => ErrorClass::Denied,
                 "InvalidConfiguration" => ErrorClass::Config,
                 _ => ErrorClass::Transient,
             },
@@ -145,4 +149,13 @@ impl Bus {
             tracing::debug!(event = "bus.release", error = ?error, "releasing the name");
         }
     }
+}
+
+/// The interface as introspection shows it, for its manual page.
+pub fn introspection() -> String {
+    let (_, status) = watch::channel(Status::new(String::new(), PathBuf::new(), Vec::new()));
+    let (desk, _) = crate::agent::command::desk();
+    let mut xml = String::new();
+    AgentInterface::new(status, desk).introspect_to_writer(&mut xml, 0);
+    xml
 }

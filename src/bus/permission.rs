@@ -9,6 +9,8 @@ use zbus::message::{Flags, Header};
 use zbus::names::BusName;
 use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
 
+use crate::agent::audit;
+
 /// What polkit is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
@@ -40,26 +42,29 @@ pub(super) async fn check(
     header: &Header<'_>,
     action: Action,
 ) -> Result<(), String> {
-    let refuse = |why: String| {
-        let sender = header.sender().map(ToString::to_string).unwrap_or_default();
-        tracing::warn!(event = "bus.refused", sender, action = action.id(), "{why}");
+    let refuse = |caller: Option<u32>, why: String| {
+        audit::request_refused(action.id(), caller, &why);
         Err(why)
     };
-    let Some(sender) = header.sender() else { return refuse("the message has no sender".into()) };
+    let Some(sender) = header.sender() else { return refuse(None, "the message has no sender".into()) };
     let bus = DBusProxy::new(connection).await;
     let uid = match bus {
         Ok(bus) => bus.get_connection_unix_user(BusName::from(sender.clone())).await,
-        Err(error) => return refuse(format!("the bus does not answer: {error}")),
+        Err(error) => return refuse(None, format!("the bus does not answer: {error}")),
     };
-    match uid {
+    let caller = match uid {
         Ok(0) => return Ok(()),
-        Ok(_) => {}
-        Err(error) => return refuse(format!("the bus does not know the caller: {error}")),
-    }
+        Ok(uid) => Some(uid),
+        Err(error) => return refuse(None, format!("the bus does not know the caller: {error}")),
+    };
     match ask_polkit(connection, header, action).await {
         Ok(true) => Ok(()),
-        Ok(false) => refuse(format!("polkit does not allow {} to this process; root may", action.id())),
-        Err(error) => refuse(format!("polkit cannot be asked about {}: {error}; root may", action.id())),
+        Ok(false) => {
+            refuse(caller, format!("polkit does not allow {} to this process; root may", action.id()))
+        }
+        Err(error) => {
+            refuse(caller, format!("polkit cannot be asked about {}: {error}; root may", action.id()))
+        }
     }
 }
 

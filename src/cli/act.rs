@@ -8,8 +8,7 @@ use indicatif::HumanBytes;
 use serde_json::Value as Json;
 
 use super::run::RuntimeError;
-use super::status;
-use crate::bus::{BusError, Daemon};
+use crate::bus::{self, BusError, Daemon};
 use crate::error::{ErrorClass, Fault};
 
 /// How often it is looked how far a rotation is.
@@ -85,8 +84,7 @@ fn on_the_bus(ask: impl AsyncFnOnce(&Daemon) -> Result<(), Box<dyn Fault>>) -> R
 async fn wait(daemon: &Daemon, number: u32) -> Result<(), Box<dyn Fault>> {
     let mut said = String::new();
     loop {
-        let rotation =
-            status::to_json(&daemon.properties().await?).get("Rotation").cloned().unwrap_or_default();
+        let rotation = bus::to_json(&daemon.properties().await?).get("Rotation").cloned().unwrap_or_default();
         if rotation.get("Number").and_then(Json::as_u64) != Some(u64::from(number)) {
             // The daemon began anew, or somebody rotated again: how this one ended nobody knows any more.
             let detail = format!("rotation {number} is not the last one any more");

@@ -87,6 +87,19 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<(), Box<dyn Fault>> {
     Ok(())
 }
 
+/// What this machine can prove, as files for a support case: a summary, and with `raw` the evidence itself.
+pub(super) fn for_support(root: &Path, raw: bool) -> Result<Vec<(String, String)>, Box<dyn Fault>> {
+    let save = raw.then(PathBuf::new);
+    let collected = collect(root, &Args { json: false, reference_values: false, save, nonce: None })?;
+    let values = reference_values(&collected.evidence.claims);
+    let report = Report::new(&collected, &values)?;
+    let mut files = vec![("evidence.txt".to_owned(), report.text())];
+    if raw {
+        files.extend(save::texts(&collected, &pretty(&report)?, &pretty(&values)?)?);
+    }
+    Ok(files)
+}
+
 fn collect(root: &Path, args: &Args) -> Result<Collected, Box<dyn Fault>> {
     let (settings, notices) = config::load_attest(root)?;
     for notice in notices {

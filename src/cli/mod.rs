@@ -5,13 +5,16 @@ mod attest;
 mod check_config;
 mod check_key;
 mod connect;
+mod doctor;
 mod download;
 mod encrypt;
 mod gate;
 mod manifest;
 mod mount;
+mod page;
 mod passwd;
 mod place;
+mod report;
 mod run;
 mod status;
 mod upload;
@@ -65,6 +68,10 @@ enum Command {
     Gate(gate::Args),
     /// Validate the configuration and report every problem at once.
     CheckConfig(check_config::Args),
+    /// Look at everything that cai depends on, and say what mends what is wrong.
+    Doctor(doctor::Args),
+    /// Collect everything that support needs, without secrets, in one archive.
+    Report(report::Args),
     /// Does this secret open this encrypted directory?
     CheckKey(check_key::Args),
     /// Encrypt a directory into a new gocryptfs directory.
@@ -120,6 +127,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Box<dyn Fault>> {
         Command::Gate(args) => gate::run(&cli.root, args)?,
         Command::Attest(args) => attest::run(&cli.root, args)?,
         Command::CheckConfig(args) => return Ok(check_config::run(&cli.root, args).map_err(OutputError)?),
+        Command::Doctor(args) => return doctor::run(&cli.root, args),
+        Command::Report(args) => report::run(&cli.root, args)?,
         Command::CheckKey(args) => check_key::run(args)?,
         Command::Encrypt(args) => encrypt::run(args)?,
         Command::Verify(args) => verify::run(args)?,

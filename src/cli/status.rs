@@ -5,13 +5,12 @@ use std::io::{IsTerminal, Write as _};
 use std::time::SystemTime;
 
 use indicatif::{HumanBytes, HumanDuration};
-use serde_json::{Map, Value as Json, json};
-use zbus::Variant;
+use serde_json::Value as Json;
 
 use super::act;
 use super::run::RuntimeError;
 use crate::agent::status::unix_seconds;
-use crate::bus::{self, Dict};
+use crate::bus;
 use crate::error::Fault;
 
 /// Arguments of `cai status`.
@@ -28,38 +27,12 @@ const BAR: usize = 40;
 pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError)?;
     let properties = runtime.block_on(async { bus::Daemon::on_the_bus().await?.properties().await })?;
-    let status = to_json(&properties);
+    let status = bus::to_json(&properties);
     let text =
         if args.json { format!("{status:#}\n") } else { render(&status, std::io::stdout().is_terminal()) };
     // A closed pipe (`cai status | head`) is not our failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(())
-}
-
-pub(super) fn to_json(properties: &Dict) -> Json {
-    Json::Object(
-        properties.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect::<Map<_, _>>(),
-    )
-}
-
-/// D-Bus value as JSON; the types are those of the interface (strings, unsigned numbers, booleans and containers of them).
-fn value_to_json(value: &Variant<'_>) -> Json {
-    match value {
-        Variant::Bool(flag) => json!(flag),
-        Variant::U32(number) => json!(number),
-        Variant::U64(number) => json!(number),
-        Variant::Str(text) => json!(text.as_str()),
-        Variant::Variant(inner) => value_to_json(inner),
-        Variant::Array(items) => Json::Array(items.iter().map(value_to_json).collect()),
-        Variant::Dict(entries) => {
-            let entry = |(key, value): (&Variant<'_>, &Variant<'_>)| match key {
-                Variant::Str(name) => Some((name.as_str().to_owned(), value_to_json(value))),
-                _ => None,
-            };
-            Json::Object(entries.iter().filter_map(entry).collect())
-        }
-        other => json!(other.to_string()),
-    }
 }
 
 /// Lines for people; with a bar on a terminal.
@@ -207,6 +180,8 @@ fn progress_line(progress: &Json, terminal: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn sample() -> Json {
@@ -283,15 +258,5 @@ mod tests {
             json!({"Code": "kbs.denied", "Stage": "ReleasingKey", "Detail": "no", "Hint": "ask"});
         let text = render(&status, false);
         assert!(text.contains("last error   no [kbs.denied] in ReleasingKey\n  hint       ask\n"), "{text}");
-    }
-
-    #[test]
-    fn dbus_dictionary_becomes_a_json_object() {
-        let inner: std::collections::HashMap<String, u64> = [("oss".to_owned(), 7)].into();
-        let properties = Dict::from([
-            ("State".to_owned(), zbus::OwnedVariant::from(zbus::Str::from("Serving"))),
-            ("BySource".to_owned(), zbus::OwnedVariant::try_from(Variant::from(inner)).unwrap()),
-        ]);
-        assert_eq!(to_json(&properties), json!({"State": "Serving", "BySource": {"oss": 7}}));
     }
 }

@@ -20,6 +20,7 @@ mod env_file;
 mod files;
 mod gateway;
 pub mod keys;
+mod redacted;
 mod report;
 mod settings;
 mod summary;
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 pub use gateway::{CertificateRule, Entrance, Gateway};
+pub use redacted::{Redacted, redacted};
 pub use report::{Notice, Place, Problem, Problems};
 pub use settings::*;
 pub use values::PEER_PORT;

@@ -114,6 +114,14 @@ impl Gate {
         )
     }
 
+    /// Whether `listed`, as [`Gate::loaded`] gives it, leads this gate's port to this gate's listener. nft words some rules in
+    /// its own way, the one that counts as it was loaded.
+    pub fn is_in(self, listed: &str) -> bool {
+        let Gate { service_port, capture_port } = self;
+        let leads = format!("tcp dport {service_port} counter redirect to :{capture_port}");
+        listed.lines().any(|line| line.ends_with(&leads))
+    }
+
     /// Load the rules, in place of those that were there.
     ///
     /// # Errors

@@ -51,8 +51,8 @@ pub struct Facts {
     pub server_authenticated: bool,
     /// Whether the token is signed by what `trustee.token_cert` names; without that its signature proves nothing.
     pub token_verified: bool,
-    /// `jti` of the token, where it has one.
-    pub token_id: Option<String>,
+    /// What the token can be named by without giving it away: its `jti`, or `sha256:` and the hash of its text where it has none.
+    pub token_id: String,
     /// The policies that the token names; worth something where the token is verified, or the server authenticated.
     pub policy: Policy,
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::attested::{Attested, Facts};
@@ -18,7 +19,7 @@ use super::session::Jar;
 use super::token::{self, Signers};
 use super::transport::{Credential, Transport};
 use super::uri::ResourceUri;
-use super::wire::{self, Challenge};
+use super::wire::{self, Challenge, Dialect};
 use crate::attest::{Attester, Claims, Evidence, Tee};
 use crate::config::Trustee;
 use crate::keyring::Secret;
@@ -38,6 +39,17 @@ pub struct Client {
     negotiation: Negotiation,
     /// Who may sign tokens; `None` leaves them opaque.
     signers: Option<Signers>,
+}
+
+/// What a broker tells everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Version of the protocol that it speaks.
+    pub dialect: Dialect,
+    /// As [`Facts::downgraded`].
+    pub downgraded: bool,
+    /// Seconds that this machine's clock is behind the broker's, where it told the time.
+    pub clock_behind: Option<i64>,
 }
 
 impl fmt::Debug for Client {
@@ -69,6 +81,19 @@ impl Client {
     /// Whether the broker proves who it is. The JWE of a secret does not: anybody who saw the public key can make one.
     pub fn server_authenticated(&self) -> bool {
         self.transport.server_authenticated()
+    }
+
+    /// Ask for a challenge and leave it at that: whether a broker is there, and what it speaks. Proves nothing to anybody.
+    ///
+    /// # Errors
+    /// [`KbsError`] of the first step.
+    pub async fn probe(&self, tee: Tee) -> Result<Probe, KbsError> {
+        let (offer, _) = self.challenge(tee, &Jar::new(self.transport.base())).await?;
+        Ok(Probe {
+            dialect: offer.dialect,
+            downgraded: self.negotiation.is_downgrade(offer.dialect),
+            clock_behind: self.transport.clock_behind(),
+        })
     }
 
     /// One handshake with a fresh key pair and fresh cookies.
@@ -109,7 +134,7 @@ impl Client {
             expires: token.expires,
             server_authenticated: self.server_authenticated(),
             token_verified: token.verified,
-            token_id: token.id,
+            token_id: token.id.unwrap_or_else(|| format!("sha256:{}", hex::encode(Sha256::digest(&*text)))),
             policy: token.policy,
         };
         let token = Secret::copy_of(text.as_bytes())?;

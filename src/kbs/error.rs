@@ -319,6 +319,14 @@ pub enum KbsError {
 }
 
 impl KbsError {
+    /// What the evidence said that a broker refused, or denied a resource to.
+    pub fn claims(&self) -> Option<&Claims> {
+        match self {
+            KbsError::AttestationRefused { claims, .. } | KbsError::Denied { claims, .. } => Some(claims),
+            _ => None,
+        }
+    }
+
     /// Whether a fresh handshake may help at once: the session is gone, or the verifier's own sources (its certificate
     /// cache above all) may have had a hiccup.
     pub(super) fn wants_new_handshake(&self) -> bool {

@@ -13,8 +13,8 @@
 //!
 //! The JWE keeps a secret confidential without TLS; it does not say who sent it. [`Client::server_authenticated`] does.
 //!
-//! Asynchronous; evidence, key generation and decryption run on blocking threads. Two locks, never held together nor
-//! across an await: the cookies of a session, and the dialect a client has found. Frozen bytes: `tests/kbs_vectors.rs`;
+//! Asynchronous; evidence, key generation and decryption run on blocking threads. Three locks, never held together
+//! nor across an await: the cookies of a session, the dialect a client has found, and how far the clocks are apart. Frozen bytes: `tests/kbs_vectors.rs`;
 //! behaviour against a scripted broker: `tests/kbs_protocol.rs` and `kbs_hostile.rs`, tokens in `kbs_token.rs`, refusals in
 //! `kbs_errors.rs`; against the stand-in Trustee: `kbs_sandbox.rs`. [`wire`], [`jwe`],
 //! [`token`], [`session`], [`Refusal::read`] and [`TeeKey`] are public and free of I/O so that vectors and fuzzers reach them
@@ -40,7 +40,7 @@ mod verdict;
 pub mod wire;
 
 pub use attested::{Attested, Facts};
-pub use client::Client;
+pub use client::{Client, Probe};
 pub use error::{KbsError, Refusal, Step};
 pub use key::{KeyAlg, KeyError, RsaAlg, TeeKey};
 pub use meaning::Cause;

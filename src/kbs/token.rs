@@ -76,6 +76,7 @@ pub fn check(
     }
     token.check_time(now, CLOCK_SKEW)?;
     let id = token.claims().get("jti").and_then(Value::as_str).map(|id| printable(id, 64));
+    let id = id.filter(|id| !id.is_empty());
     Ok(TokenFacts { expires, id, verified: signers.is_some(), policy: policy(token.claims()) })
 }
 

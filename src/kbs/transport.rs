@@ -4,9 +4,10 @@
 //! proxy nor root variables of the environment are read.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, Response};
 use serde::Deserialize;
 use url::Url;
@@ -16,7 +17,7 @@ use super::error::{KbsError, Refusal, Step};
 use super::session::Jar;
 use crate::config::Trustee;
 use crate::https::{self, RootsError, is_certificate_error, read_bounded};
-use crate::text::printable;
+use crate::text::{printable, seconds_behind};
 
 /// Bound of the answer to each step, in bytes (kbs.md section 13, item 2).
 const fn answer_limit(step: Step) -> usize {
@@ -51,6 +52,8 @@ pub(super) enum Credential<'a> {
 pub(super) struct Transport {
     http: reqwest::Client,
     base: Url,
+    /// Seconds that this machine's clock is behind the broker's, by the last answer with a date.
+    clock_behind: Mutex<Option<i64>>,
 }
 
 impl Transport {
@@ -70,12 +73,17 @@ impl Transport {
             .timeout(config.timeout)
             .build()
             .map_err(KbsError::Setup)?;
-        Ok(Transport { http, base })
+        Ok(Transport { http, base, clock_behind: Mutex::default() })
     }
 
     /// Whether the server proves who it is.
     pub(super) fn server_authenticated(&self) -> bool {
         self.base.scheme() == "https"
+    }
+
+    /// Seconds that this machine's clock is behind the broker's; `None` before an answer with a date.
+    pub(super) fn clock_behind(&self) -> Option<i64> {
+        *self.clock_behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Base URL, without trailing slash in its path except for the root.
@@ -120,6 +128,10 @@ impl Transport {
         let mut response = request.send().await.map_err(|source| no_answer(step, &url, source))?;
         if let Credential::Cookies(jar) = credential {
             jar.store(&url, response.headers());
+        }
+        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok()).unwrap_or_default();
+        if let Some(behind) = seconds_behind(date, SystemTime::now()) {
+            *self.clock_behind.lock().unwrap_or_else(PoisonError::into_inner) = Some(behind);
         }
         let status = response.status();
         if status.is_redirection() {

@@ -14,7 +14,7 @@ use fuser::{
 };
 
 use super::far::Far;
-use super::fs::{self, FsError, ReadBuffers};
+use super::fs::{self, FsError, ModelFs, ReadBuffers};
 use super::info::{Kind, NodeInfo};
 use super::load::Loader;
 use super::revisions::Revisions;
@@ -49,6 +49,7 @@ pub(super) struct KernelFs {
 
 /// A read, to be answered.
 struct Read {
+    fs: Arc<ModelFs>,
     inode: u64,
     offset: u64,
     size: u32,
@@ -64,17 +65,6 @@ impl KernelFs {
         threads: usize,
     ) -> Self {
         KernelFs { revisions, loader, can_pass_through, far: Far::new(threads) }
-    }
-
-    fn answer(&self, read: Read) {
-        let Read { inode, offset, size, reply } = read;
-        match self.revisions.of(inode) {
-            Ok(fs) => BUFFERS.with_borrow_mut(|buffers| match fs.read(inode, offset, size, buffers) {
-                Ok(plaintext) => reply.data(plaintext),
-                Err(error) => reply.error(errno(&error)),
-            }),
-            Err(error) => reply.error(errno(&error)),
-        }
     }
 
     fn attr(&self, info: &NodeInfo) -> FileAttr {
@@ -97,6 +87,14 @@ impl KernelFs {
             flags: 0,
         }
     }
+}
+
+fn answer(read: Read) {
+    let Read { fs, inode, offset, size, reply } = read;
+    BUFFERS.with_borrow_mut(|buffers| match fs.read(inode, offset, size, buffers) {
+        Ok(plaintext) => reply.data(plaintext),
+        Err(error) => reply.error(errno(&error)),
+    });
 }
 
 fn file_type(kind: Kind) -> FileType {
@@ -236,12 +234,13 @@ impl Filesystem for KernelFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = Read { inode: inode.0, offset, size, reply };
-        if self.revisions.of(inode.0).is_ok_and(|fs| fs.is_complete(inode.0)) {
-            self.answer(read)
-        } else {
-            self.far.run(read, |read| self.answer(read))
-        }
+        let fs = match self.revisions.of(inode.0) {
+            Ok(fs) => fs,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let is_complete = fs.is_complete(inode.0);
+        let read = Read { fs, inode: inode.0, offset, size, reply };
+        if is_complete { answer(read) } else { self.far.run(read, answer) }
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

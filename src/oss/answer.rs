@@ -1,7 +1,7 @@
 //! What an answer says: headers read strictly, error bodies read with suspicion.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,6 +10,7 @@ use http::header::{DATE, ETAG, RETRY_AFTER};
 use serde::Deserialize;
 
 use super::error::{Reason, Refusal};
+use crate::text::seconds_behind;
 
 /// CRC-64 of the whole object, decimal.
 const CRC64: &str = "x-oss-hash-crc64ecma";
@@ -35,6 +36,8 @@ pub struct Head {
     pub crc64: Option<u64>,
     /// Storage class.
     pub storage_class: Option<String>,
+    /// Seconds that this machine's clock is behind the server's, where the answer has a date.
+    pub clock_behind: Option<i64>,
 }
 
 /// A header as text; empty when it is missing or not ASCII.
@@ -56,6 +59,7 @@ impl Head {
             etag: some(ETAG.as_str()),
             crc64: crc64(headers),
             storage_class: some(STORAGE_CLASS),
+            clock_behind: seconds_behind(text(headers, DATE.as_str()), SystemTime::now()),
         }
     }
 }

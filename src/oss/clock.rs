@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use crate::text::seconds_behind;
+
 /// Corrections below this are no explanation for a refusal that allows 15 minutes, in seconds.
 const WORTH_IT: u64 = 60;
 
@@ -30,13 +32,7 @@ impl Clock {
 
     /// Take the `Date` of a refusal for the time. Whether that changes anything worth another attempt.
     pub fn learn(&self, date: &str) -> bool {
-        let parser = jiff::fmt::rfc2822::DateTimeParser::new();
-        let (Ok(theirs), Ok(ours)) =
-            (parser.parse_timestamp(date), jiff::Timestamp::try_from(SystemTime::now()))
-        else {
-            return false;
-        };
-        let offset = theirs.as_second().saturating_sub(ours.as_second());
+        let Some(offset) = seconds_behind(date, SystemTime::now()) else { return false };
         let before = self.offset.swap(offset, Ordering::Relaxed);
         offset.abs_diff(before) >= WORTH_IT
     }

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::credential_error::CredentialError;
 use crate::error::{ErrorClass, Fault};
 use crate::store::SourceError;
+use crate::text::seconds_behind;
 
 /// Why an operation on the object store failed.
 #[derive(Debug, thiserror::Error)]
@@ -416,6 +417,11 @@ impl Fault for OssError {
 const RESTORE: &str = "restore the object, or better copy the model to the Standard storage class";
 
 impl Refusal {
+    /// Seconds that this machine's clock is behind OSS, measured now; `None` where the answer had no date.
+    pub fn clock_behind(&self) -> Option<i64> {
+        seconds_behind(&self.date, SystemTime::now())
+    }
+
     fn hint(&self) -> String {
         match self.reason {
             Reason::Passing => "nothing to do: cai retries".into(),

@@ -213,6 +213,12 @@ impl Board {
         peer.have.iter_mut().for_each(Vec::clear);
     }
 
+    /// This node takes part no more: nobody has anything, and everything falls to the origin.
+    pub fn leave(&self) {
+        let mut state = self.lock();
+        state.peers.clear();
+    }
+
     /// A peer has told what it has of an object; the chunks that are news.
     pub fn heard(&self, index: usize, have: Have) -> Vec<ChunkKey> {
         let mut state = self.lock();

@@ -123,5 +123,7 @@ impl Swarm {
     /// Serve and ask nobody any more.
     pub async fn stop(self, limit: Duration) {
         self.tasks.stop(limit).await;
+        // The store goes on asking it.
+        self.board.leave();
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::Format;
 use super::certificate::{self, CertificateError, Key, VALIDITY};
@@ -182,6 +182,15 @@ impl Recipe {
         Ok(Shown { certified, key, made_at, made })
     }
 
+    /// One certificate of each format.
+    async fn make_all(self: &Arc<Self>) -> Result<Vec<(Format, Shown)>, IdentityError> {
+        let mut shown = Vec::new();
+        for format in &self.formats {
+            shown.push((*format, self.make_apart(*format).await?));
+        }
+        Ok(shown)
+    }
+
     async fn make_apart(self: &Arc<Self>, format: Format) -> Result<Shown, IdentityError> {
         let recipe = self.clone();
         let made = tokio::task::spawn_blocking(move || recipe.make(format)).await;
@@ -192,13 +201,14 @@ impl Recipe {
 /// Keeps certificates fresh.
 pub struct Identity {
     /// Held while certificates are made for showing: none of an older recipe is shown after one of a newer.
-    recipe: tokio::sync::Mutex<Arc<Recipe>>,
+    recipe: Arc<tokio::sync::Mutex<Arc<Recipe>>>,
     every: Duration,
     fresh: watch::Sender<Fresh>,
 }
 
-/// Certificates that could be shown.
+/// Certificates that could be shown. While they exist no others are made.
 pub struct Prepared {
+    turn: OwnedMutexGuard<Arc<Recipe>>,
     recipe: Arc<Recipe>,
     shown: Vec<(Format, Shown)>,
 }
@@ -209,10 +219,11 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`]: who cannot show anything does not start.
     pub async fn start(recipe: Recipe, every: Duration) -> Result<Self, IdentityError> {
-        let prepared = Prepared::make(Arc::new(recipe)).await?;
-        let recipe = tokio::sync::Mutex::new(prepared.recipe.clone());
+        let recipe = Arc::new(recipe);
+        let shown = recipe.make_all().await?;
+        let recipe = Arc::new(tokio::sync::Mutex::new(recipe));
         let identity = Identity { recipe, every, fresh: watch::Sender::default() };
-        identity.put(prepared.shown);
+        identity.put(shown);
         Ok(identity)
     }
 
@@ -221,15 +232,17 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`]: what is shown stays.
     pub async fn prepare(&self, members: BTreeMap<String, String>) -> Result<Prepared, IdentityError> {
-        let recipe = Recipe { members, ..Recipe::clone(&*self.recipe.lock().await) };
-        Prepared::make(Arc::new(recipe)).await
+        let turn = self.recipe.clone().lock_owned().await;
+        let recipe = Arc::new(Recipe { members, ..Recipe::clone(&turn) });
+        let shown = recipe.make_all().await?;
+        Ok(Prepared { turn, recipe, shown })
     }
 
     /// Show them, and from now on others of their kind.
-    pub async fn show(&self, prepared: Prepared) {
-        let mut recipe = self.recipe.lock().await;
-        *recipe = prepared.recipe;
-        self.put(prepared.shown);
+    pub fn show(&self, prepared: Prepared) {
+        let Prepared { mut turn, recipe, shown } = prepared;
+        *turn = recipe;
+        self.put(shown);
     }
 
     /// What is shown, now and later.
@@ -259,8 +272,7 @@ impl Identity {
 
     async fn renew(&self) -> Result<(), IdentityError> {
         let recipe = self.recipe.lock().await;
-        let prepared = Prepared::make(recipe.clone()).await?;
-        self.put(prepared.shown);
+        self.put(recipe.make_all().await?);
         Ok(())
     }
 
@@ -269,16 +281,6 @@ impl Identity {
             shown.into_iter().for_each(|(format, shown)| fresh.put(format, shown));
             fresh.last_error = None;
         });
-    }
-}
-
-impl Prepared {
-    async fn make(recipe: Arc<Recipe>) -> Result<Self, IdentityError> {
-        let mut shown = Vec::new();
-        for format in &recipe.formats {
-            shown.push((*format, recipe.make_apart(*format).await?));
-        }
-        Ok(Prepared { recipe, shown })
     }
 }
 

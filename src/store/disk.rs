@@ -331,6 +331,12 @@ impl ObjectFile {
                     begin();
                     self.create(&mut open)
                 }
+                // Another revision's store reads it, and must never see what has not been checked.
+                Ok(file) if file.metadata()?.nlink() > 1 => {
+                    begin();
+                    std::fs::remove_file(&self.data)?;
+                    self.create(&mut open)
+                }
                 other => other,
             };
             (file?, self.generation())
@@ -418,7 +424,12 @@ impl ObjectFile {
     }
 
     /// Delete both files.
-    fn discard(&self) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn discard(&self) -> Result<(), StoreError> {
+        // What is open may have another name, which keeps it alive.
+        *self.lock() = None;
         for path in [&self.map, &self.data] {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

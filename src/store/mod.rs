@@ -155,11 +155,15 @@ impl Store {
         cache.remove_leftovers(&objects)?;
         let slots: Vec<Slot> =
             objects.into_iter().map(|object| Slot::new(object, &options, &cache)).collect();
-        if let Some(old) = old.filter(|_| options.cache != CacheMode::Nothing) {
-            old.lend_to(&slots)?;
-        }
         let landed = cache.landed(clean)?;
-        let (maps, keeping) = load(&cache, &options, &slots, &landed, clean && manifest.is_none())?;
+        let lent = old.filter(|_| options.cache != CacheMode::Nothing).map(|old| old.lend_to(&slots));
+        let load = || load(&cache, &options, &slots, &landed, clean && manifest.is_none());
+        let (mut maps, mut keeping) = load()?;
+        if let Some(lent) = lent.filter(|lent| keeping != Keeping::Full && !lent.is_empty()) {
+            // Who lets chunks go must not do so in files of others.
+            lent.iter().try_for_each(|slot| slot.file.discard())?;
+            (maps, keeping) = load()?;
+        }
         let engine = Arc::new(Engine::new(options, slots, maps, manifest, keeping, cache, source));
         engine.is_only_noted(&landed);
         let (sender, progress) = watch::channel(engine.snapshot(&mut Default::default()));
@@ -169,11 +173,12 @@ impl Store {
         Ok(Arc::new(Store { engine, tree, progress, tasks, fill_turn, ahead, keeping }))
     }
 
-    /// Let the slots of another store have the files of objects that are the same, and whole here.
-    fn lend_to(&self, slots: &[Slot]) -> Result<(), StoreError> {
+    /// Let the slots of another store have the files of objects that are the same, and whole here; gives those that have one.
+    fn lend_to<'s>(&self, slots: &'s [Slot]) -> Vec<&'s Slot> {
+        let mut lent = Vec::new();
         // Of a cache that lets chunks go nothing can be lent.
         if self.keeping != Keeping::Full || !self.engine.lock().caching {
-            return Ok(());
+            return lent;
         }
         let ours: HashMap<&Path, (usize, &Slot)> = (0..)
             .zip(&self.engine.slots)
@@ -190,10 +195,16 @@ impl Store {
                 .filter(|object| object.whole == Whole::Done)
                 .map(|object| object.map.clone());
             if let Some(map) = map.filter(|_| same && slot.layout.len > 0) {
-                slot.file.lend(&theirs.file, &map.encode(&theirs.object, theirs.layout))?;
+                match slot.file.lend(&theirs.file, &map.encode(&theirs.object, theirs.layout)) {
+                    Ok(()) => lent.push(theirs),
+                    // Then it is fetched.
+                    Err(error) => {
+                        tracing::warn!(event = "store.not-linked", object = slot.path, error = ?error)
+                    }
+                }
             }
         }
-        Ok(())
+        lent
     }
 
     /// Where its cache lies.

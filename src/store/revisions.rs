@@ -31,7 +31,8 @@ fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> 
 /// # Errors
 /// `InUse` when any of them is another agent's; `Io`.
 pub fn take_over(cache: &Path, revision: &[u8; 32]) -> Result<PathBuf, StoreError> {
-    let wanted = make_room(cache, revision)?;
+    make_room(cache)?;
+    let wanted = directory(cache, revision);
     let mut others = Vec::new();
     for other in others_than(cache, &[&wanted])? {
         let held = hold(&other)?.ok_or_else(|| StoreError::InUse { dir: cache.to_owned() })?;
@@ -55,7 +56,8 @@ pub fn take_over(cache: &Path, revision: &[u8; 32]) -> Result<PathBuf, StoreErro
 /// # Errors
 /// `Io`.
 pub fn beside(cache: &Path, revision: &[u8; 32], living: &Path) -> Result<PathBuf, StoreError> {
-    let wanted = make_room(cache, revision)?;
+    make_room(cache)?;
+    let wanted = directory(cache, revision);
     for other in others_than(cache, &[&wanted, living])? {
         // One that is still being read stays until its readers leave.
         if hold(&other)?.is_some() {
@@ -76,10 +78,14 @@ pub fn remove(directory: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn make_room(cache: &Path, revision: &[u8; 32]) -> Result<PathBuf, StoreError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(failed("creating", cache))?;
+/// Where `revision` lies below `cache`, if it does.
+pub fn directory(cache: &Path, revision: &[u8; 32]) -> PathBuf {
     let name = hex::encode(revision.iter().take(NAME_BYTES).copied().collect::<Vec<u8>>());
-    Ok(cache.join(format!("{PREFIX}{name}")))
+    cache.join(format!("{PREFIX}{name}"))
+}
+
+fn make_room(cache: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(cache).map_err(failed("creating", cache))
 }
 
 /// Directories of ours below `cache`, but for `kept`.
@@ -128,7 +134,7 @@ mod tests {
         names
     }
 
-    fn directory(number: u8) -> String {
+    fn named(number: u8) -> String {
         format!("revision-{}", hex::encode([number; NAME_BYTES]))
     }
 
@@ -137,18 +143,18 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let cache = cache.path();
         let first = take_over(cache, &[1; 32]).unwrap();
-        assert_eq!((&first, first.exists()), (&cache.join(directory(1)), false));
+        assert_eq!((&first, first.exists()), (&cache.join(named(1)), false));
         fs::create_dir(&first).unwrap();
         fs::write(first.join("kept"), "by a model that changed a little").unwrap();
         // Not of our making.
         fs::create_dir(cache.join("revision-of-somebody")).unwrap();
         let second = take_over(cache, &[2; 32]).unwrap();
         assert_eq!(fs::read(second.join("kept")).unwrap(), b"by a model that changed a little");
-        assert_eq!(names(cache), [directory(2), "revision-of-somebody".into()]);
+        assert_eq!(names(cache), [named(2), "revision-of-somebody".into()]);
         // A rotation that was killed: the wanted one is there, and goes on.
-        fs::create_dir(cache.join(directory(3))).unwrap();
-        assert_eq!(take_over(cache, &[3; 32]).unwrap(), cache.join(directory(3)));
-        assert_eq!(names(cache), [directory(3), "revision-of-somebody".into()]);
+        fs::create_dir(cache.join(named(3))).unwrap();
+        assert_eq!(take_over(cache, &[3; 32]).unwrap(), cache.join(named(3)));
+        assert_eq!(names(cache), [named(3), "revision-of-somebody".into()]);
     }
 
     #[test]
@@ -156,17 +162,17 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let cache = cache.path();
         for number in [1, 2, 3] {
-            fs::create_dir(cache.join(directory(number))).unwrap();
+            fs::create_dir(cache.join(named(number))).unwrap();
         }
-        let held = hold(&cache.join(directory(1))).unwrap();
+        let held = hold(&cache.join(named(1))).unwrap();
         assert!(held.is_some());
         assert!(matches!(take_over(cache, &[9; 32]), Err(StoreError::InUse { dir }) if dir == cache));
-        assert_eq!(names(cache), [1, 2, 3].map(directory));
-        let living = cache.join(directory(2));
-        assert_eq!(beside(cache, &[9; 32], &living).unwrap(), cache.join(directory(9)));
-        assert_eq!(names(cache), [1, 2].map(directory), "what is in use, and the living one");
+        assert_eq!(names(cache), [1, 2, 3].map(named));
+        let living = cache.join(named(2));
+        assert_eq!(beside(cache, &[9; 32], &living).unwrap(), cache.join(named(9)));
+        assert_eq!(names(cache), [1, 2].map(named), "what is in use, and the living one");
         remove(&living).unwrap();
         remove(&living).unwrap();
-        assert_eq!(names(cache), [directory(1)]);
+        assert_eq!(names(cache), [named(1)]);
     }
 }

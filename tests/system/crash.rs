@@ -57,6 +57,21 @@ pub fn killed_daemon_is_back(c: &Machine) {
     assert_ne!(c.property("reader", "MainPID"), reader);
 }
 
+/// A disk that cannot keep the model, and that others fill to the last byte: what is read is right all the same, and it is said.
+pub fn full_disk_costs_speed_alone(c: &Machine) {
+    c.sh("systemctl stop cai; mount -t tmpfs -o size=6m,mode=0700,uid=cai,gid=cai tmpfs /var/cache/cai");
+    c.sh("systemctl start cai reader");
+    c.sh(MODEL_IS_RIGHT);
+    let status = c.sh("cai status");
+    assert!(status.contains("the disk keeps ") && status.contains("of the encrypted model"), "{status}");
+    c.sh("cat /dev/zero >/var/cache/cai/ballast 2>/dev/null || :");
+    c.sh(MODEL_IS_RIGHT);
+    assert_eq!(c.property("cai", "ActiveState"), "active");
+    c.sh("systemctl stop cai; umount /var/cache/cai; systemctl start cai reader");
+    c.sh(MODEL_IS_RIGHT);
+    assert!(!c.sh("cai status").contains("the disk keeps"));
+}
+
 /// The watchdog is fed only while the mount answers.
 pub fn hung_daemon_is_replaced(c: &Machine) {
     // A minute in the unit. Only here: a machine under load hangs for a second now and then.

@@ -57,6 +57,9 @@ pub fn install(c: &Machine) {
     c.fails("runuser -u cai -- sh -c 'echo >>/etc/cai/cai.env'");
     assert!(c.sh("cai --version").starts_with(&format!("cai {} ", env!("CARGO_PKG_VERSION"))));
     c.sh("zcat /usr/share/man/man1/cai.1.gz | grep -q 'cai\\\\-run(1)'; zcat /usr/share/man/man1/cai-run.1.gz >/dev/null");
+    for page in ["man5/cai.env.5", "man5/cai.toml.5", "man5/com.alibaba.cai1.5", "man8/cai.service.8"] {
+        c.sh(&format!("zcat /usr/share/man/{page}.gz | grep -q '^.TH '"));
+    }
     // What the shell would offer behind `cai che`.
     let offered = c
         .sh("bash -c '. /usr/share/bash-completion/completions/cai; COMP_WORDS=(cai che); COMP_CWORD=1; \

@@ -17,6 +17,11 @@ pub fn gate_stays(c: &Machine) {
     c.sh("systemctl restart cai");
     c.fails(OUTSIDE);
     c.sh("curl -s -m 3 http://127.0.0.1:8080/config.json");
+    let said = c.sh("cai doctor");
+    assert!(
+        said.contains("ok      port.gate           shut: port 8080 leads to the gateway at 40000\n"),
+        "{said}"
+    );
 
     // Who verifies gets through.
     c.sh("systemd-run --quiet --unit=client ip netns exec outside cai connect --as-url http://10.77.0.1:8081/as \

@@ -16,7 +16,6 @@ mod ioctl;
 mod libtdx;
 mod memory;
 mod mount_point;
-mod mount_table;
 mod seal;
 mod session;
 mod tdx;

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use cai::host::mounts::FS_SOURCE;
 use cai::meminfo::{self, MemInfo};
 use nix::sys::stat::{fstat, major, minor};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, openat};
@@ -21,7 +22,6 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
 };
 
-use crate::mount_table::FS_SOURCE;
 use crate::seal::seal;
 use crate::session::Refusal;
 use crate::terms::Terms;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use cai::error::chain;
 use cai::host;
 use cai::host::directory::{DirectoryError, open_or_create};
+use cai::host::mounts::{FS_SOURCE, FUSE_TYPE, MountEntry, mounts_at};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -22,7 +23,6 @@ use rustix::mount::{MoveMountFlags, move_mount};
 
 use crate::backing::{Backing, Slot};
 use crate::memory::{Memory, is_left_behind};
-use crate::mount_table::{FS_SOURCE, FUSE_TYPE, MountEntry, mounts_at};
 use crate::session::Refusal;
 use crate::terms::Terms;
 

@@ -4,15 +4,14 @@
 //! The child is this program itself with `vendor ACT HEX SECONDS`; it prints its result to standard output and exits. Its
 //! environment is empty, its output bounded, its time limited.
 
-use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cai::helper::protocol::Reply;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use cai::host::tool;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -30,21 +29,10 @@ const RESULT_LIMIT: usize = 1 << 20;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Everything from `stdout`, within its limit and before `deadline`.
-fn read_until(mut stdout: ChildStdout, deadline: Instant) -> std::io::Result<Vec<u8>> {
-    let (mut output, mut buffer) = (Vec::new(), [0; 64 << 10]);
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        if poll(&mut [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)], left)? == 0 {
-            return Err(std::io::ErrorKind::TimedOut.into());
-        }
-        match stdout.read(&mut buffer)? {
-            0 => return Ok(output),
-            count => output.extend(buffer.iter().take(count)),
-        }
-        if output.len() > RESULT_LIMIT {
-            return Err(std::io::ErrorKind::FileTooLarge.into());
-        }
+fn read(mut stdout: ChildStdout, deadline: Instant) -> std::io::Result<Vec<u8>> {
+    match tool::read_until(&mut stdout, deadline, RESULT_LIMIT)? {
+        (output, false) => Ok(output),
+        (_, true) => Err(std::io::ErrorKind::FileTooLarge.into()),
     }
 }
 
@@ -139,7 +127,7 @@ pub(crate) fn run(root: &Path, act: Act, data: &[u8]) -> Result<String, Refusal>
         .spawn()
         .map_err(io)?;
     let deadline = Instant::now() + Duration::from_secs(u64::from(LIFE_SECS)) + GRACE;
-    let output = child.stdout.take().map_or(Ok(Vec::new()), |stdout| read_until(stdout, deadline));
+    let output = child.stdout.take().map_or(Ok(Vec::new()), |stdout| read(stdout, deadline));
     if output.is_err() {
         let group = Pid::from_raw(child.id().try_into().unwrap_or_default());
         let _ = killpg(group, Signal::SIGKILL);

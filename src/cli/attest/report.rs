@@ -1,20 +1,16 @@
 //! What is shown of evidence: one set of facts, as JSON and as text for 80 columns.
 
-use std::fmt::Write as _;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::super::page::{COLUMNS, wrapped};
 use super::{AttestCliError, Collected};
 use crate::attest::{Claims, Digest, GpuClaims, ReferenceValues, TdxClaims, Tee, Verifier};
 
 /// Column at which values begin.
 const INDENT: usize = 14;
-
-/// Columns of a terminal.
-const COLUMNS: usize = 80;
 
 /// Hexadecimal digits in one line: 24 bytes, half of a SHA-384.
 const HEX_LINE: usize = 48;
@@ -31,6 +27,7 @@ The object of --json (names are only ever added):
   additional_evidence  evidence of devices is sent beside the TEE's
   claims.provider   where the quote came from
   claims.report_data  what the quote says it is bound to, 64 bytes for tdx
+  claims.evidence_sha256  SHA-256 of the primary evidence: the file evidence.json of --save, and F_EVIDENCE in the journal
   claims.tdx        mrtd, rtmrs (four), mr_config_id, mr_owner, mr_owner_config, xfam, td_attributes, tee_tcb_svn,
                     mr_seam, boot (names of the RVPS to digests); null without a TD
   claims.gpus       uuid, name, arch, driver_version, vbios_version, confidential of every GPU attested
@@ -155,21 +152,8 @@ struct Page {
 impl Page {
     /// One value. Words are kept whole, but digits too long for a line are broken in equal parts.
     fn field(&mut self, label: &str, value: &str) {
-        let mut line = format!("{label:<INDENT$}");
-        let mut empty = true;
-        for word in value.split_whitespace().flat_map(pieces) {
-            if !empty && line.chars().count() + 1 + word.chars().count() > COLUMNS {
-                self.line(&line);
-                line = " ".repeat(INDENT);
-                empty = true;
-            }
-            if !empty {
-                line.push(' ');
-            }
-            line.push_str(word);
-            empty = false;
-        }
-        self.line(&line);
+        let words: Vec<&str> = value.split_whitespace().flat_map(pieces).collect();
+        self.text.push_str(&wrapped(label, INDENT, &words.join(" ")));
     }
 
     fn gpu(&mut self, gpu: &GpuClaims) {
@@ -177,10 +161,6 @@ impl Page {
         self.field("GPU", &format!("{} {}", gpu.name, gpu.uuid));
         let GpuClaims { arch, driver_version, vbios_version, .. } = gpu;
         self.field("", &format!("{arch}, driver {driver_version}, VBIOS {vbios_version}, {confidential}"));
-    }
-
-    fn line(&mut self, line: &str) {
-        let _ = writeln!(self.text, "{}", line.trim_end());
     }
 }
 

@@ -38,6 +38,16 @@ pub(super) fn save(
     Ok(())
 }
 
+/// Those of the files that are text; the others are in them.
+pub(super) fn texts(
+    collected: &Collected,
+    claims: &str,
+    values: &str,
+) -> Result<Vec<(String, String)>, AttestCliError> {
+    let text = |file: Saved| Some((format!("evidence/{}", file.name), String::from_utf8(file.content).ok()?));
+    Ok(files(collected, claims, values)?.into_iter().filter_map(text).collect())
+}
+
 fn readme(files: &[Saved]) -> Saved {
     let lines = files.iter().map(|file| format!("{:<26}{}\n", file.name, file.about));
     let text = format!(

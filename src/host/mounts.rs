@@ -1,13 +1,17 @@
-//! The kernel's mount table: what is mounted at a point, and whether it is ours.
+//! The kernel's mount table: what is mounted at a point, what a path lies on, and whether it is ours.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// Where the table is, as this process sees it.
+pub const PATH: &str = "/proc/self/mountinfo";
 
 /// Source of our mounts, as `/proc/self/mountinfo` shows them.
-pub(crate) const FS_SOURCE: &str = "cai";
+pub const FS_SOURCE: &str = "cai";
 
 /// Type of our FUSE mounts.
-pub(crate) const FUSE_TYPE: &str = "fuse.cai";
+pub const FUSE_TYPE: &str = "fuse.cai";
 
 /// Type of a published memory file system.
 const MEMORY_TYPE: &str = "tmpfs";
@@ -17,24 +21,31 @@ const MEMORY_TYPE: &str = "tmpfs";
 const MEMORY_OPTIONS: [&str; 3] = ["nosuid", "nodev", "noexec"];
 
 /// One line of `/proc/self/mountinfo`.
-pub(crate) struct MountEntry {
+pub struct MountEntry {
     /// Unique while it exists.
-    pub(crate) id: u64,
+    pub id: u64,
     /// `major:minor`.
-    pub(crate) device: String,
-    pub(crate) fs_type: String,
-    pub(crate) source: String,
+    pub device: String,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Type of the file system.
+    pub fs_type: String,
+    /// What is mounted, by the name that whoever mounted it gave.
+    pub source: String,
+    /// Mounts below it show in the namespaces (and containers) that it is shared with.
+    pub shared: bool,
     options: String,
     fs_options: String,
 }
 
 impl MountEntry {
-    pub(crate) fn is_our_fuse(&self) -> bool {
+    /// A mount of the model through FUSE.
+    pub fn is_our_fuse(&self) -> bool {
         self.fs_type == FUSE_TYPE && self.source == FS_SOURCE
     }
 
     /// Anybody's root may call a tmpfs `cai`; nobody mounts an empty one that can never be written to.
-    pub(crate) fn is_our_memory(&self) -> bool {
+    pub fn is_our_memory(&self) -> bool {
         let has = |options: &str, wanted: &str| options.split(',').any(|option| option == wanted);
         self.fs_type == MEMORY_TYPE
             && self.source == FS_SOURCE
@@ -44,23 +55,38 @@ impl MountEntry {
 }
 
 /// Mounts exactly at `point`, the topmost last (proc(5), mountinfo).
-pub(crate) fn mounts_at(point: &Path) -> Vec<MountEntry> {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    String::from_utf8_lossy(&table).lines().filter_map(|line| parse_mount(line, point)).collect()
+pub fn mounts_at(point: &Path) -> Vec<MountEntry> {
+    table().into_iter().filter(|entry| entry.point == point).collect()
 }
 
-fn parse_mount(line: &str, point: &Path) -> Option<MountEntry> {
+/// The mount that `path` lies on, its own included.
+pub fn mount_of(path: &Path) -> Option<MountEntry> {
+    topmost(table(), path)
+}
+
+fn table() -> Vec<MountEntry> {
+    let table = std::fs::read(PATH).unwrap_or_default();
+    String::from_utf8_lossy(&table).lines().filter_map(parse_mount).collect()
+}
+
+/// Of those mounted deepest above `path`, the last: it hides the others.
+fn topmost(table: Vec<MountEntry>, path: &Path) -> Option<MountEntry> {
+    let above = table.into_iter().filter(|entry| path.starts_with(&entry.point));
+    above.max_by_key(|entry| entry.point.components().count())
+}
+
+fn parse_mount(line: &str) -> Option<MountEntry> {
     let (left, right) = line.split_once(" - ")?;
     let mut fields = left.split(' ');
     let id = fields.next()?.parse().ok()?;
     let device = fields.nth(1)?.to_owned();
-    let at = unescape(fields.nth(1)?);
+    let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
     let options = fields.next()?.to_owned();
+    let shared = fields.any(|field| field.starts_with("shared:"));
     let mut fields = right.split(' ');
     let (fs_type, source) = (fields.next()?.to_owned(), fields.next()?.to_owned());
     let fs_options = fields.next()?.to_owned();
-    let entry = MountEntry { id, device, fs_type, source, options, fs_options };
-    (at == point.as_os_str().as_bytes()).then_some(entry)
+    Some(MountEntry { id, device, point, fs_type, source, shared, options, fs_options })
 }
 
 /// The kernel writes space, tab, newline and backslash as `\ooo`.
@@ -95,15 +121,29 @@ mod tests {
 
     #[test]
     fn mountinfo_line_with_optional_fields_and_escapes_is_understood() {
-        let entry = parse_mount(LINE, Path::new("/tmp/a model")).unwrap();
+        let entry = parse_mount(LINE).unwrap();
         assert_eq!((entry.id, entry.device.as_str()), (36, "0:57"));
+        assert_eq!((entry.point.as_path(), entry.shared), (Path::new("/tmp/a model"), true));
         assert!(entry.is_our_fuse() && !entry.is_our_memory());
+        assert!(!parse_mount(&LINE.replace("shared:1 ", "")).unwrap().shared);
+    }
+
+    #[test]
+    fn path_lies_on_the_deepest_mount_above_it_and_of_two_there_on_the_later() {
+        let line = |id: u32, point: &str| format!("{id} 1 0:1 / {point} rw - tmpfs {id} rw\n");
+        let lines =
+            [line(1, "/"), line(2, "/tmp"), line(3, "/tmp/a"), line(4, "/tmp"), line(5, "/tmpx")].concat();
+        let on = |path: &str| {
+            let table = lines.lines().filter_map(parse_mount).collect();
+            topmost(table, Path::new(path)).unwrap().id
+        };
+        assert_eq!((on("/tmp/b"), on("/tmp/a/c"), on("/etc"), on("/tmp")), (4, 3, 1, 4));
     }
 
     #[test]
     fn tmpfs_is_ours_only_with_our_name_and_sealed() {
         let ours = "36 35 0:57 / /m ro,nosuid,nodev,noexec,relatime - tmpfs cai ro,size=4k,mode=700";
-        let is_ours = |line: &str| parse_mount(line, Path::new("/m")).unwrap().is_our_memory();
+        let is_ours = |line: &str| parse_mount(line).unwrap().is_our_memory();
         assert!(is_ours(ours));
         // As a helper leaves it that is killed right after mounting it.
         assert!(is_ours(&ours.replacen("ro,", "rw,", 1)));
@@ -119,14 +159,9 @@ mod tests {
     }
 
     #[test]
-    fn mountinfo_line_of_another_point_is_not_taken() {
-        assert!(parse_mount(LINE, Path::new("/tmp/a")).is_none());
-    }
-
-    #[test]
     fn mountinfo_line_cut_anywhere_does_not_panic() {
         for end in 0..LINE.len() {
-            let _ = parse_mount(&LINE[..end], Path::new("/tmp/a model"));
+            let _ = parse_mount(&LINE[..end]);
         }
     }
 
