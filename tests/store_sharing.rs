@@ -44,6 +44,36 @@ async fn node_alone_behaves_as_if_there_were_no_peers() {
     assert_eq!((origin.delivered(), node.bytes_of_peers(), node.asked()), (shared_chunks(), 0, 0));
 }
 
+/// How many chunks a node asks of an origin that has not answered yet, where there are `size` nodes.
+async fn asked_at_once(size: usize) -> u64 {
+    let (group, origin) = (Group::new(size), Origin::new());
+    // Nobody else fetches.
+    group.owner.set(0).unwrap();
+    origin.open.send_replace(false);
+    let nodes: Vec<Node> = (0..size).map(|number| group.start(number, &origin, NEVER)).collect();
+    let fill = async { nodes[0].fill().await };
+    let look = async {
+        while origin.asked.load(Ordering::SeqCst) < 4 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // All workers were woken at the same time.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let asked = origin.asked.load(Ordering::SeqCst);
+        origin.open.send_replace(true);
+        asked
+    };
+    let (_, asked) = tokio::join!(fill, look);
+    check_all(&nodes[..1]);
+    assert_eq!(origin.delivered(), shared_chunks());
+    asked
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn few_chunks_are_asked_at_once_of_a_slow_origin_so_that_others_have_them_soon() {
+    // Four of the sixteen workers are kept for readers.
+    assert_eq!((asked_at_once(1).await, asked_at_once(2).await), (12, 4));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn late_node_gets_everything_from_those_that_have_it() {
     let (group, origin) = (Group::new(3), Origin::new());

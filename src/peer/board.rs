@@ -13,7 +13,7 @@ use super::error::PeerError;
 use super::wire::Have;
 use crate::ciphertext::Judgement;
 use crate::error::{Fault, chain};
-use crate::store::{ChunkIndex, ChunkKey, Layout, ObjectIndex, Peers, ReceiveFuture, Urgency};
+use crate::store::{ChunkIndex, ChunkKey, Holder, Layout, ObjectIndex, Peers, ReceiveFuture, Urgency};
 
 /// How long a peer that sent wrong bytes is not asked again. Each time costs as many chunks as are asked of one peer at once.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(600);
@@ -27,7 +27,7 @@ const SETTLING: Duration = Duration::from_millis(1500);
 
 /// How long nothing comes in until also those that have everything are asked for what falls to others: they are asked for each
 /// chunk once, and the group passes it on.
-const PASSING_ON: Duration = Duration::from_secs(1);
+const PASSING_ON: Duration = Duration::from_secs(3);
 
 /// How a peer stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -347,15 +347,19 @@ fn mix(mut number: u64) -> u64 {
 }
 
 impl Peers for Arc<Board> {
-    fn have(&self, chunk: ChunkKey) -> bool {
+    fn are_there(&self) -> bool {
+        self.lock().peers.iter().any(Peer::is_asked)
+    }
+
+    fn holder(&self, chunk: ChunkKey) -> Option<Holder> {
         let state = self.lock();
         let mut holders = state.peers.iter().filter(|peer| peer.is_asked() && peer.has(chunk)).peekable();
-        if holders.peek().is_none() {
-            return false;
+        holders.peek()?;
+        if holders.any(|peer| peer.chunks < self.total) {
+            return Some(Holder::Part);
         }
-        holders.any(|peer| peer.chunks < self.total)
-            || state.arrival.elapsed() >= PASSING_ON
-            || self.rank_among(&state, chunk) == 0
+        let ours = state.arrival.elapsed() >= PASSING_ON || self.rank_among(&state, chunk) == 0;
+        ours.then_some(Holder::Whole)
     }
 
     fn rank(&self, chunk: ChunkKey) -> u32 {
@@ -441,14 +445,14 @@ mod tests {
     fn peers_that_lie_or_are_gone_are_not_asked() {
         let board = board(2);
         board.heard(0, bitmap(|at| at == 3));
-        assert!(board.have(key(3)) && !board.have(key(4)));
+        assert!(board.holder(key(3)).is_some() && board.holder(key(4)).is_none());
         let asked = Asked::new(board.clone(), 0, 10, false);
         asked.judged(key(3), Judgement::Forged);
-        assert!(!board.have(key(3)) && board.shown()[0].distrusted);
+        assert!(board.holder(key(3)).is_none() && board.shown()[0].distrusted);
         board.heard(1, bitmap(|at| at == 3));
         assert_eq!(board.choose(key(3), false).unwrap().0, 1);
         board.gone(1, &PeerError::Silent { secs: 1 });
-        assert!(!board.have(key(3)));
+        assert!(board.holder(key(3)).is_none());
         let failed = Standing::Failed("peer.silent", "said nothing for 1 s".into());
         assert_eq!(board.shown()[1].standing, failed);
     }
@@ -461,9 +465,9 @@ mod tests {
         drop((ask(), ask()));
         ask().judged(key(3), Judgement::Genuine);
         drop((ask(), ask()));
-        assert!(board.have(key(3)), "not three in a row");
+        assert!(board.holder(key(3)).is_some(), "not three in a row");
         drop(ask());
-        assert!(!board.have(key(3)) && board.shown()[0].counts.failed == 5);
+        assert!(board.holder(key(3)).is_none() && board.shown()[0].counts.failed == 5);
     }
 
     #[test]
@@ -474,10 +478,13 @@ mod tests {
         assert_eq!(board.choose(key(3), false).unwrap().0, 1);
         // A reader takes whoever has the least to do.
         assert_eq!(board.choose(key(3), true).unwrap().0, 0);
+        assert_eq!(board.holder(key(3)), Some(Holder::Part));
         // What only a full one has, who comes first fetches, and the others wait for them.
         let ours: Vec<u64> = (0..20).filter(|chunk| board.rank(key(*chunk)) == 0).collect();
         assert!(
-            (0..20).filter(|chunk| *chunk != 3).all(|chunk| board.have(key(chunk)) == ours.contains(&chunk))
+            (0..20)
+                .filter(|chunk| *chunk != 3)
+                .all(|chunk| board.holder(key(chunk)).is_some() == ours.contains(&chunk))
         );
     }
 

@@ -168,8 +168,8 @@ impl Engine {
         Lookup::Coming(flight)
     }
 
-    /// Take the next job: a reader's chunk, or else, unless `readers_only`, one of the fill.
-    fn take(&self, readers_only: bool) -> Option<(ChunkKey, Arc<Flight>)> {
+    /// Take the next job: a reader's chunk, or else, if worker `number` of the fill is to do something, one of that.
+    fn take(&self, number: Option<usize>) -> Option<(ChunkKey, Arc<Flight>)> {
         let mut guard = self.lock();
         let state = &mut *guard;
         while let Some(key) = state.plan.next_for_reader() {
@@ -178,7 +178,7 @@ impl Engine {
                 return Some((key, flight.clone()));
             }
         }
-        if readers_only || !state.filling || !state.caching {
+        if number.is_none_or(|number| number >= self.at_once(state).0) || !state.filling || !state.caching {
             return None;
         }
         if !state.room.may_fill(self.options.chunk_len, state.filling_now.len()) {
@@ -189,13 +189,13 @@ impl Engine {
         Some((key, state.depart(key)))
     }
 
-    /// Do jobs for ever. `readers_only` keeps this worker free for readers while the fill saturates the others.
-    pub async fn work(self: Arc<Self>, readers_only: bool) {
+    /// Do jobs for ever: readers', and the fill's as its worker `number`.
+    pub async fn work(self: Arc<Self>, number: Option<usize>) {
         loop {
             let queued = self.work.notified();
             tokio::pin!(queued);
             queued.as_mut().enable();
-            match self.take(readers_only) {
+            match self.take(number) {
                 Some((key, flight)) => {
                     let outcome = self.deliver(key, &flight).await;
                     self.land(key, &flight, outcome);

@@ -24,9 +24,7 @@ impl Engine {
     /// For a reader: ask a peer, where one has the chunk and answers at once. `None`: it is the origin's to bring.
     pub async fn ask_peer_first(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Option<Ready> {
         let shared = self.shared.get().filter(|_| flight.urgency.is_raised())?;
-        if !self.lock().exchange.may_come(shared, key) {
-            return None;
-        }
+        self.lock().exchange.holder(shared, key)?;
         self.receive_from_peer(key, flight).await
     }
 
@@ -169,7 +167,7 @@ impl Engine {
         }
     }
 
-    /// What a chunk that came from `origin` means for the exchange.
+    /// What a chunk that came from `origin`, or is coming from there, means for the exchange.
     pub fn note_exchange(&self, state: &mut State, key: ChunkKey, origin: Origin) {
         let Some(shared) = self.shared.get() else { return };
         // What was taken over from others does not show that they deliver again.

@@ -139,6 +139,7 @@ impl Engine {
             }
             if coming.batched >= BATCH {
                 coming = self.absorbed(coming).await?;
+                self.note_exchange(&mut self.lock(), key, Origin::Listed { object_crc64: None });
             }
         }
         if coming.got < expected {

@@ -31,6 +31,12 @@ use crate::ciphertext::{EntryId, Judge, Judgement};
 /// Chunks of peers on their way at once, for nobody in particular: enough for a handful of peers to be asked while others answer.
 pub const FROM_PEERS: usize = 8;
 
+/// What is asked at once of those that everybody asks, the origin and nodes that have everything: what comes in within so long,
+/// and no less than so many chunks. A group is only as fast as its members have different chunks to pass on, and over a slow link
+/// many at once land all at the end.
+const FROM_ORIGIN: (Duration, usize) = (Duration::from_secs(2), 4);
+const FROM_WHOLE: (Duration, usize) = (Duration::from_secs(1), 3);
+
 /// How long a node waits for others.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -70,14 +76,26 @@ const MISSED_FOR: Duration = Duration::from_secs(60);
 
 /// The other nodes of the group. Answers from memory, but for [`Peers::fetch`].
 pub trait Peers: Send + Sync + 'static {
-    /// Whether one of them that can be asked says that it has `chunk`.
-    fn have(&self, chunk: ChunkKey) -> bool;
+    /// Whether any of them can be asked now.
+    fn are_there(&self) -> bool;
+
+    /// Who says that it has `chunk`, of those that can be asked for it now.
+    fn holder(&self, chunk: ChunkKey) -> Option<Holder>;
 
     /// How many nodes are before this one in fetching `chunk` from the origin.
     fn rank(&self, chunk: ChunkKey) -> u32;
 
     /// Ask one of them for bytes `range` of its object, which are `chunk` or some of it.
     fn fetch<'a>(&'a self, chunk: ChunkKey, range: Range<u64>, urgency: &'a Urgency) -> ReceiveFuture<'a>;
+}
+
+/// Who has a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// A node that lacks others.
+    Part,
+    /// Nodes that have everything, alone.
+    Whole,
 }
 
 /// Future of [`Peers::fetch`].
@@ -124,10 +142,13 @@ pub struct Shared {
     order: RandomState,
 }
 
+type Offers = BTreeMap<u64, ChunkKey>;
+
 /// What changes of it. Under the engine's lock.
 pub struct Exchange {
-    /// Chunks that peers are believed to have, in an order that is no other node's.
-    offered: BTreeMap<u64, ChunkKey>,
+    /// Chunks that peers are believed to have, in an order that is no other node's: those of [`Holder::Part`], and those of
+    /// [`Holder::Whole`].
+    offered: (Offers, Offers),
     /// When something last came in, from wherever, or nothing was to come.
     moved: Instant,
     /// Bytes that came from peers.
@@ -151,7 +172,7 @@ pub struct Exchange {
 impl std::fmt::Debug for Exchange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Exchange")
-            .field("offered", &self.offered.len())
+            .field("offered", &(self.offered.0.len(), self.offered.1.len()))
             .field("rates", &self.rates)
             .finish_non_exhaustive()
     }
@@ -160,7 +181,7 @@ impl std::fmt::Debug for Exchange {
 impl Default for Exchange {
     fn default() -> Self {
         Exchange {
-            offered: BTreeMap::new(),
+            offered: (Offers::new(), Offers::new()),
             moved: Instant::now(),
             bytes: 0,
             first: None,
@@ -184,6 +205,34 @@ impl Exchange {
     /// origin can is remembered while it is not asked, and believed less and less, half of it after 35 seconds.
     pub fn note_rates(&mut self, peers: u64, origin: u64) {
         self.rates = (peers, origin.max(self.rates.1.saturating_sub(self.rates.1 / 256)));
+    }
+
+    /// How many chunks of `len` bytes the fill asks at once: of the origin, where others pass on what it brings, and of nodes
+    /// that have everything.
+    pub fn at_once(&self, shared: &Shared, len: u64) -> (usize, usize) {
+        let (peers, origin) = self.rates;
+        let alone = self.is_slow() || !shared.peers.are_there();
+        let of_origin = if alone { usize::MAX } else { at_once(FROM_ORIGIN, origin, len) };
+        (of_origin, at_once(FROM_WHOLE, peers, len))
+    }
+
+    /// The next chunk that peers have; of those that have everything only if `whole`, but then first.
+    fn next_offer(&mut self, whole: bool) -> Option<ChunkKey> {
+        let (of_part, of_whole) = &mut self.offered;
+        let first = if whole { of_whole.pop_first() } else { None };
+        first.or_else(|| of_part.pop_first()).map(|(_, key)| key)
+    }
+
+    /// `holder` has `key`.
+    fn offer(&mut self, order: u64, key: ChunkKey, holder: Holder) {
+        let (of_part, of_whole) = &mut self.offered;
+        match holder {
+            Holder::Part => {
+                of_whole.remove(&order);
+                of_part.insert(order, key);
+            }
+            Holder::Whole => drop(of_whole.insert(order, key)),
+        }
     }
 
     /// Whether it is time to plan again what the fill fetches from the origin; if so, it is noted that this was done now.
@@ -234,16 +283,16 @@ impl Exchange {
 
     /// Whether peers are believed to have something that is wanted here.
     pub fn has_offers(&self) -> bool {
-        !self.offered.is_empty()
+        !self.offered.0.is_empty() || !self.offered.1.is_empty()
     }
 
-    /// Whether `key` may be asked of peers that have it.
-    pub fn may_come(&self, shared: &Shared, key: ChunkKey) -> bool {
-        shared.may_send(key.object)
+    /// Who has `key`, of those that may be asked for it.
+    pub fn holder(&self, shared: &Shared, key: ChunkKey) -> Option<Holder> {
+        let may_come = shared.may_send(key.object)
             && !self.barred.contains(&key)
             && !self.is_missed(key)
-            && !self.barred_objects.contains(&key.object)
-            && shared.peers.have(key)
+            && !self.barred_objects.contains(&key.object);
+        may_come.then(|| shared.peers.holder(key)).flatten()
     }
 
     /// Peers have delivered for a while, and less than half of what the origin did: it does not pay to wait for them.
@@ -258,6 +307,12 @@ impl Exchange {
         self.bytes = self.bytes.saturating_add(len);
         self.first.get_or_insert_with(Instant::now);
     }
+}
+
+/// Chunks of `len` bytes that come in within a span at `rate` bytes per second, and no less than so many.
+fn at_once((span, least): (Duration, usize), rate: u64, len: u64) -> usize {
+    let chunks = rate.saturating_mul(span.as_secs()) / len.max(1);
+    usize::try_from(chunks).unwrap_or(usize::MAX).max(least)
 }
 
 impl Shared {
@@ -277,7 +332,16 @@ impl Shared {
             return true;
         }
         let level = exchange.moved.elapsed().as_millis() / self.patience.turn.as_millis().max(1);
-        !exchange.may_come(self, key) && u128::from(self.peers.rank(key)) <= level
+        exchange.holder(self, key).is_none() && u128::from(self.peers.rank(key)) <= level
+    }
+}
+
+impl State {
+    /// `key` is on offer if anybody has it.
+    fn offer(&mut self, shared: &Shared, key: ChunkKey) {
+        if let Some(holder) = self.exchange.holder(shared, key) {
+            self.exchange.offer(shared.order.hash_one(key), key, holder);
+        }
     }
 }
 
@@ -305,8 +369,8 @@ impl Store {
         let mut guard = self.engine.lock();
         let state = &mut *guard;
         for key in chunks {
-            if shared.may_send(key.object) && state.asks_peers(key) {
-                state.exchange.offered.insert(shared.order.hash_one(key), key);
+            if state.asks_peers(key) {
+                state.offer(shared, key);
             }
         }
         drop(guard);
@@ -356,13 +420,22 @@ impl Store {
 }
 
 impl Engine {
-    /// Bring what peers offer, for ever.
-    pub async fn work_with_peers(self: Arc<Self>) {
+    /// How many workers bring something for the fill: from the origin, and from nodes that have everything.
+    pub fn at_once(&self, state: &State) -> (usize, usize) {
+        let shared = self.shared.get();
+        let (origin, whole) = shared.map_or((usize::MAX, FROM_PEERS), |shared| {
+            state.exchange.at_once(shared, self.options.chunk_len)
+        });
+        (origin.min(self.options.concurrency), whole.min(FROM_PEERS))
+    }
+
+    /// Bring what peers offer, for ever. `number`: of the worker, from 0.
+    pub async fn work_with_peers(self: Arc<Self>, number: usize) {
         loop {
             let queued = self.work.notified();
             tokio::pin!(queued);
             queued.as_mut().enable();
-            let Some((key, flight)) = self.take_offered() else {
+            let Some((key, flight)) = self.take_offered(number) else {
                 queued.await;
                 continue;
             };
@@ -377,7 +450,7 @@ impl Engine {
     }
 
     /// The next chunk that peers offer and the fill wants.
-    fn take_offered(&self) -> Option<(ChunkKey, Arc<Flight>)> {
+    fn take_offered(&self, worker: usize) -> Option<(ChunkKey, Arc<Flight>)> {
         let shared = self.shared.get()?;
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -387,10 +460,13 @@ impl Engine {
         {
             return None;
         }
+        let whole = worker < self.at_once(state).1;
         loop {
-            let (_, key) = state.exchange.offered.pop_first()?;
-            if state.asks_peers(key) && state.exchange.may_come(shared, key) {
-                return Some((key, state.depart(key)));
+            let key = state.exchange.next_offer(whole)?;
+            match state.exchange.holder(shared, key).filter(|_| state.asks_peers(key)) {
+                Some(Holder::Whole) if !whole => state.offer(shared, key),
+                Some(_) => return Some((key, state.depart(key))),
+                None => {}
             }
         }
     }
@@ -411,15 +487,27 @@ impl Engine {
 
     /// Everything peers have that is still missing is on offer. For what was passed over while it was on its way, and given up.
     pub fn offer_again(&self, state: &mut State) {
-        let Some(shared) = self.shared.get().filter(|_| state.exchange.offered.is_empty()) else { return };
+        let Some(shared) = self.shared.get().filter(|_| !state.exchange.has_offers()) else { return };
         for (index, slot) in self.slots.iter().enumerate() {
             let object = ObjectIndex(index);
             for chunk in (0..slot.layout.chunks()).map(ChunkIndex) {
                 let key = ChunkKey { object, chunk };
-                if state.asks_peers(key) && state.exchange.may_come(shared, key) {
-                    state.exchange.offered.insert(shared.order.hash_one(key), key);
+                if state.asks_peers(key) {
+                    state.offer(shared, key);
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_at_once_grows_with_what_comes_in() {
+        let (len, span) = (8 << 20, Duration::from_secs(2));
+        let at_once = |rate| at_once((span, 4), rate, len);
+        assert_eq!([0, 16 << 20, 20 << 20, 1 << 30].map(at_once), [4, 4, 5, 256]);
     }
 }

@@ -30,7 +30,8 @@ pub fn start(engine: &Arc<Engine>, progress: watch::Sender<Progress>, handle: &H
     let mut tasks = Tasks::new();
     let reserved = engine.options.reserved();
     for number in 0..engine.options.concurrency.max(1) {
-        tasks.supervise("store-worker", engine.clone().work(number < reserved));
+        // The first are kept free for readers while the fill saturates the others.
+        tasks.supervise("store-worker", engine.clone().work(number.checked_sub(reserved)));
     }
     tasks.supervise("store-sync", sync(engine.clone()));
     tasks.supervise("store-progress", publish(engine.clone(), progress));
@@ -43,8 +44,8 @@ impl Store {
         let _runtime = handle.enter();
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for tasks in tasks.iter_mut() {
-            for _ in 0..FROM_PEERS {
-                tasks.supervise("store-peers", self.engine.clone().work_with_peers());
+            for number in 0..FROM_PEERS {
+                tasks.supervise("store-peers", self.engine.clone().work_with_peers(number));
             }
         }
     }
@@ -83,7 +84,13 @@ async fn publish(engine: Arc<Engine>, sender: watch::Sender<Progress>) {
             state.plan.note_rate(now.bytes_per_sec);
             let origin = of_origin.sample(at, state.counters.bytes_fetched);
             let peers = of_peers.sample(at, state.exchange.bytes);
+            let before = engine.at_once(&state);
             state.exchange.note_rates(peers, origin);
+            let more = engine.at_once(&state) != before;
+            drop(state);
+            if more {
+                engine.work.notify_waiters();
+            }
         }
         sender.send_if_modified(|before| {
             let changed = *before != now;

@@ -13,13 +13,14 @@ use cai::ciphertext::{Ciphertext, EntryId, Judgement};
 use cai::gocryptfs::BlockJudge;
 use cai::manifest::Manifest;
 use cai::store::{
-    CacheMode, ChunkIndex, ChunkKey, ChunkSource, FetchFuture, Fetched, Object, ObjectIndex, Patience,
-    PeerFailed, Peers, ReceiveFuture, Received, Retry, Sender, Sharing, SourceError, Store, StoreOptions,
-    Urgency,
+    CacheMode, ChunkIndex, ChunkKey, ChunkSource, FetchFuture, Fetched, Holder, Object, ObjectIndex,
+    Patience, PeerFailed, Peers, ReceiveFuture, Received, Retry, Sender, Sharing, SourceError, Store,
+    StoreOptions, Urgency,
 };
 use futures_util::{StreamExt, stream};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::format::{keys, seal};
@@ -61,6 +62,9 @@ pub struct Origin {
     pub down: AtomicBool,
     /// Microseconds before each answer.
     pub delay: AtomicU64,
+    /// Whether chunks of shared objects are answered at all yet, and how many were asked for.
+    pub open: watch::Sender<bool>,
+    pub asked: AtomicU64,
     down_for: Mutex<HashSet<usize>>,
 }
 
@@ -71,6 +75,8 @@ impl Origin {
             chunks: Mutex::default(),
             down: AtomicBool::new(false),
             delay: AtomicU64::new(0),
+            open: watch::Sender::new(true),
+            asked: AtomicU64::new(0),
             down_for: Mutex::default(),
         })
     }
@@ -116,6 +122,8 @@ impl ChunkSource for Seen {
             let whole = range.start.is_multiple_of(CHUNK)
                 && (range.end.is_multiple_of(CHUNK) || range.end == object.len);
             if whole && index != CONF {
+                self.origin.asked.fetch_add(1, Ordering::SeqCst);
+                self.origin.open.subscribe().wait_for(|open| *open).await.unwrap();
                 *self.origin.chunks.lock().unwrap().entry((path, range.start / CHUNK)).or_default() += 1;
             }
             let bytes = content[range.start as usize..range.end as usize].to_vec();
@@ -149,7 +157,7 @@ pub fn open_in(
     let options = StoreOptions {
         dir: dir.join("cache"),
         chunk_len,
-        concurrency: 4,
+        concurrency: 16,
         read_timeout: Duration::from_secs(20),
         retry: Retry {
             first: Duration::from_millis(5),
@@ -359,8 +367,13 @@ async fn tell(group: Arc<Group>, number: usize, store: Arc<Store>) {
 }
 
 impl Peers for Board {
-    fn have(&self, chunk: ChunkKey) -> bool {
-        self.has.lock().unwrap().get(&chunk).is_some_and(|nodes| !nodes.is_empty())
+    fn are_there(&self) -> bool {
+        self.group.members.lock().unwrap().len() > 1
+    }
+
+    fn holder(&self, chunk: ChunkKey) -> Option<Holder> {
+        let has = self.has.lock().unwrap();
+        has.get(&chunk).filter(|nodes| !nodes.is_empty()).map(|_| Holder::Part)
     }
 
     fn rank(&self, chunk: ChunkKey) -> u32 {
