@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Install what the demo, the tests and the package need, only what is missing. Usage: scripts/setup.sh demo|test|rpm|bench
+# Install what the demo, the tests and the package need, only what is missing. Usage: scripts/setup.sh demo|test|rpm|vm|bench
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-want=${1:?usage: scripts/setup.sh demo|test|rpm|bench}
+want=${1:?usage: scripts/setup.sh demo|test|rpm|vm|bench}
 [ "$(id -u)" = 0 ] || fail "run as root: FUSE mounts for another user and system packages need it"
 
 # Rust: the one thing that is not installed here.
@@ -24,8 +24,8 @@ if command -v apt-get >/dev/null; then
     # spoil. systemd-container, dbus, polkitd, rpm: the package in a container. libfaketime: clocks that are wrong. The rest:
     # clients of the service port, what is between them, and groff for the manual pages.
     more=(python3 python3-venv procps g++ iproute2 e2fsprogs mount curl openssl nftables systemd-container dbus polkitd rpm libfaketime groff-base)
-    # mmdebstrap: an older distribution to build in.
-    case $want in test) packages+=("${more[@]}") ;; rpm) packages+=(rpm rpmlint mmdebstrap) ;; bench) packages+=(python3 python3-venv iproute2 curl openssl nginx-light wrk) ;; esac
+    # mmdebstrap: an older distribution to build in. qemu, e2fsprogs: a machine with its kernel, and that one's disks.
+    case $want in test) packages+=("${more[@]}") ;; rpm) packages+=(rpm rpmlint mmdebstrap) ;; vm) packages+=(mmdebstrap qemu-system-x86 e2fsprogs) ;; bench) packages+=(python3 python3-venv iproute2 curl openssl nginx-light wrk) ;; esac
     missing=()
     for package in "${packages[@]}"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

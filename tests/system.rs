@@ -1,8 +1,9 @@
 //! The package under a real systemd, D-Bus, polkit and rpm: installed, configured, started, asked, killed, rebooted, upgraded,
-//! removed. One container, one story: each step goes on where the one before it ended.
+//! removed. One machine, one story: each step goes on where the one before it ended.
 //!
-//! By default the package is made of this build's binaries, and the container's root file system is the machine's own. With
-//! CAI_TEST_ROOTFS and CAI_TEST_RPM it is another distribution's, and a package that was built before (`make test-system`).
+//! By default the package is made of this build's binaries, and the machine is a container over this machine's own root file
+//! system. With CAI_TEST_ROOTFS and CAI_TEST_RPM it is another distribution's, and a package that was built before
+//! (`make test-system`); with CAI_TEST_MACHINE=vm a virtual machine with a kernel of its own (`make test-vm`).
 #![cfg(feature = "sandbox")]
 
 #[path = "system/audit.rs"]
@@ -16,6 +17,10 @@ mod container;
 mod crash;
 #[path = "system/doctor.rs"]
 mod doctor;
+#[path = "system/kernel.rs"]
+mod kernel;
+#[path = "system/machine.rs"]
+mod machine;
 #[path = "system/package.rs"]
 mod package;
 #[path = "system/port.rs"]
@@ -24,6 +29,8 @@ mod port;
 mod rotation;
 #[path = "system/service.rs"]
 mod service;
+#[path = "system/vm.rs"]
+mod vm;
 #[path = "system/world.rs"]
 mod world;
 
@@ -31,6 +38,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use container::Container;
+use machine::Machine;
+use vm::Vm;
 
 /// Steps by name, so that a failure says where, and slowness shows.
 fn step(name: &str, act: impl FnOnce()) {
@@ -42,18 +51,24 @@ fn step(name: &str, act: impl FnOnce()) {
 
 #[test]
 fn package_lives_and_dies_under_a_real_systemd() {
-    if !container::can_boot() || !common::available("cc", world::compiler(), "no C compiler") {
+    let emulated = std::env::var("CAI_TEST_MACHINE").is_ok_and(|kind| kind == "vm");
+    let can_boot = if emulated { vm::can_boot() } else { container::can_boot() };
+    if !can_boot || !common::available("cc", world::compiler(), "no C compiler") {
         return;
     }
     let packages = tempfile::tempdir().unwrap();
-    let lower = std::env::var("CAI_TEST_ROOTFS").unwrap_or_else(|_| "/".to_owned());
+    let root = std::env::var("CAI_TEST_ROOTFS").unwrap_or_else(|_| "/".to_owned());
     step("packages", || package::build(packages.path()));
     world::build_library(packages.path());
     let binaries = Path::new(env!("CARGO_BIN_EXE_cai-sandbox")).parent().unwrap();
     let begun = Instant::now();
-    let mut container = Container::boot(Path::new(&lower), binaries, packages.path());
+    let mut machine = if emulated {
+        Machine::new(Vm::boot(Path::new(&root), binaries, packages.path()))
+    } else {
+        Machine::new(Container::boot(Path::new(&root), binaries, packages.path()))
+    };
     println!("boot\n  {:.1} s", begun.elapsed().as_secs_f32());
-    let c = &container;
+    let c = &machine;
 
     step("install", || package::install(c));
     step("world", || world::set_up(c));
@@ -77,13 +92,24 @@ fn package_lives_and_dies_under_a_real_systemd() {
     step("hang", || crash::hung_daemon_is_replaced(c));
     step("killed helper", || crash::mount_of_a_killed_helper_is_cleared_away(c));
     step("service port", || port::gate_stays(c));
+    if emulated {
+        step("kernel: on demand, with read-ahead", || kernel::on_demand(c));
+        step("kernel: modules", || kernel::modules(c));
+        step("kernel: no core", || kernel::no_core(c));
+        step("kernel: swap", || kernel::swap(c));
+        step("kernel: memory limits", || kernel::memory_limits(c));
+    } else {
+        println!(
+            "kernel: left out: a container has this machine's kernel, and may have no cgroup2 with memory"
+        );
+    }
     step("stop", || service::stop(c));
     service::prepare_for_boot(c);
     step("reboot", || {
-        container.reboot();
-        service::boots_before_the_trustee(&container);
+        machine.reboot();
+        service::boots_before_the_trustee(&machine);
     });
-    let c = &container;
+    let c = &machine;
     step("upgrade and downgrade", || package::upgrade(c));
     step("remove", || package::remove(c));
 }

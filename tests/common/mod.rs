@@ -24,11 +24,17 @@ pub fn agents_run() -> bool {
         && available("dbus", dbus, "no dbus-daemon")
 }
 
+/// How many times as long as usual to wait for anything: `CAI_TEST_PATIENCE`, for an emulated machine; otherwise once.
+pub fn patience() -> u32 {
+    std::env::var("CAI_TEST_PATIENCE").map_or(1, |times| times.parse().unwrap())
+}
+
 /// Wait for `condition`, at most half a minute.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let limit = Duration::from_secs(30) * patience();
+    let deadline = Instant::now() + limit;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited 30 s for {what}");
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

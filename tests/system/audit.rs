@@ -1,10 +1,10 @@
 //! The audit trail in a real journal: every query of docs/audit.md finds what it is for.
 
-use crate::container::Container;
+use crate::machine::Machine;
 
 const PAGE: &str = include_str!("../../docs/audit.md");
 
-pub fn documented_queries_answer(c: &Container) {
+pub fn documented_queries_answer(c: &Machine) {
     let mount = c.sh("journalctl -u cai F_EVENT=model.mounted -n 1 -o verbose --output-fields=F_TOKEN");
     let token = mount.lines().find_map(|line| line.trim().strip_prefix("F_TOKEN=")).unwrap();
     let page = PAGE.replace("\\\n        ", "").replace("TOKEN=TOKEN", &format!("TOKEN={token}"));

@@ -1,6 +1,6 @@
 //! The system bus and polkit, the real ones: who may read, ask, act, and own the name.
 
-use crate::container::Container;
+use crate::machine::Machine;
 
 pub const OBJECT: &str = "com.alibaba.cai1 /com/alibaba/cai1 com.alibaba.cai1.Agent";
 pub const NOBODY: &str = "runuser -u nobody --";
@@ -18,7 +18,7 @@ ResultAny=yes
 ResultInactive=yes
 ResultActive=yes";
 
-pub fn answers_everybody(c: &Container) {
+pub fn answers_everybody(c: &Machine) {
     assert!(c.sh(&format!("{NOBODY} busctl tree com.alibaba.cai1")).contains("/com/alibaba/cai1"));
     let shown = c.sh(&format!("{NOBODY} busctl introspect --no-legend {OBJECT}"));
     let members: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -51,7 +51,7 @@ pub fn answers_everybody(c: &Container) {
 }
 
 /// Nobody else can take the name while the daemon is not there, not even root.
-pub fn belongs_to_the_daemon(c: &Container) {
+pub fn belongs_to_the_daemon(c: &Machine) {
     let take = "busctl call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus RequestName su com.alibaba.cai1 4";
     for who in [NOBODY, "env"] {
         let refused = c.fails(&format!("{who} {take}"));
@@ -59,7 +59,7 @@ pub fn belongs_to_the_daemon(c: &Container) {
     }
 }
 
-pub fn polkit_decides(c: &Container) {
+pub fn polkit_decides(c: &Machine) {
     let prefetch = format!("busctl call {OBJECT} Prefetch s config.json");
     let refused = c.fails(&format!("{NOBODY} {prefetch}"));
     assert!(refused.contains("polkit does not allow com.alibaba.cai1.prefetch to this process"), "{refused}");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::common::{available, wait_until};
+use crate::machine::{ENVIRONMENT, Inside, has_started, script_limit, text};
 
 /// Sets up the namespace, then boots for as long as the container asks to be rebooted (systemd-nspawn ends with 133 then). Units
 /// that the machine has enabled are not started: the tests bring their own; nor is what would load the kernel's modules.
@@ -34,8 +35,6 @@ while [ $ended = 133 ]; do
 done
 exit $ended
 "#;
-
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whether such containers can be made here; prints why not.
 pub fn can_boot() -> bool {
@@ -89,32 +88,14 @@ impl Container {
             .spawn()
             .unwrap();
         let mut container = Container { script, leader: 0, cgroup, work };
-        container.wait_until_up();
-        container
-    }
-
-    fn wait_until_up(&mut self) {
         wait_until("the container to boot", || {
-            if let Some(status) = self.script.try_wait().unwrap() {
-                panic!("the container ended with {status}:\n{}", self.console());
+            if let Some(status) = container.script.try_wait().unwrap() {
+                panic!("the container ended with {status}:\n{}", container.console());
             }
-            self.leader = self.find_leader().unwrap_or(0);
-            let state = text(&self.output("systemctl is-system-running").stdout);
-            ["running\n", "degraded\n"].contains(&state.as_str())
+            container.leader = container.find_leader().unwrap_or(0);
+            has_started(&container)
         });
-        let failed = self.sh("systemctl list-units --failed --plain --no-legend");
-        assert_eq!(failed, "", "units failed to start");
-    }
-
-    /// Restart its systemd, as the machine's reboot does; not until all of it has started, as something may wait.
-    pub fn reboot(&mut self) {
-        let before = self.leader;
-        // The caller is ended with everything else.
-        let _ = self.output("systemctl reboot");
-        wait_until("the container to be up again", || {
-            self.leader = self.find_leader().unwrap_or(0);
-            self.leader != before && self.output("systemctl is-active --quiet basic.target").status.success()
-        });
+        container
     }
 
     fn find_leader(&self) -> Option<u32> {
@@ -125,6 +106,12 @@ impl Container {
         child(child(child(self.script.id(), "bash")?, "systemd-nspawn")?, "systemd")
     }
 
+    fn console(&self) -> String {
+        fs::read_to_string(self.work.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Inside for Container {
     fn output(&self, script: &str) -> Output {
         Command::new("nsenter")
             .args([
@@ -140,66 +127,27 @@ impl Container {
                 "-w",
                 "env",
                 "-i",
-                PATH,
             ])
-            .args(["HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "SYSTEMD_PAGER=", "timeout", "60"])
-            .args(["sh", "-euc", script])
+            .args(ENVIRONMENT)
+            .args(["timeout", &script_limit().to_string(), "sh", "-euc", script])
             .stdin(Stdio::null())
             .output()
             .unwrap()
     }
 
-    /// Run a script inside, as root, at most a minute: what it printed. It must succeed.
-    pub fn sh(&self, script: &str) -> String {
-        let output = self.output(script);
-        let (out, err) = (text(&output.stdout), text(&output.stderr));
-        if !output.status.success() {
-            panic!("{script}\n{}: {out}{err}", output.status);
-        }
-        out
-    }
-
-    /// Run a script that must fail: what it printed.
-    pub fn fails(&self, script: &str) -> String {
-        let output = self.output(script);
-        let all = text(&output.stdout) + &text(&output.stderr);
-        assert!(!output.status.success(), "succeeded: {script}\n{all}");
-        all
-    }
-
-    /// Wait until a script succeeds.
-    pub fn wait(&self, script: &str) {
-        wait_until(script, || self.output(script).status.success());
-    }
-
-    /// Write a file inside.
-    pub fn write(&self, path: &str, content: &str) {
-        self.sh(&format!(
-            "mkdir -p \"$(dirname '{path}')\"; cat >'{path}' <<'END-OF-FILE'\n{content}\nEND-OF-FILE"
-        ));
-    }
-
-    /// A property of a unit.
-    pub fn property(&self, unit: &str, name: &str) -> String {
-        let line = self.sh(&format!("systemctl show --property={name} '{unit}'"));
-        line.trim_end().strip_prefix(&format!("{name}=")).unwrap().to_owned()
-    }
-
-    fn console(&self) -> String {
-        fs::read_to_string(self.work.path().join("log")).unwrap_or_default()
-    }
-
-    /// The end of the journal, for who reads of a failure.
-    fn journal(&self) -> String {
-        text(&self.output("journalctl --no-pager -n 60 -o short-monotonic").stdout)
+    fn reboot(&mut self) {
+        let before = self.leader;
+        // The caller is ended with everything else.
+        let _ = self.output("systemctl reboot");
+        wait_until("the container to be up again", || {
+            self.leader = self.find_leader().unwrap_or(0);
+            self.leader != before && self.output("systemctl is-active --quiet basic.target").status.success()
+        });
     }
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the end of the container's journal:\n{}", self.journal());
-        }
         let _ = self.script.kill();
         let _ = self.script.wait();
         wait_until("the container's cgroup to be empty", || remove_cgroup(&self.cgroup));
@@ -215,8 +163,4 @@ fn remove_cgroup(directory: &Path) -> bool {
         }
     }
     fs::remove_dir(directory).is_ok()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }

@@ -1,8 +1,8 @@
 //! What an operator asks of a machine that serves: `cai doctor` as root, as the daemon's user and as anybody, and `cai report`.
 
-use crate::container::Container;
+use crate::machine::Machine;
 
-pub fn tells_of_a_serving_machine(c: &Container) {
+pub fn tells_of_a_serving_machine(c: &Machine) {
     let said = c.sh("cai doctor");
     for line in [
         "ok      config.readable     every file is cai's to read",
@@ -29,7 +29,7 @@ pub fn tells_of_a_serving_machine(c: &Container) {
     c.wait("test \"$(systemctl list-units --plain --no-legend 'cai-helper@*' | wc -l)\" = 1");
 }
 
-pub fn reports_without_secrets(c: &Container) {
+pub fn reports_without_secrets(c: &Machine) {
     c.sh("cd /srv/world && cai report --output r.tar.gz && mkdir r && tar -xzf r.tar.gz -C r --strip-components=1");
     c.sh("grep -q 'Mounting -> Serving' /srv/world/r/journal/cai.txt && grep -q 'cai-gate.service' /srv/world/r/units.txt");
     c.sh("grep -q '\"State\": \"Serving\"' /srv/world/r/status.json && test -s /srv/world/r/journal/cai-helper.txt");

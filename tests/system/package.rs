@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::container::Container;
+use crate::machine::Machine;
 use crate::world::MODEL_IS_RIGHT;
 
 /// Where the container sees the packages; the second is an upgrade of the first.
@@ -32,7 +32,7 @@ pub fn build(directory: &Path) {
     }
 }
 
-pub fn install(c: &Container) {
+pub fn install(c: &Machine) {
     // The machine's own account, where the root file system is its own; and as RHEL and its likes have it, where Debian's
     // preset enables everything.
     c.sh(
@@ -68,7 +68,7 @@ pub fn install(c: &Container) {
 }
 
 /// What was running goes on as it is; the next start runs what was installed.
-pub fn upgrade(c: &Container) {
+pub fn upgrade(c: &Machine) {
     let pid = c.property("cai", "MainPID");
     c.sh(&format!("echo '# my own remark' >>/etc/cai/cai.toml; rpm -U --nodeps --replacepkgs {SECOND}"));
     assert_eq!(c.property("cai", "MainPID"), pid, "the upgrade restarted the daemon");
@@ -85,7 +85,7 @@ pub fn upgrade(c: &Container) {
     c.sh(MODEL_IS_RIGHT);
 }
 
-pub fn remove(c: &Container) {
+pub fn remove(c: &Machine) {
     let files = c.sh("rpm -ql cai");
     c.sh("rpm -e --nodeps cai");
     for file in files.lines().filter(|file| !file.starts_with("/etc/cai")) {

@@ -1,12 +1,12 @@
 //! The service port under systemd: its gate stays through crash, restart and stop of the agent, and opens only on its own stop.
 
-use crate::container::Container;
+use crate::machine::Machine;
 use crate::world::configure;
 
 /// Somebody outside, in plaintext.
 const OUTSIDE: &str = "ip netns exec outside curl -s -m 3 http://10.77.0.2:8080/config.json";
 
-pub fn gate_stays(c: &Container) {
+pub fn gate_stays(c: &Machine) {
     c.sh("systemd-run --quiet --unit=inference python3 -m http.server 8080 --directory /srv/world/plain");
     c.wait("curl -s -m 3 -o /srv/world/plain-answer http://127.0.0.1:8080/config.json");
     c.sh(OUTSIDE);

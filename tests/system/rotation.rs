@@ -2,7 +2,7 @@
 //! a reload, and who may.
 
 use crate::bus::{NOBODY, OBJECT};
-use crate::container::Container;
+use crate::machine::Machine;
 use crate::world::MODEL_IS_RIGHT;
 
 /// Encrypts and uploads a model of which one file differs; what is to be read then is in `sums`.
@@ -20,7 +20,7 @@ cai upload --delete cipher-2
 const READING: &str = "systemd-run --quiet --unit=reading -p RemainAfterExit=yes sh -c \
     'cd /tmp/model; while test ! -e /srv/world/enough; do cat config.json model-*.safetensors >/dev/null || exit 1; done'";
 
-pub fn under_load(c: &Container) {
+pub fn under_load(c: &Machine) {
     let mount = c.sh("grep ' /tmp/model ' /proc/self/mountinfo");
     let readers = c.property("reader", "MainPID");
     c.sh(READING);
@@ -37,7 +37,7 @@ pub fn under_load(c: &Container) {
     c.wait("test \"$(ls -d /var/cache/cai/revision-* | wc -l)\" = 1");
 }
 
-pub fn by_the_timer(c: &Container) {
+pub fn by_the_timer(c: &Machine) {
     assert_eq!(c.fails("systemctl is-enabled cai-rotate.timer"), "disabled\n");
     c.write(
         "/etc/systemd/system/cai-rotate.timer.d/soon.conf",
@@ -50,7 +50,7 @@ pub fn by_the_timer(c: &Container) {
     c.sh("systemctl stop cai-rotate.timer; rm -r /etc/systemd/system/cai-rotate.timer.d; systemctl daemon-reload");
 }
 
-pub fn reload(c: &Container) {
+pub fn reload(c: &Machine) {
     c.write("/etc/cai/cai.toml.d/lease.toml", "[trustee]\nreattest_interval_secs = 3600");
     c.sh("systemctl reload cai");
     c.sh("journalctl -u cai F_EVENT=config.reloaded -o cat | grep -q 'configuration '");
@@ -60,7 +60,7 @@ pub fn reload(c: &Container) {
     c.sh("rm /etc/cai/cai.toml.d/lease.toml; systemctl reload cai");
 }
 
-pub fn of_the_authorised_alone(c: &Container) {
+pub fn of_the_authorised_alone(c: &Machine) {
     for (method, action) in [("Rotate", "rotate"), ("Reattest", "reattest"), ("Reload", "reload")] {
         let refused = c.fails(&format!("{NOBODY} busctl call {OBJECT} {method}"));
         assert!(refused.contains(&format!("polkit does not allow com.alibaba.cai1.{action}")), "{refused}");

@@ -1,6 +1,6 @@
 //! The units: sound, sandboxed, in order with their consumers, at boot.
 
-use crate::container::Container;
+use crate::machine::Machine;
 use crate::world::{MODEL_IS_RIGHT, configure};
 
 /// What a unit of somebody else's looks like that reads the model: it starts only when all of it is right, and reads it again
@@ -29,7 +29,7 @@ ProtectSystem=strict
 PrivateDevices=yes
 ExecStart=sleep infinity";
 
-pub fn units_are_sound(c: &Container) {
+pub fn units_are_sound(c: &Machine) {
     let units = "/usr/lib/systemd/system/cai.service /usr/lib/systemd/system/cai-gate.service \
                  /usr/lib/systemd/system/cai-helper.socket /usr/lib/systemd/system/cai-helper@.service \
                  /usr/lib/systemd/system/cai-rotate.service /usr/lib/systemd/system/cai-rotate.timer";
@@ -52,7 +52,7 @@ pub fn units_are_sound(c: &Container) {
     }
 }
 
-pub fn start(c: &Container) {
+pub fn start(c: &Machine) {
     c.write("/run/systemd/system/early.service", EARLY);
     c.sh("systemctl daemon-reload; systemctl start early");
     c.fails("cai status");
@@ -80,7 +80,7 @@ pub fn start(c: &Container) {
     c.fails("journalctl -o cat | grep -e a-password -e an-access-key-secret");
 }
 
-pub fn daemon_has_no_privilege(c: &Container) {
+pub fn daemon_has_no_privilege(c: &Machine) {
     let status = c.sh("cat /proc/\"$(systemctl show -p MainPID --value cai)\"/status");
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -104,7 +104,7 @@ pub fn daemon_has_no_privilege(c: &Container) {
     assert_eq!(u64::from_str_radix(bounding, 16).unwrap(), 1 | 1 << 1 | 1 << 3 | 1 << 12 | 1 << 21);
 }
 
-pub fn helper_is_for_the_daemon_alone(c: &Container) {
+pub fn helper_is_for_the_daemon_alone(c: &Machine) {
     let ask = "python3 -c \"import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); \
                s.settimeout(5); s.connect('/run/cai/helper.sock'); s.send(b'{\\\"verb\\\":\\\"event-logs\\\"}'); print(s.recv(9999).decode())\"";
     let refused = c.fails(&format!("runuser -u nobody -- {ask}"));
@@ -115,7 +115,7 @@ pub fn helper_is_for_the_daemon_alone(c: &Container) {
     c.wait("test \"$(systemctl list-units --plain --no-legend 'cai-helper@*' | wc -l)\" = 1");
 }
 
-pub fn consumer_reads(c: &Container) {
+pub fn consumer_reads(c: &Machine) {
     // The mission's own mount point: below /tmp, where anybody may make names.
     configure(c, "/tmp/model", "");
     c.write("/etc/systemd/system/reader.service", READER);
@@ -126,7 +126,7 @@ pub fn consumer_reads(c: &Container) {
 }
 
 /// Who requires it stops first, while the model can still be read; then nothing is left.
-pub fn stop(c: &Container) {
+pub fn stop(c: &Machine) {
     c.sh("systemctl start reader; rm -f /srv/world/at-stop; systemctl stop cai");
     assert_eq!(c.property("reader", "ActiveState"), "inactive");
     let at_stop = c.sh("cat /srv/world/at-stop");
@@ -143,7 +143,7 @@ pub fn stop(c: &Container) {
     assert_eq!(c.sh("systemctl list-units --failed --plain --no-legend"), "");
 }
 
-pub fn prepare_for_boot(c: &Container) {
+pub fn prepare_for_boot(c: &Machine) {
     c.sh("systemctl enable cai reader");
     for unit in ["cai-gate.service", "cai-helper.socket"] {
         assert_eq!(c.sh(&format!("systemctl is-enabled {unit}")), "enabled\n");
@@ -151,7 +151,7 @@ pub fn prepare_for_boot(c: &Container) {
 }
 
 /// The machine is up before the Trustee is: the gate is shut, nobody reads; later all of it comes by itself.
-pub fn boots_before_the_trustee(c: &Container) {
+pub fn boots_before_the_trustee(c: &Machine) {
     c.wait("systemctl show -p StatusText cai | grep -q 'is not available, attempt'");
     assert_eq!(c.property("cai", "ActiveState"), "activating");
     assert_eq!(c.property("cai-gate", "ActiveState"), "active");

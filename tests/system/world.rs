@@ -12,7 +12,7 @@ use std::path::Path;
 
 pub use library::compiler;
 
-use crate::container::Container;
+use crate::machine::Machine;
 
 /// Every file of the mounted model is what was encrypted.
 pub const MODEL_IS_RIGHT: &str = "cd \"$(cat /srv/world/point)\" && sha256sum --quiet -c /srv/world/sums";
@@ -58,7 +58,12 @@ MODEL_OSS_SECRET_ACCESS_KEY=\"an-access-key-secret\"
 MODEL_ENCRYPTION_METHOD=\"gocryptfs\"";
 
 /// What a unit of an operator would not have: tests do not wait five seconds, and start more often than five times in ten.
-const QUICK: &str = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=200ms";
+const QUICK: &str = r#"[Unit]
+StartLimitIntervalSec=0
+[Service]
+RestartSec=200ms
+ExecStopPost=-+/usr/bin/nsenter --mount=/proc/1/ns/mnt -- /bin/sh -c 'stat -f /tmp/model >/dev/null 2>&1 || umount -l /tmp/model'
+"#;
 
 /// The TEE's quoting library, for the container to load.
 pub fn build_library(directory: &Path) {
@@ -67,13 +72,13 @@ pub fn build_library(directory: &Path) {
 }
 
 /// Serve the model at `point` from the next start on; `more` lines of cai.env.
-pub fn configure(c: &Container, point: &str, more: &str) {
+pub fn configure(c: &Machine, point: &str, more: &str) {
     c.sh(&format!(
         "cat >/etc/cai/cai.env <<'END'\n{ENV}\nMODEL_MOUNT_POINT={point} # The mount point\n{more}\nEND\necho {point} >/srv/world/point"
     ));
 }
 
-pub fn set_up(c: &Container) {
+pub fn set_up(c: &Machine) {
     c.sh(
         "cp /mnt/packages/usr/lib/x86_64-linux-gnu/libtdx_attest.so.1 /usr/lib/x86_64-linux-gnu/ && ldconfig",
     );
