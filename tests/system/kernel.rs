@@ -58,7 +58,8 @@ pub fn swap(c: &Machine) {
         (c.property("cai", "ActiveState"), c.property("cai", "ExecMainStatus")),
         ("failed".into(), "78".into())
     );
-    let said = c.sh("journalctl -u cai -o cat | grep 'could be written to swap: /srv/swap'");
+    let said =
+        c.sh("journalctl -u cai -o cat | grep -A 1 'could be written to swap: /srv/swap \\[memory.swap\\]'");
     assert!(said.contains("swapoff -a"), "{said}");
     c.fails("grep fuse.cai /proc/self/mountinfo");
     c.sh("swapoff /srv/swap; rm /srv/swap; systemctl start cai reader");
