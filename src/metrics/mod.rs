@@ -101,18 +101,20 @@ impl Fault for MetricsError {
 /// Whoever scrapes, and what they are told.
 pub struct Metrics {
     listener: Listener,
+    /// Goes with them.
+    _socket: Option<Socket>,
     status: watch::Receiver<Status>,
 }
 
 enum Listener {
     Port(TcpListener),
-    Socket(UnixListener, Removed),
+    Socket(UnixListener),
 }
 
 /// A socket's name, until dropped.
-struct Removed(PathBuf);
+struct Socket(PathBuf);
 
-impl Drop for Removed {
+impl Drop for Socket {
     fn drop(&mut self) {
         // Gone already, or in a directory that is: nobody finds it either way.
         let _ = fs::remove_file(&self.0);
@@ -126,19 +128,21 @@ impl Metrics {
     /// [`MetricsError`].
     pub async fn listen(place: &MetricsPlace, status: watch::Receiver<Status>) -> Result<Self, MetricsError> {
         let fail = |source| MetricsError::Listen { place: place.clone(), source };
-        let listener = match place {
-            MetricsPlace::Port(address) => Listener::Port(TcpListener::bind(address).await.map_err(fail)?),
+        let (listener, socket) = match place {
+            MetricsPlace::Port(address) => {
+                (Listener::Port(TcpListener::bind(address).await.map_err(fail)?), None)
+            }
             MetricsPlace::Socket(path) => {
                 remove_stale(path)?;
                 let listener = UnixListener::bind(path).map_err(fail)?;
-                let removed = Removed(path.clone());
+                let socket = Socket(path.clone());
                 // Until here its owner alone may connect, or whom the umask lets: never more than read.
                 fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE)).map_err(fail)?;
-                Listener::Socket(listener, removed)
+                (Listener::Socket(listener), Some(socket))
             }
         };
         tracing::info!(event = "metrics.listening", "metrics at {place}");
-        Ok(Metrics { listener, status })
+        Ok(Metrics { listener, _socket: socket, status })
     }
 
     /// Answer until dropped.
@@ -161,7 +165,7 @@ impl Metrics {
     async fn accept(&self) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
         Ok(match &self.listener {
             Listener::Port(listener) => Either::Left(listener.accept().await?.0),
-            Listener::Socket(listener, _) => Either::Right(listener.accept().await?.0),
+            Listener::Socket(listener) => Either::Right(listener.accept().await?.0),
         })
     }
 }
