@@ -114,10 +114,14 @@ impl Drop for View {
 
 /// One frame: every line cleared to its end, and what is below.
 fn frame(status: Option<&Json>, rates: &Rates, rows: usize, columns: usize) -> String {
-    let mut text = status.map_or_else(|| format!("{GONE}\n"), |status| render(status, true));
-    if status.is_some() {
-        text.push_str(&format!("last minute  {}\n", rates.graph(columns.saturating_sub(13))));
-    }
+    let text = match status {
+        None => format!("{GONE}\n"),
+        // What may be cut off below are notices and attestation facts, not what moves.
+        Some(status) => {
+            let graph = format!("\nlast minute  {}\nlocal        ", rates.graph(columns.saturating_sub(13)));
+            render(status, true).replacen("\nlocal        ", &graph, 1)
+        }
+    };
     let lines = wrapped(&text, columns);
     let lines: Vec<_> = lines.lines().take(rows.saturating_sub(1)).collect();
     format!("\x1b[H{}\x1b[K\r\n\x1b[J", lines.join("\x1b[K\r\n"))
