@@ -87,4 +87,15 @@ if [ "$want" = test ]; then
             rm -r "$wheels"
         done
     fi
+    # A real Prometheus, which scrapes and evaluates: Debian's, without its service.
+    if [ ! -x .tools/prometheus/prometheus ] && command -v apt-get >/dev/null; then
+        say "fetching prometheus into .tools"
+        fetched=$(mktemp -d)
+        (cd "$fetched" && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; }) >/dev/null 2>&1 ||
+            fail "no package prometheus: see apt-get download prometheus"
+        dpkg -x "$fetched"/prometheus_*.deb "$fetched/tree"
+        mkdir -p .tools/prometheus
+        install -m 755 "$fetched"/tree/usr/bin/{promtool,prometheus} .tools/prometheus/
+        rm -r "$fetched"
+    fi
 fi

@@ -3,7 +3,7 @@
 //! ```text
 //!  cai.env ──Settings──> attest ──evidence──> kbs ──Secret──> keyring ──Keys──┐         agent (state machine)
 //!                                        (Trustee KBS)                        │           │ applies Event through State::on
-//!                                                                             ▼           ├─ watch<Status> ─> bus (D-Bus)
+//!                                                                             ▼           ├─ watch<Status> ─> bus (D-Bus), metrics
 //!                                                                         gocryptfs       └─ host (sd_notify, journal)
 //!  OSS ──ciphertext──> store (sparse files + verified chunks) ─Ciphertext─> open block ──plaintext──> mount (FUSE) ──> vLLM
 //!                        ▲ demand reads jump the queue
@@ -42,8 +42,9 @@
 //! mount:      error, ciphertext, gocryptfs, meminfo
 //! gateway:    error, config, ratls, task, host::tool
 //! host:       error
-//! agent:      everything but cli, bus
+//! agent:      everything but cli, bus, metrics
 //! bus:        error, agent
+//! metrics:    error, config::MetricsPlace, agent, mount
 //! doctor:     everything but agent, cli
 //! report:     error, host, gateway
 //! cli:        everything
@@ -83,6 +84,7 @@ pub mod kbs;
 pub mod keyring;
 pub mod manifest;
 pub mod meminfo;
+pub mod metrics;
 pub mod mount;
 pub mod oss;
 pub mod peer;

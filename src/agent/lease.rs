@@ -60,14 +60,16 @@ pub(super) struct Lease {
 
 impl Lease {
     /// On these terms, from this verdict on.
-    pub(super) fn new(terms: config::Lease, verdict: Verdict) -> Self {
+    pub(super) fn new(voice: &Voice, terms: config::Lease, verdict: Verdict) -> Self {
+        voice.update(|status| status.lease = terms);
         let (asks, asked) = mpsc::channel(1);
         let asked = tokio::sync::Mutex::new(asked);
         Lease { terms: watch::Sender::new(terms), verdict: watch::Sender::new(verdict), asks, asked }
     }
 
     /// Other terms from now on.
-    pub(super) fn set_terms(&self, terms: config::Lease) {
+    pub(super) fn set_terms(&self, voice: &Voice, terms: config::Lease) {
+        voice.update(|status| status.lease = terms);
         self.terms.send_replace(terms);
     }
 

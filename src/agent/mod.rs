@@ -153,7 +153,7 @@ async fn start_and_serve(
     voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
     let Released { secret, gpus_ready, verdict } = broker.release(settings, voice, helper).await?;
     in_place.gpus_ready = gpus_ready;
-    let lease = Lease::new(settings.trustee.lease, verdict.clone());
+    let lease = Lease::new(voice, settings.trustee.lease, verdict.clone());
 
     let client = oss::Client::new(&settings.oss).map_err(|error| Failure::new(State::Fetching, &error))?;
     let client = Arc::new(client);
@@ -275,7 +275,7 @@ async fn close(
                 shown.detail
             );
             let stage = shown.detail.clone();
-            voice.update(|status| status.last_error = Some(shown));
+            voice.update(|status| status.failed(shown));
             voice.apply(Event::Failed, stage)
         }
     };

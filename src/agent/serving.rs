@@ -115,7 +115,7 @@ async fn reload(rotor: &Rotor<'_>, last: &RefCell<Option<Settings>>) -> Result<R
     };
     let (_, later) = settings.changed_since(rotor.settings);
     let (applied, _) = settings.changed_since(last.borrow().as_ref().unwrap_or(rotor.settings));
-    rotor.lease.set_terms(settings.trustee.lease);
+    rotor.lease.set_terms(rotor.voice, settings.trustee.lease);
     // The client reads the file by itself; what it finds it logs.
     rotor.client.renew_key().await;
     tracing::info!(event = "config.reloaded", ?applied, needs_restart = ?later, "configuration {}", settings.fingerprint);

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::state::State;
+use crate::config::Lease;
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gateway;
 pub use crate::oss::Access;
@@ -16,6 +17,10 @@ use crate::store;
 pub struct Status {
     /// See [`State`].
     pub state: State,
+    /// When it entered that state, by the host's clock.
+    pub since: SystemTime,
+    /// How long it was in each state that it has left, by name, since start.
+    pub spent: BTreeMap<&'static str, Duration>,
     /// What exactly, in words: `fetching 14 metadata objects`.
     pub stage: String,
     /// Ciphertext of the model that is here.
@@ -37,18 +42,24 @@ pub struct Status {
     pub attestation_expires: Option<SystemTime>,
     /// Facts about the attestation: `tee`, `provider`, `gpus`, `protocol`, `key-algorithm`, `server`, `token`.
     pub attestation: BTreeMap<&'static str, String>,
+    /// When the attestation is renewed, and for how long it is not needed to be.
+    pub lease: Lease,
     /// The encrypted service port; `None` while it is shut, and where there is none.
     pub service_port: Option<ServicePort>,
     /// The machines that share the model with this one.
     pub peers: Vec<Shown>,
     /// The rotation that is under way, or the last one; `None` before the first.
     pub rotation: Option<Rotation>,
+    /// Rotations that are over, by outcome, since start.
+    pub rotations: BTreeMap<&'static str, u64>,
     /// Open files and directories of revisions that were replaced: these stay until the last one is closed.
     pub left_open: u64,
     /// What the operator chose and should not forget, such as an unauthenticated key broker.
     pub notices: Vec<String>,
     /// The newest failure; stays after a recovery, so that it can be read.
     pub last_error: Option<LastError>,
+    /// Failures by code, since start.
+    pub failures: BTreeMap<&'static str, u64>,
 }
 
 impl Status {
@@ -56,6 +67,8 @@ impl Status {
     pub fn new(model: String, mount_point: PathBuf, notices: Vec<String>) -> Self {
         Status {
             state: State::Starting,
+            since: SystemTime::now(),
+            spent: BTreeMap::new(),
             stage: "starting".into(),
             progress: Progress::default(),
             object_store: Access::default(),
@@ -66,13 +79,30 @@ impl Status {
             attested_at: None,
             attestation_expires: None,
             attestation: BTreeMap::new(),
+            lease: Lease::default(),
             service_port: None,
             peers: Vec::new(),
             rotation: None,
+            rotations: BTreeMap::new(),
             left_open: 0,
             notices,
             last_error: None,
+            failures: BTreeMap::new(),
         }
+    }
+
+    /// Another state begins.
+    pub(super) fn enter(&mut self, state: State) {
+        // A clock that is set back took no time away.
+        let stayed = self.since.elapsed().unwrap_or_default();
+        *self.spent.entry(self.state.name()).or_default() += stayed;
+        (self.state, self.since) = (state, SystemTime::now());
+    }
+
+    /// Something failed: it is counted, and shown until something else does.
+    pub(super) fn failed(&mut self, error: LastError) {
+        *self.failures.entry(error.code).or_default() += 1;
+        self.last_error = Some(error);
     }
 
     /// One line for `systemctl status`, the journal and `cai status`.

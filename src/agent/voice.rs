@@ -98,7 +98,7 @@ impl Voice {
             "{from} -> {to}: {stage}"
         );
         self.update(|status| {
-            status.state = to;
+            status.enter(to);
             status.stage = stage;
         });
         let mut notifier = self.notifier();
@@ -189,9 +189,12 @@ impl Voice {
 
     /// The rotation is over.
     pub(super) fn rotated(&self, outcome: Outcome, error: Option<LastError>) {
-        self.change_rotation(|rotation| {
-            rotation.phase = Phase::Over(outcome);
-            rotation.error = error;
+        self.update(|status| {
+            *status.rotations.entry(outcome.name()).or_default() += 1;
+            if let Some(rotation) = &mut status.rotation {
+                rotation.phase = Phase::Over(outcome);
+                rotation.error = error;
+            }
         });
     }
 
@@ -228,7 +231,7 @@ impl Voice {
     pub(super) fn warn(&self, failure: &Failure) {
         let error = failure.shown().clone();
         tracing::warn!(event = error.code, stage = error.stage.name(), hint = error.hint, "{}", error.detail);
-        self.update(|status| status.last_error = Some(error));
+        self.update(|status| status.failed(error));
     }
 
     /// Something the operator should know beside what the configuration says; shown once.

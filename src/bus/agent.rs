@@ -1,5 +1,7 @@
 //! The interface `com.alibaba.cai1.Agent`. Doc comments here appear in introspection: they are written for operators.
 
+use std::collections::HashMap;
+
 use tokio::sync::watch;
 use zbus::message::Header;
 use zbus::object_server::{InterfaceRef, SignalEmitter};
@@ -79,6 +81,18 @@ impl AgentInterface {
         self.read(|status| status.state.name().to_owned())
     }
 
+    /// When it came into this state, seconds since 1970.
+    #[zbus(property)]
+    fn state_since(&self) -> u64 {
+        self.read(|status| unix_seconds(status.since))
+    }
+
+    /// How long it was in each state that it has left, since start: seconds by state.
+    #[zbus(property)]
+    fn state_seconds(&self) -> HashMap<String, u64> {
+        self.read(|status| by_name(status.spent.iter().map(|(name, spent)| (*name, spent.as_secs()))))
+    }
+
     /// What exactly is being done, in words.
     #[zbus(property)]
     fn stage(&self) -> String {
@@ -153,8 +167,8 @@ impl AgentInterface {
 
     /// The encrypted service port; empty while it is shut. Mode (s: capture or mapping), Listen (as), Backend (s), Certificate (s:
     /// gateway.certificate), RefreshSeconds (t), EvidenceAt (a{st}, by certificate format, seconds since 1970), RefreshError (s, empty
-    /// when the last refresh worked), Connections and Streams (t, open now), StreamsTotal, Handshakes, Refused and PlaintextChecks
-    /// (t, since start).
+    /// when the last refresh worked), Connections and Streams (t, open now), StreamsTotal, Handshakes, Refused, PlaintextChecks,
+    /// BytesReceived from clients and BytesSent to them (t, since start).
     #[zbus(property)]
     fn gateway(&self) -> Dict {
         self.read(|status| values::service_port(status.service_port.as_ref()))
@@ -174,6 +188,18 @@ impl AgentInterface {
     #[zbus(property)]
     fn rotation(&self) -> Dict {
         self.read(|status| values::rotation(status.rotation.as_ref(), status.left_open))
+    }
+
+    /// Rotations that are over, since start: how many by outcome (unchanged, rewrapped, replaced, failed).
+    #[zbus(property)]
+    fn rotations(&self) -> HashMap<String, u64> {
+        self.read(|status| by_name(status.rotations.iter().map(|(name, count)| (*name, *count))))
+    }
+
+    /// Failures since start: how many by code.
+    #[zbus(property)]
+    fn failures(&self) -> HashMap<String, u64> {
+        self.read(|status| by_name(status.failures.iter().map(|(code, count)| (*code, *count))))
     }
 
     /// The newest failure; it stays after a recovery, and is empty when nothing has failed. Code (s, stable), Stage (s, the state it
@@ -263,6 +289,10 @@ impl AgentInterface {
     async fn state_has_changed(emitter: &SignalEmitter<'_>, from: &str, to: &str) -> zbus::Result<()>;
 }
 
+fn by_name(entries: impl Iterator<Item = (&'static str, u64)>) -> HashMap<String, u64> {
+    entries.map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
 /// Number and outcome of the last rotation, if it is over.
 fn ended(status: &Status) -> Option<(u32, &'static str)> {
     let rotation = status.rotation.as_ref()?;
@@ -279,6 +309,8 @@ pub(super) async fn emit_changes(
     let shown = interface.get().await;
     if before.state != now.state {
         shown.state_changed(emitter).await?;
+        shown.state_since_changed(emitter).await?;
+        shown.state_seconds_changed(emitter).await?;
         AgentInterface::state_has_changed(emitter, before.state.name(), now.state.name()).await?;
     }
     if before.stage != now.stage {
@@ -322,6 +354,12 @@ pub(super) async fn emit_changes(
     }
     if before.last_error != now.last_error {
         shown.last_error_changed(emitter).await?;
+    }
+    if before.rotations != now.rotations {
+        shown.rotations_changed(emitter).await?;
+    }
+    if before.failures != now.failures {
+        shown.failures_changed(emitter).await?;
     }
     if before.notices != now.notices {
         shown.notices_changed(emitter).await?;

@@ -1,5 +1,6 @@
 //! Who asks the running daemon: the command line.
 
+use futures_util::stream::{Stream, StreamExt as _};
 use zbus::Connection;
 use zbus::fdo::PropertiesProxy;
 use zbus::names::InterfaceName;
@@ -51,6 +52,16 @@ impl Daemon {
             Err(error) if is_nobody(&error) => Err(BusError::NotRunning),
             Err(error) => Err(BusError::Ask(error.into())),
         }
+    }
+
+    /// One for each time that it tells of changed properties.
+    ///
+    /// # Errors
+    /// [`BusError::Ask`].
+    pub async fn changes(&self) -> Result<impl Stream<Item = ()> + Unpin + use<>, BusError> {
+        let proxy = PropertiesProxy::builder(&self.connection).destination(NAME).path(PATH).build().await;
+        let told = proxy.map_err(BusError::Ask)?.receive_properties_changed().await;
+        Ok(told.map_err(BusError::Ask)?.map(drop))
     }
 
     /// Begin a rotation; gives its number.

@@ -47,7 +47,8 @@ pub fn object_store(access: &Access) -> Dict {
 }
 
 /// `Mode`, `Backend`, `Certificate`, `RefreshError` (s), `Listen` (as), `RefreshSeconds` (t), `EvidenceAt` (a{st}, seconds since
-/// 1970), `Connections`, `Streams`, `StreamsTotal`, `Handshakes`, `Refused`, `PlaintextChecks` (t); empty without a port.
+/// 1970), `Connections`, `Streams`, `StreamsTotal`, `Handshakes`, `Refused`, `PlaintextChecks`, `BytesReceived`,
+/// `BytesSent` (t); empty without a port.
 pub fn service_port(port: Option<&ServicePort>) -> Dict {
     let Some(port) = port else { return Dict::new() };
     let evidence: BTreeMap<_, _> =
@@ -65,6 +66,8 @@ pub fn service_port(port: Option<&ServicePort>) -> Dict {
         ("Handshakes".to_owned(), counts.handshakes_done.into()),
         ("Refused".to_owned(), counts.refused.into()),
         ("PlaintextChecks".to_owned(), counts.plaintext_checks.into()),
+        ("BytesReceived".to_owned(), counts.received.into()),
+        ("BytesSent".to_owned(), counts.sent.into()),
     ]);
     // Only a value that holds a file descriptor can fail to become owned.
     dict.extend(

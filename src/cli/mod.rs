@@ -19,6 +19,7 @@ mod run;
 mod status;
 mod upload;
 mod verify;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ use crate::config::{self, Settings};
 use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
 use crate::host;
+use crate::metrics::Metrics;
 use crate::task::Tasks;
 
 /// The runtime could not be started.
@@ -69,8 +70,15 @@ async fn serve(settings: Settings, notices: Vec<String>, helper: Helper) -> Resu
     let status = Status::new(settings.oss.location(), settings.mount.point.clone(), notices);
     let (sender, receiver) = watch::channel(status);
     let (desk, commands) = agent::command::desk();
+    let metrics = match &settings.metrics {
+        Some(place) => Some(Metrics::listen(place, receiver.clone()).await?),
+        None => None,
+    };
     let bus = Bus::serve(receiver, desk).await?;
     let mut tasks = Tasks::new();
+    if let Some(metrics) = metrics {
+        tasks.supervise("metrics", metrics.serve());
+    }
     tasks.supervise("bus", bus.announce());
     Ok(agent::run(settings, sender, helper, commands, tasks).await?)
 }

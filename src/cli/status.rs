@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use indicatif::{HumanBytes, HumanDuration};
 use serde_json::Value as Json;
 
-use super::act;
 use super::run::RuntimeError;
+use super::{act, watch};
 use crate::agent::status::unix_seconds;
 use crate::bus;
 use crate::error::Fault;
@@ -19,24 +19,36 @@ pub struct Args {
     /// Print one JSON object with every property, for machines.
     #[arg(long)]
     json: bool,
+    /// Show it live until Ctrl-C, with a graph of the last minute. Where the output is no terminal: a line whenever something changes.
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
 }
 
-/// Columns of the progress bar.
-const BAR: usize = 40;
+/// Columns of the progress bar: with percent and bytes behind it, a line of 80.
+const BAR: usize = 30;
+
+/// Columns that a label takes.
+const LABEL: usize = 13;
 
 pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RuntimeError)?;
+    if args.watch {
+        return runtime.block_on(watch::watch());
+    }
     let properties = runtime.block_on(async { bus::Daemon::on_the_bus().await?.properties().await })?;
     let status = bus::to_json(&properties);
-    let text =
-        if args.json { format!("{status:#}\n") } else { render(&status, std::io::stdout().is_terminal()) };
+    let text = match (args.json, std::io::stdout().is_terminal()) {
+        (true, _) => format!("{status:#}\n"),
+        (false, false) => render(&status, false),
+        (false, true) => wrapped(&render(&status, true), usize::from(console::Term::stdout().size().1)),
+    };
     // A closed pipe (`cai status | head`) is not our failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(())
 }
 
 /// Lines for people; with a bar on a terminal.
-fn render(status: &Json, terminal: bool) -> String {
+pub(super) fn render(status: &Json, terminal: bool) -> String {
     let text = |name: &str| status.get(name).and_then(Json::as_str).unwrap_or_default().to_owned();
     let mut out = String::new();
     let _ = writeln!(out, "state        {}", text("State"));
@@ -78,6 +90,26 @@ fn render(status: &Json, terminal: bool) -> String {
         let field = |name: &str| error.get(name).and_then(Json::as_str).unwrap_or_default();
         let _ = writeln!(out, "last error   {} [{}] in {}", field("Detail"), field("Code"), field("Stage"));
         let _ = writeln!(out, "  hint       {}", field("Hint"));
+    }
+    out
+}
+
+/// `text` with its lines broken where they are longer than `columns`: between words where that leaves something, and what follows
+/// below the first line's text.
+pub(super) fn wrapped(text: &str, columns: usize) -> String {
+    // Narrower than this nothing is readable, and nothing would fit beside the labels.
+    let columns = columns.max(LABEL + 1);
+    let mut out = String::new();
+    for line in text.lines() {
+        let mut rest: Vec<char> = line.chars().collect();
+        while rest.len() > columns {
+            let space = rest.iter().take(columns + 1).rposition(|c| *c == ' ').filter(|at| *at > LABEL);
+            let below = rest.split_off(space.unwrap_or(columns));
+            out.extend(rest.iter().chain(&['\n']));
+            rest = vec![' '; LABEL];
+            rest.extend(below.iter().skip(usize::from(space.is_some())));
+        }
+        out.extend(rest.iter().chain(&['\n']));
     }
     out
 }
@@ -248,7 +280,19 @@ mod tests {
     #[test]
     fn terminal_output_draws_the_bar_to_the_percent() {
         let text = render(&sample(), true);
-        assert!(text.contains("[##########..............................] 25 %"), "{text}");
+        assert!(text.contains("[#######.......................] 25 %"), "{text}");
+    }
+
+    #[test]
+    fn long_lines_go_on_below_their_text() {
+        let text = "state        Serving\nmodel        one two three\nnotice       0123456789abcdef\n";
+        let expected = "state        Serving\nmodel        one two\n             three\nnotice       0123456\n             789abcd\n             ef\n";
+        assert_eq!(wrapped(text, 20), expected);
+        assert_eq!(wrapped(text, 80), text);
+        let mut status = sample();
+        status["Stage"] = json!("x".repeat(300));
+        status["Notices"] = json!(["word ".repeat(60)]);
+        assert!(wrapped(&render(&status, true), 80).lines().all(|line| line.chars().count() <= 80));
     }
 
     #[test]

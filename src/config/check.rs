@@ -15,7 +15,7 @@ use super::settings::{
 use super::tuning::{Size, Tuning};
 use super::values;
 use super::variables::Variables;
-use super::{Facts, STATE_DIR, check_oss, gateway, summary, under};
+use super::{Facts, STATE_DIR, check_oss, gateway, metrics, summary, under};
 use crate::manifest::{Identity, Pin, PublicKey};
 
 /// The settings, or what stands against them among `findings`.
@@ -40,6 +40,7 @@ pub(super) fn settings(
         (Ok(tuning), Ok(port)) => gateway::gateway(*port, variables, tuning, findings),
         (Err(reported), _) | (Ok(_), &Err(reported)) => Err(reported),
     };
+    let metrics = tuning.and_then(|tuning| metrics::place(tuning, root, findings));
     let (mount, cache) = apart(mount?, cache?, variables, findings)?;
     let model = model?;
     all_kept(&model, &mount, &cache, tuning?, findings)?;
@@ -55,6 +56,7 @@ pub(super) fn settings(
         service_port: service_port?,
         gateway: gateway?,
         peer: peer?,
+        metrics: metrics?,
         fingerprint: String::new(),
     };
     notice_unused(&settings, variables, findings);

@@ -456,6 +456,10 @@ pub static TOML: &[Key] = &[
         "Where this machine listens for its peers. Only addresses in MODEL_SHARING_PEER are let in.", "5391"),
     tuning("peer.upload_limit", Form::Size, Default::Is("0"), Some("bytes per second"),
         "How fast cai sends to peers at most, all of them together. 0 means no limit.", "\"1GiB\""),
+    tuning("metrics.listen", Form::Text("a loopback ADDRESS:PORT, or unix: and an absolute path without .. in it"),
+        Default::Derived("no metrics"), None,
+        "Where cai tells its metrics to Prometheus, at /metrics. A port is open to every local user; a socket to user \
+         and group cai.", "\"127.0.0.1:9464\""),
 ];
 
 /// The known name nearest to `name`, if any is near enough to be what was meant.

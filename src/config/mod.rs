@@ -20,6 +20,7 @@ mod env_file;
 mod files;
 mod gateway;
 pub mod keys;
+mod metrics;
 mod redacted;
 mod report;
 mod settings;
@@ -33,6 +34,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 pub use gateway::{CertificateRule, Entrance, Gateway};
+pub use metrics::MetricsPlace;
 pub use redacted::{Redacted, redacted};
 pub use report::{Notice, Place, Problem, Problems};
 pub use settings::*;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::gateway::Gateway;
+use super::metrics::MetricsPlace;
 use crate::keyring::Secret;
 use crate::manifest::Pin;
 
@@ -34,6 +35,8 @@ pub struct Settings {
     pub gateway: Gateway,
     /// Who shares the model's ciphertext with this machine.
     pub peer: Peer,
+    /// `metrics.listen`; `None`: no metrics.
+    pub metrics: Option<MetricsPlace>,
     /// SHA-256 of the effective configuration without secrets, hex; logged at start.
     pub fingerprint: String,
 }
@@ -127,7 +130,7 @@ pub struct Trustee {
 }
 
 /// How long the key may be used after one attestation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lease {
     /// `trustee.reattest_interval_secs`: how often it is renewed; `None`: it does not end.
     pub interval: Option<Duration>,

@@ -47,6 +47,7 @@ impl Settings {
             service_port,
             gateway,
             peer,
+            metrics,
             fingerprint: _,
         } = self;
         let path = |path: &Path| path.display().to_string();
@@ -136,6 +137,7 @@ impl Settings {
             ("peer.attestation", peer.attestation.name().to_owned()),
             ("peer.port", peer.port.to_string()),
             ("peer.upload_limit", peer.upload_limit.to_string()),
+            ("metrics.listen", metrics.as_ref().map(ToString::to_string).unwrap_or_default()),
         ]
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Tuning {
     pub(super) cache: Cache,
     pub(super) gateway: Gateway,
     pub(super) peer: Peer,
+    #[serde(default)]
+    pub(super) metrics: Metrics,
     /// Where each key was last set.
     #[serde(skip)]
     places: BTreeMap<&'static str, Place>,
@@ -130,6 +132,12 @@ pub(super) struct Peer {
     pub(super) attestation: PeerAttestation,
     pub(super) port: u16,
     pub(super) upload_limit: Size,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metrics {
+    pub(super) listen: Option<String>,
 }
 
 /// A number of bytes, plain or with a unit.

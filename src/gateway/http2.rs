@@ -18,7 +18,7 @@ use super::limits::Place;
 use super::refusal::Refusal;
 use super::relay::{CHUNK, End, both, closing_aborts, take_chunk};
 use super::server::{Peer, told};
-use super::status::{Open, count};
+use super::status::{Counters, Open, add, count};
 
 /// Streams in one tunnel at a time; more wait at the client. What TNG 2.2.1 allows.
 const STREAMS_PER_TUNNEL: u32 = 200;
@@ -158,9 +158,10 @@ async fn tunnel_through(peer: &Peer, mut body: RecvStream, mut send: SendStream<
     };
     let (from_backend, mut to_backend) = backend.split();
     let mut answered = false;
-    let end =
-        both(upload(&mut body, &mut to_backend), discard, download(&from_backend, &mut send, &mut answered))
-            .await;
+    let counters = &peer.shared.counters;
+    let uploading = upload(&mut body, &mut to_backend, counters);
+    let downloading = download(&from_backend, &mut send, &mut answered, counters);
+    let end = both(uploading, discard, downloading).await;
     match end {
         // Where that cannot be set, the socket is dead already.
         End::Whole => drop(closing_aborts(&backend, false)),
@@ -186,9 +187,14 @@ fn refuse(method: &Method, mut respond: SendResponse<Bytes>) {
     }
 }
 
-async fn upload<'a>(body: &'a mut RecvStream, backend: &mut BackendWrite<'_>) -> (End, &'a mut RecvStream) {
+async fn upload<'a>(
+    body: &'a mut RecvStream,
+    backend: &mut BackendWrite<'_>,
+    counters: &Counters,
+) -> (End, &'a mut RecvStream) {
     while let Some(data) = body.data().await {
         let Ok(data) = data else { return (End::Client, body) };
+        add(&counters.received, data.len());
         let written = backend.write_all(&data).await;
         // Only now may the client send as much again: a backend that does not read holds it back.
         if body.flow_control().release_capacity(data.len()).is_err() {
@@ -213,7 +219,12 @@ async fn discard(body: &mut RecvStream) -> End {
 }
 
 /// `answered` becomes true with the end of the answer.
-async fn download(backend: &BackendRead<'_>, send: &mut SendStream<Bytes>, answered: &mut bool) -> End {
+async fn download(
+    backend: &BackendRead<'_>,
+    send: &mut SendStream<Bytes>,
+    answered: &mut bool,
+    counters: &Counters,
+) -> End {
     loop {
         tokio::select! {
             ready = backend.readable() => if let Err(error) = ready { return End::Backend(error) },
@@ -226,6 +237,7 @@ async fn download(backend: &BackendRead<'_>, send: &mut SendStream<Bytes>, answe
             Err(error) => return End::Backend(error),
         };
         let end = chunk.is_empty();
+        add(&counters.sent, chunk.len());
         // A few bytes must not keep a whole chunk of memory while they wait for the client.
         let data = if chunk.len() < CHUNK / 2 { Bytes::copy_from_slice(&chunk) } else { chunk.freeze() };
         if !pass_on(data, end, send).await {

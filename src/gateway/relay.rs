@@ -13,6 +13,8 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf as BackendRead, WriteHalf as BackendWrite};
 use tokio_rustls::server::TlsStream;
 
+use super::status::{Counters, add};
+
 /// Most bytes taken from the backend at a time: four records of TLS, so that system calls stay few.
 pub(super) const CHUNK: usize = 64 << 10;
 
@@ -90,12 +92,13 @@ pub(super) fn take_chunk(backend: &BackendRead<'_>) -> io::Result<Option<BytesMu
 }
 
 /// Relay between the whole of a raw tunnel and the backend.
-pub(super) async fn raw(tunnel: TlsStream<TcpStream>, mut backend: TcpStream) -> End {
+pub(super) async fn raw(tunnel: TlsStream<TcpStream>, mut backend: TcpStream, counters: &Counters) -> End {
     let (mut from_client, mut to_client) = tokio::io::split(tunnel);
     let (from_backend, mut to_backend) = backend.split();
     let mut answered = false;
-    let upload = raw_upload(&mut from_client, &mut to_backend);
-    let end = both(upload, raw_discard, raw_download(&from_backend, &mut to_client, &mut answered)).await;
+    let upload = raw_upload(&mut from_client, &mut to_backend, counters);
+    let download = raw_download(&from_backend, &mut to_client, &mut answered, counters);
+    let end = both(upload, raw_discard, download).await;
     match &end {
         // Where that cannot be set, the socket is dead already.
         End::Whole => drop(closing_aborts(&backend, false)),
@@ -114,13 +117,15 @@ pub(super) async fn raw(tunnel: TlsStream<TcpStream>, mut backend: TcpStream) ->
 async fn raw_upload<'a>(
     client: &'a mut ReadHalf<TlsStream<TcpStream>>,
     backend: &mut BackendWrite<'_>,
+    counters: &Counters,
 ) -> (End, &'a mut ReadHalf<TlsStream<TcpStream>>) {
     let mut buffer = BytesMut::with_capacity(UPLOAD_BUFFER);
     let end = loop {
         buffer.clear();
         match client.read_buf(&mut buffer).await {
             Ok(0) => break backend.shutdown().await.map_or_else(End::Backend, |()| End::Whole),
-            Ok(_) => {
+            Ok(len) => {
+                add(&counters.received, len);
                 if let Err(error) = backend.write_all(&buffer).await {
                     break End::Backend(error);
                 }
@@ -141,6 +146,7 @@ async fn raw_download(
     backend: &BackendRead<'_>,
     client: &mut WriteHalf<TlsStream<TcpStream>>,
     answered: &mut bool,
+    counters: &Counters,
 ) -> End {
     loop {
         if let Err(error) = backend.readable().await {
@@ -153,7 +159,10 @@ async fn raw_download(
                 *answered = client.shutdown().await.is_ok();
                 return if *answered { End::Whole } else { End::Client };
             }
-            Ok(Some(chunk)) => client.write_all(&chunk).await,
+            Ok(Some(chunk)) => {
+                add(&counters.sent, chunk.len());
+                client.write_all(&chunk).await
+            }
             Err(error) => return End::Backend(error),
         };
         // TLS takes bytes that TCP did not; they must not stay behind.

@@ -393,7 +393,7 @@ async fn raw(tunnel: TlsStream<TcpStream>, peer: &Peer) -> Result<(), Refusal> {
     let counters = &peer.shared.counters;
     let _open = Open::new(&counters.streams);
     count(&counters.streams_total);
-    if let End::Backend(error) = relay::raw(tunnel, backend).await {
+    if let End::Backend(error) = relay::raw(tunnel, backend, counters).await {
         tracing::debug!(event = "gateway.backend-lost", error = ?error, "the backend broke a connection");
     }
     Ok(())

@@ -11,6 +11,8 @@ pub(super) struct Counters {
     pub(super) handshakes_done: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) plaintext_checks: AtomicU64,
+    pub(super) received: AtomicU64,
+    pub(super) sent: AtomicU64,
 }
 
 /// What was counted up to one moment, for people.
@@ -28,6 +30,10 @@ pub struct Snapshot {
     pub refused: u64,
     /// Health checks passed on in plaintext since start.
     pub plaintext_checks: u64,
+    /// Plaintext bytes passed on from clients to the backend since start.
+    pub received: u64,
+    /// Plaintext bytes passed on from the backend to clients since start.
+    pub sent: u64,
 }
 
 impl Counters {
@@ -40,6 +46,8 @@ impl Counters {
             handshakes_done: now(&self.handshakes_done),
             refused: now(&self.refused),
             plaintext_checks: now(&self.plaintext_checks),
+            received: now(&self.received),
+            sent: now(&self.sent),
         }
     }
 }
@@ -47,6 +55,11 @@ impl Counters {
 /// Count one more.
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Count so many bytes more.
+pub(super) fn add(counter: &AtomicU64, bytes: usize) {
+    counter.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
 /// One that is open, until dropped.

@@ -51,7 +51,7 @@ mod writer;
 mod xattrs;
 
 pub use conf::{CONF_NAME, Conf, DEFAULT_SCRYPT_LOG_N};
-pub use content::{ContentError, Damage, FileReader};
+pub use content::{ContentError, Damage, FileReader, opened};
 pub use encrypt_error::EncryptError;
 pub use error::FormatError;
 pub use exclude::Exclude;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -13,6 +13,7 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyXattr, Request,
 };
 
+use super::counts;
 use super::far::Far;
 use super::fs::{self, FsError, ModelFs, ReadBuffers};
 use super::info::{Kind, NodeInfo};
@@ -54,6 +55,8 @@ struct Read {
     offset: u64,
     size: u32,
     reply: ReplyData,
+    is_local: bool,
+    since: Instant,
 }
 
 impl KernelFs {
@@ -90,10 +93,16 @@ impl KernelFs {
 }
 
 fn answer(read: Read) {
-    let Read { fs, inode, offset, size, reply } = read;
+    let Read { fs, inode, offset, size, reply, is_local, since } = read;
     BUFFERS.with_borrow_mut(|buffers| match fs.read(inode, offset, size, buffers) {
-        Ok(plaintext) => reply.data(plaintext),
-        Err(error) => reply.error(errno(&error)),
+        Ok(plaintext) => {
+            counts::read(is_local, since, Some(plaintext.len()));
+            reply.data(plaintext);
+        }
+        Err(error) => {
+            counts::read(is_local, since, None);
+            reply.error(errno(&error));
+        }
     });
 }
 
@@ -238,9 +247,9 @@ impl Filesystem for KernelFs {
             Ok(fs) => fs,
             Err(error) => return reply.error(errno(&error)),
         };
-        let is_complete = fs.is_complete(inode.0);
-        let read = Read { fs, inode: inode.0, offset, size, reply };
-        if is_complete { answer(read) } else { self.far.run(read, answer) }
+        let is_local = fs.is_complete(inode.0);
+        let read = Read { fs, inode: inode.0, offset, size, reply, is_local, since: Instant::now() };
+        if is_local { answer(read) } else { self.far.run(read, answer) }
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

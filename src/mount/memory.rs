@@ -20,6 +20,8 @@ use nix::libc;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::stat::Mode;
 
+use super::counts;
+
 /// What one core decrypts at a time, bytes: a huge page of x86-64 and AArch64 with 4 KiB base pages.
 pub(super) const UNIT: usize = 2 << 20;
 
@@ -59,23 +61,37 @@ impl Memory {
     pub(super) fn buffer(&self) -> io::Result<Buffer> {
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let file = openat(&self.root, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        Ok(Buffer(file.into()))
+        Ok(Buffer { file: file.into(), bytes: 0, stays: false })
     }
 }
 
 /// One file of it, open for writing by us alone.
 #[derive(Debug)]
-pub(super) struct Buffer(File);
+pub(super) struct Buffer {
+    file: File,
+    /// What it was counted with.
+    bytes: u64,
+    /// Its name keeps it in memory.
+    stays: bool,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if !self.stays {
+            counts::freed(self.bytes);
+        }
+    }
+}
 
 impl Buffer {
     /// A file of the memory file system that has been made under a name.
     pub(super) fn named(file: File) -> Self {
-        Buffer(file)
+        Buffer { file, bytes: 0, stays: true }
     }
 
     /// The file itself, for its attributes.
     pub(super) fn file(&self) -> &File {
-        &self.0
+        &self.file
     }
 
     /// Let `fill` write its content of `len` bytes, each unit of [`UNIT`] bytes after it was [`populate`]d.
@@ -87,13 +103,15 @@ impl Buffer {
         len: u64,
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.0.set_len(len)?;
+        self.file.set_len(len)?;
+        counts::taken(len);
+        self.bytes = self.bytes.saturating_add(len);
         let Some(size) = usize::try_from(len).ok().and_then(NonZeroUsize::new) else { return Ok(()) };
-        let mut mapping = Mapping::new(&self.0, size)?;
+        let mut mapping = Mapping::new(&self.file, size)?;
         mapping.prefer_huge_pages();
         if !can_populate() {
             let len = i64::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-            fallocate(&self.0, FallocateFlags::empty(), 0, len).map_err(io::Error::from)?;
+            fallocate(&self.file, FallocateFlags::empty(), 0, len).map_err(io::Error::from)?;
         }
         fill(mapping.bytes())
     }
@@ -103,7 +121,7 @@ impl Buffer {
     /// # Errors
     /// What the system says.
     pub(super) fn read_only(&self) -> io::Result<OwnedFd> {
-        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         Ok(open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
     }
 
@@ -113,7 +131,7 @@ impl Buffer {
     pub(super) fn unused(&self) -> bool {
         let lease = |kind: libc::c_int| {
             // JUSTIFICATION: nix has no F_SETLEASE. SAFETY: the descriptor is open, and the command takes an integer.
-            unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }
+            unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }
         };
         lease(libc::F_WRLCK) && lease(libc::F_UNLCK)
     }

@@ -6,7 +6,7 @@
 //!   by itself (FUSE passthrough); everything else is on demand;
 //! - **ram** (`ram`): the whole model lies decrypted in a memory file system, which is itself the mount.
 //!
-//! Owns also: `fs` (the model as files, no kernel types), `revisions` (which of them is shown), `info` (what `stat` shows of one), `memory` (the memory that whole
+//! Owns also: `fs` (the model as files, no kernel types), `revisions` (which of them is shown), `info` (what `stat` shows of one), `counts` (what is measured), `memory` (the memory that whole
 //! files are decrypted into), `whole` (all cores on one file), `far` (who waits for the network), `backing` (one kernel
 //! call). Must not know: where the ciphertext comes from beyond [`crate::ciphertext::Ciphertext`]. Threads: FUSE workers, some
 //! of which may block with the ciphertext's deadline, and those of `load`; no lock is held over a read. Tested in
@@ -14,6 +14,7 @@
 //! `tests/mount_stall.rs`, `tests/mount_fire.rs` and, beside the real gocryptfs, in `tests/gocryptfs_options.rs`.
 
 mod backing;
+mod counts;
 mod far;
 mod fs;
 mod fuse;
@@ -35,6 +36,7 @@ use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use nix::mount::{MntFlags, umount2};
 use tokio::sync::watch;
 
+pub use counts::{Counts, READ_BOUNDS, Reads, counts};
 pub use fs::{FsError, ModelFs, ReadBuffers};
 use fuse::KernelFs;
 pub use info::{Attributes, Kind, NodeInfo};
