@@ -26,6 +26,8 @@ pub(super) enum StageError {
     NoDevice,
     #[error("the private memory does not say its size")]
     Memory(#[source] std::io::Error),
+    #[error("there are no keys to open the model with")]
+    NoKeys,
     #[error("a blocking stage panicked")]
     Panicked,
 }
@@ -34,7 +36,7 @@ impl Fault for StageError {
     fn class(&self) -> ErrorClass {
         match self {
             StageError::NoConf { .. } | StageError::Unreachable { .. } => ErrorClass::Config,
-            StageError::NoDevice | StageError::Memory(_) | StageError::Panicked => ErrorClass::Internal,
+            StageError::NoDevice | StageError::Memory(_) | StageError::NoKeys | StageError::Panicked => ErrorClass::Internal,
         }
     }
 
@@ -44,6 +46,7 @@ impl Fault for StageError {
             StageError::Unreachable { .. } => "mount.unreachable",
             StageError::NoDevice => "helper.no-device",
             StageError::Memory(_) => "memory.size",
+            StageError::NoKeys => "agent.no-keys",
             StageError::Panicked => "agent.panicked",
         }
     }
@@ -61,7 +64,7 @@ impl Fault for StageError {
                  cai.service also needs ProtectHome=read-only (systemctl edit cai)"
                     .into()
             }
-            StageError::NoDevice | StageError::Memory(_) | StageError::Panicked => "this is a defect: please report it with the journal".into(),
+            StageError::NoDevice | StageError::Memory(_) | StageError::NoKeys | StageError::Panicked => "this is a defect: please report it with the journal".into(),
         }
     }
 }

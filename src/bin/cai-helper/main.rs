@@ -11,8 +11,11 @@
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod backing;
+mod decryptor;
 mod gpu;
 mod ioctl;
+mod keeper;
+mod launch;
 mod libtdx;
 mod memory;
 mod mount_point;
@@ -35,6 +38,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 
+use decryptor::Launch;
 use session::Session;
 use terms::Terms;
 
@@ -49,9 +53,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    anyhow::ensure!(Uid::effective().is_root(), "must run as root");
-    match Arguments::parse(std::env::args_os().skip(1).collect())? {
-        Arguments::Serve { root } => serve(&root),
+    let arguments = Arguments::parse(std::env::args_os().skip(1).collect())?;
+    anyhow::ensure!(Uid::effective().is_root() || arguments == Arguments::Keeper, "must run as root");
+    match arguments {
+        Arguments::Serve { root, launch } => serve(&root, launch),
+        Arguments::Keeper => keeper::run(),
         Arguments::ServeOwner { point, memory_bytes, readahead_kib } => {
             serve_owner(Terms::for_owner(point, memory_bytes, readahead_kib))
         }
@@ -60,7 +66,7 @@ fn run() -> anyhow::Result<()> {
 }
 
 /// Answer the daemon until its line closes.
-fn serve(root: &Path) -> anyhow::Result<()> {
+fn serve(root: &Path, launch: Launch) -> anyhow::Result<()> {
     block_stops()?;
     let stdin = std::io::stdin();
     let line = stdin.as_fd();
@@ -68,7 +74,7 @@ fn serve(root: &Path) -> anyhow::Result<()> {
     check_configuration_is_roots(root)?;
     let terms = config::load(root).map(|(settings, _)| Terms::configured(&settings, daemon));
     // Undone when dropped, also behind a panic.
-    Session::new(Some(root.to_owned()), terms).serve(line)
+    Session::new(Some(root.to_owned()), terms, launch).serve(line)
 }
 
 /// Answer root, which started this process for a mount of its own, until its line closes.
@@ -78,7 +84,7 @@ fn serve_owner(terms: Terms) -> anyhow::Result<()> {
     let line = stdin.as_fd();
     let peer = getsockopt(&line, PeerCredentials).context("standard input is not a socket")?;
     anyhow::ensure!(peer.uid() == 0, "peer has uid {}, expected root", peer.uid());
-    Session::new(None, Ok(terms)).serve(line)
+    Session::new(None, Ok(terms), Launch::Child).serve(line)
 }
 
 fn block_stops() -> anyhow::Result<()> {
@@ -93,9 +99,11 @@ fn block_stops() -> anyhow::Result<()> {
 #[derive(Debug, PartialEq, Eq)]
 enum Arguments {
     /// With its socket as standard input.
-    Serve { root: PathBuf },
+    Serve { root: PathBuf, launch: Launch },
     /// With its socket as standard input, by root for itself alone.
     ServeOwner { point: PathBuf, memory_bytes: u64, readahead_kib: u32 },
+    /// With its socket as standard input, to keep an adapter.
+    Keeper,
     /// By itself, to open a vendor's library.
     Vendor { root: PathBuf, act: vendor::Act, data: Vec<u8>, life_secs: u32 },
 }
@@ -107,9 +115,10 @@ impl Arguments {
             argument.clone().into_string().map_err(|_| anyhow::anyhow!("arguments are not text"))
         };
         match arguments.as_slice() {
-            [] => Ok(Arguments::Serve { root: PathBuf::from("/") }),
+            [] => Ok(Arguments::Serve { root: PathBuf::from("/"), launch: Launch::Unit }),
+            [keeper] if keeper == "keeper" => Ok(Arguments::Keeper),
             [flag, root] if flag == "--root" && absolute(root) => {
-                Ok(Arguments::Serve { root: PathBuf::from(root) })
+                Ok(Arguments::Serve { root: PathBuf::from(root), launch: Launch::Child })
             }
             [a, point, b, bytes, c, kib]
                 if a == "--mount-point"
@@ -180,9 +189,11 @@ mod tests {
 
     #[test]
     fn arguments_other_than_the_known_ones_are_refused() {
-        let serve = |root: &str| Arguments::Serve { root: root.into() };
-        assert_eq!(Arguments::parse(vec![]).unwrap(), serve("/"));
-        assert_eq!(Arguments::parse(vec!["--root".into(), "/x".into()]).unwrap(), serve("/x"));
+        let serve = |root: &str, launch| Arguments::Serve { root: root.into(), launch };
+        assert_eq!(Arguments::parse(vec![]).unwrap(), serve("/", Launch::Unit));
+        let child = Arguments::parse(vec!["--root".into(), "/x".into()]).unwrap();
+        assert_eq!(child, serve("/x", Launch::Child));
+        assert_eq!(Arguments::parse(vec!["keeper".into()]).unwrap(), Arguments::Keeper);
         let child = ["--root", "/x", "vendor", "gpu-evidence", "00ff", "9"].map(Into::into).to_vec();
         let (act, data) = (vendor::Act::GpuEvidence, vec![0, 0xff]);
         let expected = Arguments::Vendor { root: "/x".into(), act, data, life_secs: 9 };

@@ -55,10 +55,11 @@ impl MountPoint {
             Refusal::new("fuse.device", text, "see whether descriptors are exhausted")
         })?;
         let options = format!(
-            "fd={},rootmode=40000,user_id={},group_id={},default_permissions{}",
+            "fd={},rootmode=40000,user_id={},group_id={}{}{}",
             device.as_raw_fd(),
             terms.daemon.uid,
             terms.daemon.gid,
+            if terms.kernel_checks { ",default_permissions" } else { "" },
             if terms.allow_other { ",allow_other" } else { "" }
         );
         let target = link(&directory);
@@ -117,6 +118,21 @@ impl MountPoint {
             return Err(failed("setting the mount's options", error.into()));
         }
         let _ = write!(text, "{entries} entries in memory, mounted at {}", point.display());
+        Ok(text)
+    }
+
+    /// Put a FUSE mount that is mounted nowhere yet at the configured point.
+    pub(crate) fn attach(&mut self, terms: &Terms, detached: &OwnedFd) -> Result<String, Refusal> {
+        let (mut text, directory) = prepare(terms)?;
+        let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(detached, "", &directory, "", empty).map_err(|error| {
+            let text = format!("mounting at {}: {error}", terms.point.display());
+            Refusal::new("fuse.mount", text, "see the kernel log: dmesg | tail")
+        })?;
+        let point = self.adopt(terms, &directory, MountEntry::is_our_fuse).inspect_err(|_| {
+            let _ = umount2(link(detached).as_str(), MntFlags::MNT_DETACH);
+        })?;
+        let _ = write!(text, "mounted at {}", point.display());
         Ok(text)
     }
 

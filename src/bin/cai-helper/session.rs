@@ -12,6 +12,7 @@ use cai::gateway::{Gate, GateError};
 use cai::helper::channel;
 use cai::helper::protocol::{GATE_WAS_SHUT, Reply, Request};
 
+use crate::decryptor::{Decryptor, Launch};
 use crate::memory::Memory;
 use crate::mount_point::MountPoint;
 use crate::terms::Terms;
@@ -55,6 +56,7 @@ pub(crate) struct Session {
     terms: Result<Terms, Problems>,
     mount_point: MountPoint,
     memory: Private,
+    decryptor: Decryptor,
     /// The GPUs may accept work since this connection asked for it.
     gpus_ready: bool,
     /// The rules of the service port as they were loaded.
@@ -72,9 +74,10 @@ enum Private {
 }
 
 impl Session {
-    pub(crate) fn new(root: Option<PathBuf>, terms: Result<Terms, Problems>) -> Self {
+    pub(crate) fn new(root: Option<PathBuf>, terms: Result<Terms, Problems>, launch: Launch) -> Self {
         let (mount_point, memory) = (MountPoint::default(), Private::default());
-        Session { root, terms, mount_point, memory, gpus_ready: false, gate: None }
+        let decryptor = Decryptor::new(launch);
+        Session { root, terms, mount_point, memory, decryptor, gpus_ready: false, gate: None }
     }
 
     /// Answer requests until the line closes.
@@ -101,6 +104,10 @@ impl Session {
         match (request, file) {
             (Request::Register, Some(file)) => {
                 self.register(&file).map(|id| (Reply::Registered { id }, None))
+            }
+            (Request::Decrypt, Some(key)) => {
+                let (text, line) = self.decryptor.start(valid(&self.terms)?, &key)?;
+                Ok((Reply::Done { text }, Some(line)))
             }
             (request, None) => self.act(request).map(|(text, descriptor)| (Reply::Done { text }, descriptor)),
             (_, Some(_)) => {
@@ -131,6 +138,19 @@ impl Session {
             Request::Publish => {
                 let Private::Made(memory) = &mut self.memory else { return Err(no_memory("memory.publish")) };
                 self.mount_point.publish(valid(&self.terms)?, memory).map(|text| (text, None))
+            }
+            Request::DecryptorCheck => self.decryptor.check(valid(&self.terms)?).map(|text| (text, None)),
+            Request::Ciphertext => {
+                let mounted = self.decryptor.ciphertext(valid(&self.terms)?);
+                mounted.map(|(text, device)| (text, Some(device)))
+            }
+            Request::Decrypt => {
+                let text = "no descriptor came beside the request";
+                Err(Refusal::new("helper.refused", text, "cai and cai-helper must be of one version"))
+            }
+            Request::Decrypted => {
+                let mount = self.decryptor.answering()?;
+                self.mount_point.attach(valid(&self.terms)?, &mount).map(|text| (text, None))
             }
             Request::EventLogs => give("event logs", &tdx::event_logs(self.root()?)?),
             Request::TsmQuote { report_data } => {
@@ -190,6 +210,7 @@ impl Session {
     /// A published memory file system is let go with its mount: it cannot be mounted again.
     fn unmount(&mut self) -> Result<String, Refusal> {
         let text = self.mount_point.detach()?;
+        self.decryptor.detach()?;
         if matches!(&self.memory, Private::Made(memory) if memory.is_published()) {
             self.memory = Private::Gone;
         }
@@ -230,10 +251,11 @@ impl Session {
     fn undo(&mut self) {
         self.mount_point.backing().lock().take();
         let detached = self.mount_point.detach().map(drop);
+        let withdrawn = self.decryptor.detach().map(drop);
         // Not after the GPUs, which take their time: it may be most of the machine's.
         self.memory = Private::Gone;
         let not_ready = if self.gpus_ready { self.gpus_not_ready().map(drop) } else { Ok(()) };
-        for undone in [detached, not_ready] {
+        for undone in [detached, withdrawn, not_ready] {
             if let Err(refusal) = undone {
                 eprintln!("cai-helper: {}; {}", refusal.text, refusal.hint);
             }
