@@ -64,7 +64,8 @@ fn install(world: &World, text: &str) -> PathBuf {
 
 /// Processes with `mark` among their arguments.
 fn processes(mark: &str) -> Vec<i32> {
-    let numbers = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let numbers =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
     let has = |pid: &i32| {
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&arguments).split('\0').any(|argument| argument.contains(mark))
@@ -112,7 +113,10 @@ fn assert_confined(world: &World) {
     assert_eq!(pids.len(), 2, "the example's shell, and gocryptfs");
     for pid in pids {
         assert!(field(pid, "Uid").split_whitespace().all(|uid| uid == user.uid.to_string()));
-        assert_eq!((field(pid, "CapEff"), field(pid, "CapPrm")), ("0000000000000000".into(), "0000000000000000".into()));
+        assert_eq!(
+            (field(pid, "CapEff"), field(pid, "CapPrm")),
+            ("0000000000000000".into(), "0000000000000000".into())
+        );
         assert_eq!((field(pid, "NoNewPrivs"), field(pid, "Groups")), ("1".into(), String::new()));
         assert_ne!(fs::read_link(format!("/proc/{pid}/ns/net")).unwrap(), own, "it has a network");
         for file in ["cmdline", "environ"] {
@@ -132,7 +136,10 @@ async fn model_behind_an_adapter_is_served_byte_for_byte_and_leaves_nothing() {
     let status = world.wait_state(&mut agent, "Serving");
     world.assert_model_is_readable();
     let stage = status["Stage"].as_str().unwrap();
-    assert!(stage.ends_with(&format!("decrypted at {} by the adapter sam", world.mount_point().display())), "{stage}");
+    assert!(
+        stage.ends_with(&format!("decrypted at {} by the adapter sam", world.mount_point().display())),
+        "{stage}"
+    );
     let notices = status["Notices"].to_string();
     assert!(notices.contains("cai does not know the vendor's format"), "{notices}");
     assert_confined(&world);
@@ -173,8 +180,11 @@ async fn rotation_sees_what_changed_and_asks_for_a_restart() {
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
     let rotate = || world.on_bus(env!("CARGO_BIN_EXE_cai")).args(["rotate", "--wait"]).output().unwrap();
-    assert_eq!(rotate().status.code(), Some(0));
-    assert_eq!(world.status().unwrap()["Rotation"]["Outcome"], "unchanged");
+    let unchanged = rotate();
+    assert!(
+        unchanged.status.success() && String::from_utf8_lossy(&unchanged.stdout).contains("unchanged"),
+        "{unchanged:?}"
+    );
     world.sandbox.put_resource(RESOURCE, b"another key\n").await;
     let refused = rotate();
     let said = String::from_utf8_lossy(&refused.stderr);
@@ -188,7 +198,10 @@ async fn rotation_sees_what_changed_and_asks_for_a_restart() {
 async fn without_an_adapter_nobody_is_asked_for_anything() {
     let world = world!();
     let log = world.fails(78, "sam.runtime-missing");
-    let hint = format!("install the adapter to the vendor's runtime as {}: man 7 cai-decryptor", adapter(&world).display());
+    let hint = format!(
+        "install the adapter to the vendor's runtime as {}: man 7 cai-decryptor",
+        adapter(&world).display()
+    );
     assert!(log.contains(&hint), "{log}");
     let log = world.sandbox.log().await.to_string();
     assert!(!log.contains("kbs.") && !log.contains("oss.list"), "{log}");
@@ -257,7 +270,11 @@ async fn adapter_that_does_not_do_its_part_is_said_to() {
         ("yes NOT-READY", 69, "sam.not-ready"),
         // Ready, it says.
         ("exec 4<&-; echo READY; exec sleep 600", 78, "sam.no-mount"),
-        ("mount -t tmpfs none \"$3\"; mount -t tmpfs none /mnt; exec 4<&-; echo READY; exec sleep 600", 78, "sam.no-mount"),
+        (
+            "mount -t tmpfs none \"$3\"; mount -t tmpfs none /mnt; exec 4<&-; echo READY; exec sleep 600",
+            78,
+            "sam.no-mount",
+        ),
         // Goes into the background.
         ("setsid sleep 600 & exit 0", 78, "sam.leaked"),
     ] {
@@ -280,7 +297,7 @@ async fn adapter_that_dies_under_its_readers_ends_the_agent() {
     }
     assert_eq!(agent.wait().code(), Some(69));
     let log = agent.log();
-    assert!(log.contains("[sam.adapter-crashed]") || log.contains("[sam.leaked]"), "{log}");
+    assert!(log.contains("[sam.adapter-crashed]"), "{log}");
     world.assert_nothing_mounted();
     wait_until("the adapter to be gone", || world.adapters().is_empty());
 }
@@ -301,11 +318,16 @@ async fn stopped_with(changed: &str) -> Option<(World, Agent, Duration)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn adapter_that_does_not_stop_is_killed() {
-    let deaf = "trap '' TERM\nsetsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' \"$3\" &\nworking() { :; }";
+    let deaf =
+        "trap '' TERM\nsetsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' \"$3\" &\nworking() { :; }";
     let deaf = format!("{deaf}\ntrap 'while :; do sleep 1; done' TERM");
     let Some((_world, agent, took)) = stopped_with(&deaf).await else { return };
     assert!((5..12).contains(&took.as_secs()), "{took:?}");
-    assert!(agent.log().contains("the adapter did not end when it was asked to, and was killed"), "{}", agent.log());
+    assert!(
+        agent.log().contains("the adapter did not end when it was asked to, and was killed"),
+        "{}",
+        agent.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

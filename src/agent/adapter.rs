@@ -44,8 +44,8 @@ impl Adapted {
                 event = "sam.killed",
                 "the adapter did not end when it was asked to, and was killed"
             ),
-            Some(end) if end.left > 0 => {
-                let count = end.left;
+            Some(end) if end.left_behind() > 0 => {
+                let count = end.left_behind();
                 voice.warn(&Failure::new(voice.state(), &SamError::Leaked { end, count }));
             }
             Some(end) => tracing::info!(event = "sam.ended", "the adapter ended: {end}"),
@@ -62,9 +62,8 @@ pub(super) async fn check(settings: &Settings, helper: &Arc<Helper>) -> Result<(
     if settings.model.encryption != Encryption::Sam {
         return Ok(());
     }
-    let (text, _) = ask(helper, Request::DecryptorCheck)
-        .await
-        .map_err(|error| Failure::new(State::Starting, &error))?;
+    let (text, _) =
+        ask(helper, Request::DecryptorCheck).await.map_err(|error| Failure::new(State::Starting, &error))?;
     tracing::info!(event = "sam.adapter", "{text}");
     Ok(())
 }

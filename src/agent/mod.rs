@@ -225,20 +225,20 @@ async fn open_model(
     verdict: &Verdict,
     in_place: &mut InPlace,
 ) -> Result<Arc<Revision>, Failure> {
-    let opener = match settings.model.encryption {
-        Encryption::Gocryptfs => Opener::Secret(secret),
-        Encryption::Sam => {
-            adapter::check_key(&secret)?;
-            Opener::Adapter(secret)
-        }
-    };
+    let encryption = settings.model.encryption;
+    if encryption == Encryption::Sam {
+        adapter::check_key(&secret)?;
+    }
     let listed = model::list(settings, voice, source, verdict.time).await?;
     origin::accept(settings, voice, &listed.origin)?;
     voice.update(|status| status.model_revision.clone_from(&listed.name));
     let store = model::open_store(settings, &listed, source.clone(), None).await?;
     model::say_what_is_kept(voice, &store);
     in_place.stores.send_modify(|stores| stores.push(store.clone()));
-    let revision = model::open(voice, listed, &store, opener).await?;
+    let revision = match encryption {
+        Encryption::Gocryptfs => model::open(voice, listed, &store, Opener::Secret(secret)).await?,
+        Encryption::Sam => Revision::adapted(listed, store, secret),
+    };
     Ok(Arc::new(revision))
 }
 

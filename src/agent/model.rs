@@ -60,8 +60,12 @@ pub(super) async fn list(
     time: Option<SystemTime>,
 ) -> Result<Listed, Failure> {
     let objects = list_objects(settings, voice, source).await?;
-    let needs_conf = settings.model.encryption == Encryption::Gocryptfs;
-    if needs_conf && !objects.iter().any(|object| object.path == Path::new(CONF_NAME)) {
+    let is_ours = settings.model.encryption == Encryption::Gocryptfs;
+    if !is_ours && objects.is_empty() {
+        let model = settings.oss.location();
+        return Err(Failure::new(State::Fetching, &StageError::Empty { model }));
+    }
+    if is_ours && !objects.iter().any(|object| object.path == Path::new(CONF_NAME)) {
         let inside = objects
             .iter()
             .find(|object| object.path.ends_with(CONF_NAME))
@@ -180,14 +184,9 @@ fn kept(settings: &Settings) -> store::CacheMode {
 #[derive(Clone)]
 pub(super) enum Opened {
     /// The keys, and the tree that they opened.
-    Tree {
-        keys: Arc<Keys>,
-        tree: Arc<Tree>,
-    },
+    Tree { keys: Arc<Keys>, tree: Arc<Tree> },
     /// What the adapter is given.
-    Adapter {
-        key: Arc<Secret>,
-    },
+    Adapter { key: Arc<Secret> },
 }
 
 /// A revision of the model that can be read.
@@ -198,14 +197,19 @@ pub(super) struct Revision {
     pub(super) opened: Opened,
 }
 
+impl Revision {
+    /// One that an adapter opens, with this key.
+    pub(super) fn adapted(listed: Listed, store: Arc<Store>, key: Secret) -> Self {
+        Revision { listed, store, opened: Opened::Adapter { key: Arc::new(key) } }
+    }
+}
+
 /// What a model is opened with.
 pub(super) enum Opener {
     /// The secret, which opens its conf.
     Secret(Secret),
     /// The keys, once that was done.
     Keys(Keys),
-    /// The secret, for the adapter.
-    Adapter(Secret),
 }
 
 /// Fetch the metadata, derive the keys, decrypt the tree.
@@ -215,10 +219,6 @@ pub(super) async fn open(
     store: &Arc<Store>,
     opener: Opener,
 ) -> Result<Revision, Failure> {
-    if let Opener::Adapter(secret) = opener {
-        let opened = Opened::Adapter { key: Arc::new(secret) };
-        return Ok(Revision { listed, store: store.clone(), opened });
-    }
     let metadata = gocryptfs::metadata_entries(store.entries());
     voice.stage(format!("fetching {} metadata objects", metadata.len()));
     store.fetch_entries(&metadata).await.map_err(|error| Failure::new(State::Fetching, &error))?;
@@ -228,7 +228,6 @@ pub(super) async fn open(
         let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
         let keys = match opener {
             Opener::Keys(keys) => keys,
-            Opener::Adapter(_) => return Err(fail(&StageError::NoKeys)),
             Opener::Secret(secret) => {
                 let conf = Conf::read_from(store.as_ref()).map_err(|error| fail(&error))?;
                 unlock(&conf, &secret)?

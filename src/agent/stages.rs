@@ -16,6 +16,8 @@ use crate::helper::{Helper, HelperError};
 pub(super) enum StageError {
     #[error("{model} holds no {CONF_NAME}")]
     NoConf { model: String, inside: Option<String> },
+    #[error("{model} holds no file")]
+    Empty { model: String },
     #[error("the mount at {} cannot be reached by the daemon's user", point.display())]
     Unreachable {
         point: PathBuf,
@@ -26,8 +28,6 @@ pub(super) enum StageError {
     NoDevice,
     #[error("the private memory does not say its size")]
     Memory(#[source] std::io::Error),
-    #[error("there are no keys to open the model with")]
-    NoKeys,
     #[error("a blocking stage panicked")]
     Panicked,
 }
@@ -35,18 +35,20 @@ pub(super) enum StageError {
 impl Fault for StageError {
     fn class(&self) -> ErrorClass {
         match self {
-            StageError::NoConf { .. } | StageError::Unreachable { .. } => ErrorClass::Config,
-            StageError::NoDevice | StageError::Memory(_) | StageError::NoKeys | StageError::Panicked => ErrorClass::Internal,
+            StageError::NoConf { .. } | StageError::Empty { .. } | StageError::Unreachable { .. } => {
+                ErrorClass::Config
+            }
+            StageError::NoDevice | StageError::Memory(_) | StageError::Panicked => ErrorClass::Internal,
         }
     }
 
     fn code(&self) -> &'static str {
         match self {
             StageError::NoConf { .. } => "model.no-conf",
+            StageError::Empty { .. } => "model.empty",
             StageError::Unreachable { .. } => "mount.unreachable",
             StageError::NoDevice => "helper.no-device",
             StageError::Memory(_) => "memory.size",
-            StageError::NoKeys => "agent.no-keys",
             StageError::Panicked => "agent.panicked",
         }
     }
@@ -59,12 +61,15 @@ impl Fault for StageError {
             StageError::NoConf { inside: None, .. } => {
                 "point MODEL_OSS_BUCKET_PATH at the directory that holds gocryptfs.conf; upload it with: cai upload".into()
             }
+            StageError::Empty { .. } => {
+                "point MODEL_OSS_BUCKET_PATH at the directory that the vendor's packager made".into()
+            }
             StageError::Unreachable { .. } => {
                 "every directory above MODEL_MOUNT_POINT must let user cai pass (chmod o+x), as its readers need it too; below /home \
                  cai.service also needs ProtectHome=read-only (systemctl edit cai)"
                     .into()
             }
-            StageError::NoDevice | StageError::Memory(_) | StageError::NoKeys | StageError::Panicked => "this is a defect: please report it with the journal".into(),
+            StageError::NoDevice | StageError::Memory(_) | StageError::Panicked => "this is a defect: please report it with the journal".into(),
         }
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::keys::{self, Key};
 use super::report::{Findings, Problem, Reported};
 use super::settings::{
-    Attest, Cache, CacheMode, Encryption, Lease, Model, Mount, MountMode, Oss, Peer, Sam, Settings, TeeChoice,
-    Trustee, Wait,
+    Attest, Cache, CacheMode, Encryption, Lease, Model, Mount, MountMode, Oss, Peer, Sam, Settings,
+    TeeChoice, Trustee, Wait,
 };
 use super::tuning::{Size, Tuning};
 use super::values;
@@ -306,7 +306,8 @@ fn sam(
         return Err(findings.problem(tuning_problem("sam.key_id", all, &flaw)));
     }
     if is_wanted && matches!(mount.mode, MountMode::Load | MountMode::Ram) {
-        let flaw = "is load or ram, and MODEL_ENCRYPTION_METHOD is sam: the adapter decides how files are decrypted";
+        let flaw =
+            "is load or ram, and MODEL_ENCRYPTION_METHOD is sam: the adapter decides how files are decrypted";
         return Err(findings.problem(tuning_problem("mount.mode", all, flaw)));
     }
     if is_wanted {

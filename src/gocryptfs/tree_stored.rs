@@ -21,7 +21,8 @@ pub(super) fn build(source: &dyn Ciphertext) -> Result<Vec<Node>, TreeError> {
         mtime: SystemTime::UNIX_EPOCH,
     });
     let kind = Kind::Directory { children: Vec::new() };
-    let root = Node { id: ROOT, parent: ROOT, name: OsString::new(), kind, entry: None, attributes, nlink: 2 };
+    let root =
+        Node { id: ROOT, parent: ROOT, name: OsString::new(), kind, entry: None, attributes, nlink: 2 };
     let (mut nodes, mut directories) = (vec![root], HashMap::from([(Path::new(""), ROOT)]));
     for (number, entry) in (0..).zip(source.entries()) {
         let above = entry.path.parent().unwrap_or(Path::new(""));
@@ -34,10 +35,14 @@ pub(super) fn build(source: &dyn Ciphertext) -> Result<Vec<Node>, TreeError> {
                 (Kind::Directory { children: Vec::new() }, 2)
             }
             EntryKind::File { len } => (Kind::File { plain_len: *len, cipher_len: *len }, 1),
-            EntryKind::Symlink { target } => (Kind::Symlink { target: OsString::from_vec(target.clone()) }, 1),
+            EntryKind::Symlink { target } => {
+                (Kind::Symlink { target: OsString::from_vec(target.clone()) }, 1)
+            }
             EntryKind::Special { rdev } => (Kind::Special { rdev: *rdev }, 1),
         };
-        if let Some(Node { kind: Kind::Directory { children }, nlink: links, .. }) = nodes.get_mut(index(parent)) {
+        if let Some(Node { kind: Kind::Directory { children }, nlink: links, .. }) =
+            nodes.get_mut(index(parent))
+        {
             children.push(id);
             *links = links.saturating_add(u32::from(nlink == 2));
         }

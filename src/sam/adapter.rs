@@ -75,14 +75,20 @@ impl Fault for AdapterError {
     fn hint(&self) -> String {
         match self {
             AdapterError::Missing { path } => {
-                format!("install the adapter to the vendor's runtime as {}: man 7 cai-decryptor", path.display())
+                format!(
+                    "install the adapter to the vendor's runtime as {}: man 7 cai-decryptor",
+                    path.display()
+                )
             }
             AdapterError::Unsafe { path, .. } => format!(
                 "after looking at who made it: chown root: {0}; chmod 0755 {0}; no links, and the same for what is above",
                 path.display()
             ),
             AdapterError::Hash { path, .. } => {
-                format!("if it was updated on purpose, put the sum of sha256sum {} into sam.adapter_sha256", path.display())
+                format!(
+                    "if it was updated on purpose, put the sum of sha256sum {} into sam.adapter_sha256",
+                    path.display()
+                )
             }
             AdapterError::Io { .. } => "it must be readable by root".into(),
         }
@@ -130,7 +136,8 @@ pub fn open_below(root: &Path, pin: Option<[u8; 32]>) -> Result<Adapter, Adapter
         return Err(AdapterError::Unsafe { path, flaw: "is no regular file".into() });
     }
     if stat.st_mode & 0o005 != 0o005 {
-        let flaw = format!("has mode {:04o}: {} could not read and run it", stat.st_mode & 0o7777, super::USER);
+        let flaw =
+            format!("has mode {:04o}: {} could not read and run it", stat.st_mode & 0o7777, super::USER);
         return Err(AdapterError::Unsafe { path, flaw });
     }
     let found = hash(&here).map_err(|source| AdapterError::Io { path: path.clone(), source })?;
@@ -147,7 +154,8 @@ fn check_owner(path: &Path, stat: &FileStat) -> Result<(), AdapterError> {
     if stat.st_uid == 0 && mode & 0o022 == 0 {
         return Ok(());
     }
-    let flaw = format!("has uid {} and mode {mode:04o}: others than root could exchange the adapter", stat.st_uid);
+    let flaw =
+        format!("has uid {} and mode {mode:04o}: others than root could exchange the adapter", stat.st_uid);
     Err(AdapterError::Unsafe { path: path.into(), flaw })
 }
 

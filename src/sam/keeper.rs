@@ -77,9 +77,9 @@ impl End {
         }
     }
 
-    /// Processes that it left behind by itself.
+    /// Processes that it left behind by itself: who is killed has no chance to end what it started.
     pub fn left_behind(&self) -> u32 {
-        if self.killed { 0 } else { self.left }
+        if self.killed || self.signal.is_some() { 0 } else { self.left }
     }
 }
 

@@ -27,8 +27,8 @@ use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use nix::unistd::fchown;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
-    fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen,
 };
 
 use crate::mount_point::MountPoint;
@@ -98,7 +98,8 @@ impl Decryptor {
             return Err(start_failed("the key must come in a pipe"));
         }
         // Some programs open /dev/fd/3 anew.
-        fchown(key, Some(user.uid), Some(user.gid)).map_err(|error| failed("giving the key away", error.into()))?;
+        fchown(key, Some(user.uid), Some(user.gid))
+            .map_err(|error| failed("giving the key away", error.into()))?;
         let (device, mount) = mount_for(&user).map_err(|error| failed("making a FUSE mount", error))?;
         let line = match self.launch {
             Launch::Unit => reach_unit(),
@@ -109,7 +110,9 @@ impl Decryptor {
         let order = Order { key_id: adapter_terms.key_id.clone(), cipher_dir };
         let order = serde_json::to_vec(&order).map_err(|error| failed("an order", error.into()))?;
         let [name_device, name_adapter] = FOLLOWING;
-        for (message, descriptor) in [(order.as_slice(), key), (name_device, &device), (name_adapter, &adapter.file)] {
+        for (message, descriptor) in
+            [(order.as_slice(), key), (name_device, &device), (name_adapter, &adapter.file)]
+        {
             channel::send(line.as_fd(), message, Some(descriptor.as_fd()))
                 .map_err(|error| failed("ordering the adapter's start", error))?;
         }
@@ -121,7 +124,11 @@ impl Decryptor {
     pub(crate) fn answering(&mut self) -> Result<OwnedFd, Refusal> {
         let refused = |why: String| {
             let text = format!("the adapter says that it is ready, and its mount does not answer: {why}");
-            Refusal::new("sam.no-mount", text, "it must serve what --mount-point names before it prints READY: cai-decryptor(7)")
+            Refusal::new(
+                "sam.no-mount",
+                text,
+                "it must serve what --mount-point names before it prints READY: cai-decryptor(7)",
+            )
         };
         let mount = self.plaintext.take().ok_or_else(|| refused("no adapter was started".into()))?;
         let (sender, receiver) = mpsc::channel();

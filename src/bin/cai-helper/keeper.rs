@@ -71,7 +71,11 @@ fn confine() -> anyhow::Result<()> {
     // After the change of user, which sets it.
     prctl::set_dumpable(false)?;
     let uid = Uid::effective();
-    anyhow::ensure!(uid == user.uid && !uid.is_root(), "running as uid {uid}, expected {USER} ({})", user.uid);
+    anyhow::ensure!(
+        uid == user.uid && !uid.is_root(),
+        "running as uid {uid}, expected {USER} ({})",
+        user.uid
+    );
     Ok(())
 }
 
@@ -200,7 +204,8 @@ fn children() -> Vec<Pid> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let is_child = |pid: &i32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1).map(|parent| parent == own)) == Some(true)
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1).map(|parent| parent == own))
+            == Some(true)
     };
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers.filter(is_child).map(Pid::from_raw).collect()
