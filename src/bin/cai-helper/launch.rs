@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use nix::libc;
+use nix::sys::signal::SigSet;
 
 /// Start `command` with `placed[0]` at descriptor 3, and so on.
 pub(crate) fn spawn<const COUNT: usize>(
@@ -36,6 +37,8 @@ pub(crate) fn spawn<const COUNT: usize>(
                 return Err(io::Error::last_os_error());
             }
         }
+        // Ours are blocked, and `exec` keeps that: it would never hear that it is to end.
+        SigSet::empty().thread_set_mask()?;
         // JUSTIFICATION and SAFETY: as above.
         if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } < 0 {
             return Err(io::Error::last_os_error());

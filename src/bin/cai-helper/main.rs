@@ -7,6 +7,8 @@
 //! decisions as arguments instead: then there is no configuration, and root is the daemon. When the line closes, for whatever reason, what was done through it is
 //! undone (`session.rs`).
 //!
+//! With the argument `keeper` it is no helper, but what an adapter is kept by, without any privilege (`keeper.rs`).
+//!
 //! Vendors' libraries are opened only in a short-lived child, this program with other arguments (`vendor.rs`).
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
