@@ -4,11 +4,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 features=(--features sandbox)
 
-# The daemon's user must exist while the tests run; one that was made here goes afterwards.
-if ! id cai >/dev/null 2>&1; then
-    useradd --system --no-create-home --shell /usr/sbin/nologin cai
-    trap 'userdel cai' EXIT
-fi
+# The users of the daemon and of an adapter must exist while the tests run; those that were made here go afterwards.
+made=()
+trap 'for user in "${made[@]}"; do userdel "$user"; done' EXIT
+for user in cai cai-decryptor; do
+    id "$user" >/dev/null 2>&1 && continue
+    useradd --system --no-create-home --shell /usr/sbin/nologin "$user"
+    made+=("$user")
+done
 
 # With the seconds so far.
 step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }

@@ -31,6 +31,7 @@
 //! pki:        error
 //! jwt:        pki, text
 //! helper:     error, text::printable
+//! sam:        error, helper
 //! attest:     error, config, helper, pki
 //! ratls:      error, attest, pki, jwt, text, https, task
 //! kbs:        error, config, attest, keyring, pki, jwt, text, https, task
@@ -91,6 +92,7 @@ pub mod peer;
 pub mod pki;
 pub mod ratls;
 pub mod report;
+pub mod sam;
 pub mod store;
 pub mod task;
 mod text;

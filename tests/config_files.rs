@@ -235,7 +235,15 @@ fn fingerprint_changes_with_every_key_but_secrets() {
             "TRUSTEE_URL" | "MODEL_OSS_ENDPOINT" => "https://oss-cn-hangzhou.aliyuncs.com",
             _ => key.example,
         };
-        assert_ne!(base, fingerprint(parse_env(&format!("{}={same}\n", key.name))), "{}", key.name);
+        // Only such a model has to name its key.
+        let parsed = match same {
+            "sam" => parse(&[
+                env(&format!("{MINIMAL}{}={same}\n", key.name)),
+                toml("sam.key_id = \"LD_Demo_0001\""),
+            ]),
+            _ => parse_env(&format!("{}={same}\n", key.name)),
+        };
+        assert_ne!(base, fingerprint(parsed), "{}", key.name);
     }
 }
 
@@ -507,15 +515,29 @@ fn secrets_in_a_file_that_everybody_reads_are_noticed() {
 
 #[test]
 fn what_has_no_effect_yet_is_noticed() {
-    let parsed = parse_env("TRUSTEE_POLICY=strict\nMODEL_ENCRYPTION_METHOD=sam\n");
-    assert_eq!(notices(&parsed), [8, 9].map(|line| format!("cai.env:{line} config.unused")));
-    let (settings, _) = parsed.unwrap();
-    assert_eq!(settings.model.encryption, Encryption::Sam);
+    assert_eq!(notices(&parse_env("TRUSTEE_POLICY=strict\n")), ["cai.env:8 config.unused"]);
     // The policy is for peers.
     let parsed = parse_env("MODEL_SHARING_PEER=10.0.0.1\nTRUSTEE_POLICY=strict\n");
     assert_eq!(notices(&parsed), Vec::<String>::new());
     let (settings, _) = parsed.unwrap();
     assert_eq!(settings.peer.addresses, ["10.0.0.1:5390".parse().unwrap()]);
+}
+
+#[test]
+fn model_in_a_format_of_a_vendor_is_said_to_be_one() {
+    let sam = |toml_text| parse(&[env(&format!("{MINIMAL}MODEL_ENCRYPTION_METHOD=sam\n")), toml(toml_text)]);
+    let parsed = sam("sam.key_id = \"LD_Demo_0001\"");
+    assert_eq!(notices(&parsed), ["cai.env:8 config.sam"]);
+    let (settings, _) = parsed.unwrap();
+    assert_eq!((settings.model.encryption, settings.sam.key_id.as_str()), (Encryption::Sam, "LD_Demo_0001"));
+    for (toml, flaw) in [
+        ("sam.key_id = \"seven77\"", "sam.key_id is \"seven77\""),
+        ("sam.adapter_sha256 = \"00\"", "sam.adapter_sha256 has not 64 hexadecimal digits"),
+        ("sam.key_id = \"LD_Demo_0001\"\nmount.mode = \"ram\"", "mount.mode is load or ram"),
+    ] {
+        let found = problems(sam(toml));
+        assert!(found.len() == 1 && found[0].contains(flaw), "{found:?}");
+    }
 }
 
 #[test]

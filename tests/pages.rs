@@ -20,7 +20,7 @@ fn pages() -> BTreeMap<String, String> {
     assert!(status.success());
     let entries = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap());
     let name = |entry: &fs::DirEntry| entry.file_name().into_string().unwrap();
-    let is_page = |name: &str| [".1", ".5", ".8"].iter().any(|section| name.ends_with(section));
+    let is_page = |name: &str| [".1", ".5", ".7", ".8"].iter().any(|section| name.ends_with(section));
     entries
         .filter(|entry| is_page(&name(entry)))
         .map(|entry| (name(&entry), fs::read_to_string(entry.path()).unwrap()))
@@ -87,7 +87,7 @@ fn package_has_every_page_and_the_units_name_theirs() {
         assert!(spec.contains(&listed), "{listed}");
     }
     let more: Vec<&String> = pages.keys().filter(|name| !name.ends_with(".1")).collect();
-    assert_eq!(more, ["cai.env.5", "cai.service.8", "cai.toml.5", "com.alibaba.cai1.5"]);
+    assert_eq!(more, ["cai-decryptor.7", "cai.env.5", "cai.service.8", "cai.toml.5", "com.alibaba.cai1.5"]);
     let ours = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd")).unwrap();
     let ours = ours.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let is_unit = |name: &String| ["service", "socket", "timer"].iter().any(|kind| name.ends_with(kind));

@@ -185,6 +185,7 @@ async fn report_of_a_serving_machine_has_everything_and_no_secret() {
         "evidence/claims.json",
         "journal/cai.txt",
         "journal/cai-helper.txt",
+        "journal/cai-decryptor.txt",
         "journal/cai-gate.txt",
         "mounts.txt",
         "versions.txt",

@@ -27,6 +27,8 @@ mod package;
 mod port;
 #[path = "system/rotation.rs"]
 mod rotation;
+#[path = "system/sam.rs"]
+mod sam;
 #[path = "system/service.rs"]
 mod service;
 #[path = "system/vm.rs"]
@@ -91,6 +93,7 @@ fn package_lives_and_dies_under_a_real_systemd() {
     step("full disk", || crash::full_disk_costs_speed_alone(c));
     step("hang", || crash::hung_daemon_is_replaced(c));
     step("killed helper", || crash::mount_of_a_killed_helper_is_cleared_away(c));
+    step("a model behind an adapter", || sam::adapter_is_confined_and_leaves_nothing(c));
     step("service port", || port::gate_stays(c));
     if emulated {
         step("kernel: on demand, with read-ahead", || kernel::on_demand(c));

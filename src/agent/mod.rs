@@ -5,6 +5,7 @@
 //! `spawn_blocking`. Order of work is held by types too: an [`Attested`](crate::kbs::Attested) comes only from a
 //! handshake, a tree only from released keys, a mount only from a tree. Tested in `state.rs` and `tests/lifecycle.rs`.
 
+mod adapter;
 pub mod audit;
 pub mod command;
 mod evidence;
@@ -31,7 +32,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::Settings;
+use crate::config::{Encryption, Settings};
 use crate::error::{ErrorClass, Fault};
 use crate::helper::Helper;
 use crate::host::Notifier;
@@ -149,6 +150,7 @@ async fn start_and_serve(
     commands: &mut Commands,
     in_place: &mut InPlace,
 ) -> Result<std::convert::Infallible, Failure> {
+    adapter::check(settings, helper).await?;
     let broker = Broker::new(settings, voice, helper).await?;
     voice.apply(Event::AttestationBegun, format!("attesting to {}", settings.trustee.url))?;
     let Released { secret, gpus_ready, verdict } = broker.release(settings, voice, helper).await?;
@@ -201,6 +203,7 @@ async fn start_and_serve(
     };
     let failure = tokio::select! {
         error = helper.gone() => Failure::new(voice.state(), &error),
+        error = mounted.adapter_failed() => Failure::new(voice.state(), &error),
         () = mounted.ended() => Failure::new(voice.state(), &AgentError::MountLost { point: point.clone() }),
         ended = background.any_ended() => Failure::new(voice.state(), &AgentError::Task(ended)),
         failure = following::follow(voice, served.subscribe(), access) => failure,
@@ -222,13 +225,20 @@ async fn open_model(
     verdict: &Verdict,
     in_place: &mut InPlace,
 ) -> Result<Arc<Revision>, Failure> {
+    let encryption = settings.model.encryption;
+    if encryption == Encryption::Sam {
+        adapter::check_key(&secret)?;
+    }
     let listed = model::list(settings, voice, source, verdict.time).await?;
     origin::accept(settings, voice, &listed.origin)?;
     voice.update(|status| status.model_revision.clone_from(&listed.name));
     let store = model::open_store(settings, &listed, source.clone(), None).await?;
     model::say_what_is_kept(voice, &store);
     in_place.stores.send_modify(|stores| stores.push(store.clone()));
-    let revision = model::open(voice, listed, &store, Opener::Secret(secret)).await?;
+    let revision = match encryption {
+        Encryption::Gocryptfs => model::open(voice, listed, &store, Opener::Secret(secret)).await?,
+        Encryption::Sam => Revision::adapted(listed, store, secret),
+    };
     Ok(Arc::new(revision))
 }
 

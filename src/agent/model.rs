@@ -16,7 +16,7 @@ use super::state::State;
 use super::status::Failure;
 use super::voice::Voice;
 use crate::ciphertext::Ciphertext;
-use crate::config::{CacheMode, Settings};
+use crate::config::{CacheMode, Encryption, Settings};
 use crate::error::Fault;
 use crate::gocryptfs::{self, CONF_NAME, Conf, Keys, Passphrase, Tree};
 use crate::keyring::Secret;
@@ -60,7 +60,12 @@ pub(super) async fn list(
     time: Option<SystemTime>,
 ) -> Result<Listed, Failure> {
     let objects = list_objects(settings, voice, source).await?;
-    if !objects.iter().any(|object| object.path == Path::new(CONF_NAME)) {
+    let is_ours = settings.model.encryption == Encryption::Gocryptfs;
+    if !is_ours && objects.is_empty() {
+        let model = settings.oss.location();
+        return Err(Failure::new(State::Fetching, &StageError::Empty { model }));
+    }
+    if is_ours && !objects.iter().any(|object| object.path == Path::new(CONF_NAME)) {
         let inside = objects
             .iter()
             .find(|object| object.path.ends_with(CONF_NAME))
@@ -175,13 +180,28 @@ fn kept(settings: &Settings) -> store::CacheMode {
     }
 }
 
-/// A revision of the model that can be read: its tree and the keys that open it.
+/// What a revision is read with.
+#[derive(Clone)]
+pub(super) enum Opened {
+    /// The keys, and the tree that they opened.
+    Tree { keys: Arc<Keys>, tree: Arc<Tree> },
+    /// What the adapter is given.
+    Adapter { key: Arc<Secret> },
+}
+
+/// A revision of the model that can be read.
 #[derive(Clone)]
 pub(super) struct Revision {
     pub(super) listed: Listed,
     pub(super) store: Arc<Store>,
-    pub(super) keys: Arc<Keys>,
-    pub(super) tree: Arc<Tree>,
+    pub(super) opened: Opened,
+}
+
+impl Revision {
+    /// One that an adapter opens, with this key.
+    pub(super) fn adapted(listed: Listed, store: Arc<Store>, key: Secret) -> Self {
+        Revision { listed, store, opened: Opened::Adapter { key: Arc::new(key) } }
+    }
 }
 
 /// What a model is opened with.
@@ -204,7 +224,7 @@ pub(super) async fn open(
     store.fetch_entries(&metadata).await.map_err(|error| Failure::new(State::Fetching, &error))?;
     voice.stage("deriving the keys and decrypting the names");
     let store = store.clone();
-    let revision = blocking(State::Fetching, move || {
+    let (revision, tree) = blocking(State::Fetching, move || {
         let fail = |fault: &dyn Fault| Failure::new(State::Fetching, fault);
         let keys = match opener {
             Opener::Keys(keys) => keys,
@@ -214,12 +234,13 @@ pub(super) async fn open(
             }
         };
         let tree = Tree::build(store.as_ref(), &keys).map_err(|error| fail(&error))?;
-        Ok(Revision { listed, store, keys: Arc::new(keys), tree: Arc::new(tree) })
+        let (keys, tree) = (Arc::new(keys), Arc::new(tree));
+        Ok((Revision { listed, store, opened: Opened::Tree { keys, tree: tree.clone() } }, tree))
     })
     .await?;
     // Only the plaintext names tell it, and the store must not see those.
-    revision.store.set_load_order(&gocryptfs::load_order(&revision.tree));
-    for skipped in revision.tree.skipped() {
+    revision.store.set_load_order(&gocryptfs::load_order(&tree));
+    for skipped in tree.skipped() {
         tracing::warn!(event = "model.skipped", object = %skipped.path.display(), "{}: {}", skipped.path.display(), skipped.reason);
     }
     Ok(revision)

@@ -11,7 +11,8 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, TMPFS_MAGIC};
 
-use super::model::Revision;
+use super::adapter::{self, Adapted};
+use super::model::{Opened, Revision};
 use super::stages::{StageError, ask, blocking};
 use super::state::{Event, State};
 use super::status::Failure;
@@ -21,9 +22,10 @@ use crate::error::{Fault, chain};
 use crate::helper::Helper;
 use crate::helper::protocol::Request;
 use crate::mount::{self, Attributes, LoadOptions, Memory, ModelFs, Mounted, Registrar};
+use crate::sam::SamError;
 
 /// How long open files of the detached mount are waited for before the process ends under them.
-const MOUNT_GRACE: Duration = Duration::from_secs(2);
+pub(super) const MOUNT_GRACE: Duration = Duration::from_secs(2);
 /// How often it is looked whether a mount that needs no process of ours is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often the progress of a whole decryption is shown.
@@ -35,13 +37,15 @@ pub(super) enum Mount {
     Fuse(Mounted),
     /// A memory file system, which needs nobody.
     Memory(PathBuf),
+    /// An adapter answers the kernel, and we answer the adapter.
+    Adapter(Adapted),
 }
 
 impl Mount {
     /// What `statfs` shows of it.
     pub(super) fn kind(&self) -> FsType {
         match self {
-            Mount::Fuse(_) => FUSE_SUPER_MAGIC,
+            Mount::Fuse(_) | Mount::Adapter(_) => FUSE_SUPER_MAGIC,
             Mount::Memory(_) => TMPFS_MAGIC,
         }
     }
@@ -51,6 +55,16 @@ impl Mount {
         match self {
             Mount::Fuse(mounted) => mounted.ended().await,
             Mount::Memory(point) => memory_ended(point).await,
+            // Its adapter ends with it, and says more.
+            Mount::Adapter(_) => std::future::pending().await,
+        }
+    }
+
+    /// Wait until the adapter has ended, where there is one.
+    pub(super) async fn adapter_failed(&self) -> SamError {
+        match self {
+            Mount::Adapter(adapted) => adapted.failed().await,
+            Mount::Fuse(_) | Mount::Memory(_) => std::future::pending().await,
         }
     }
 }
@@ -71,7 +85,10 @@ pub(super) async fn mount(
 ) -> Result<(Mount, String), Failure> {
     let point = settings.mount.point.clone();
     voice.apply(Event::MetadataReady, format!("mounting at {}", point.display()))?;
-    let fs = model_fs(settings, revision);
+    if let Opened::Adapter { key } = &revision.opened {
+        return adapter::mount(settings, voice, helper, revision, key.clone()).await;
+    }
+    let fs = model_fs(settings, revision)?;
     let files = fs.file_count();
     let (mounted, how) = match settings.mount.mode {
         MountMode::Ram => (in_memory(settings, voice, helper, fs).await?, "all of them in memory".into()),
@@ -84,10 +101,17 @@ pub(super) async fn mount(
     Ok((mounted, format!("{files} files at {}, {how}", point.display())))
 }
 
-/// A revision as files.
-pub(super) fn model_fs(settings: &Settings, revision: &Revision) -> ModelFs {
-    let Revision { tree, store, keys, .. } = revision;
-    ModelFs::new(tree.clone(), store.clone(), keys.clone(), shown_attributes(&settings.mount))
+/// A revision as files: the plaintext, or the ciphertext as it is for an adapter.
+pub(super) fn model_fs(settings: &Settings, revision: &Revision) -> Result<ModelFs, Failure> {
+    let Revision { store, opened, .. } = revision;
+    let attributes = shown_attributes(&settings.mount);
+    match opened {
+        Opened::Tree { keys, tree } => {
+            Ok(ModelFs::new(tree.clone(), store.clone(), keys.clone(), attributes))
+        }
+        Opened::Adapter { .. } => ModelFs::as_stored(store.clone(), attributes)
+            .map_err(|error| Failure::new(State::Mounting, &error)),
+    }
 }
 
 async fn through_fuse(settings: &Settings, helper: &Arc<Helper>, fs: ModelFs) -> Result<Mounted, Failure> {
@@ -241,13 +265,17 @@ pub(super) async fn detach(mounted: Mount, voice: &Voice, helper: &Arc<Helper>) 
             Err(Failure::new(voice.state(), &error))
         }
     };
-    if let Mount::Fuse(mounted) = mounted
-        && tokio::time::timeout(MOUNT_GRACE, mounted.ended()).await.is_err()
-    {
-        tracing::warn!(
-            event = "mount.busy",
-            "files of the model are still open; their readers will get an error"
-        );
+    match mounted {
+        Mount::Fuse(mounted) => {
+            if tokio::time::timeout(MOUNT_GRACE, mounted.ended()).await.is_err() {
+                tracing::warn!(
+                    event = "mount.busy",
+                    "files of the model are still open; their readers will get an error"
+                );
+            }
+        }
+        Mount::Adapter(adapted) => adapted.stop(voice).await,
+        Mount::Memory(_) => {}
     }
     detached
 }

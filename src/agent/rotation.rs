@@ -7,13 +7,14 @@
 
 use std::sync::Arc;
 
+use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use super::audit::{self, Purpose};
 use super::evidence;
 use super::following::{Stores, Watched, wait_until_complete};
 use super::lease::Lease;
-use super::model::{self, Listed, Opener, Revision};
+use super::model::{self, Listed, Opened, Opener, Revision};
 use super::mounting::{self, Mount};
 use super::origin::{self, Small};
 use super::release::{Broker, Verdict};
@@ -48,13 +49,15 @@ enum RotationError {
         "there is another revision of the model, and mount.mode = \"ram\" holds a sealed copy of this one"
     )]
     Sealed,
+    #[error("there is another revision of the model, or another key, and its adapter serves this one")]
+    Adapted,
 }
 
 impl Fault for RotationError {
     fn class(&self) -> ErrorClass {
         match self {
             RotationError::KeyOfOther | RotationError::ConfForged => ErrorClass::Corrupt,
-            RotationError::NoRoom | RotationError::Sealed => ErrorClass::Config,
+            RotationError::NoRoom | RotationError::Sealed | RotationError::Adapted => ErrorClass::Config,
             RotationError::StillRead { .. } => ErrorClass::Transient,
         }
     }
@@ -66,6 +69,7 @@ impl Fault for RotationError {
             RotationError::NoRoom => "rotation.no-room",
             RotationError::StillRead { .. } => "rotation.still-read",
             RotationError::Sealed => "rotation.sealed",
+            RotationError::Adapted => "rotation.adapter",
         }
     }
 
@@ -85,7 +89,7 @@ impl Fault for RotationError {
             RotationError::StillRead { .. } => {
                 "restart who reads it (lsof on the mount point), and rotate again once LeftOpen is 0".into()
             }
-            RotationError::Sealed => {
+            RotationError::Sealed | RotationError::Adapted => {
                 "systemctl restart cai serves the new one; its readers stop with it".into()
             }
         }
@@ -146,20 +150,38 @@ impl Rotor<'_> {
         self.voice.rotation_phase(Phase::Comparing, "");
         let listed = model::list(self.settings, self.voice, &self.source, verdict.time).await?;
         self.voice.rotation_phase(Phase::Comparing, &listed.name);
-        let keys = self.unlock_conf(&listed, secret).await?;
-        match (listed.data == old.listed.data, keys.are_those_of(&old.keys)) {
-            (true, false) => Err(self.fail(&RotationError::KeyOfOther)),
-            (true, true) => {
-                let outcome =
-                    if listed.name == old.listed.name { Outcome::Unchanged } else { Outcome::Rewrapped };
-                self.take_over(Revision { listed, ..Revision::clone(&old) }, verdict, || ()).await?;
-                Ok((outcome, None))
+        let is_same_data = listed.data == old.listed.data;
+        let old_keys = match &old.opened {
+            Opened::Tree { keys, .. } => keys,
+            Opened::Adapter { key } => {
+                let is_same_key = key.with(|old| secret.with(|new| bool::from(old.ct_eq(new))));
+                if !(is_same_data && is_same_key) {
+                    return Err(self.fail(&RotationError::Adapted));
+                }
+                return self.same_data(&old, listed, verdict).await;
             }
+        };
+        let keys = self.unlock_conf(&listed, secret).await?;
+        match (is_same_data, keys.are_those_of(old_keys)) {
+            (true, false) => Err(self.fail(&RotationError::KeyOfOther)),
+            (true, true) => self.same_data(&old, listed, verdict).await,
             (false, _) => {
                 let number = self.replace(&old, listed, keys, verdict).await?;
                 Ok((Outcome::Replaced, Some((old, number))))
             }
         }
+    }
+
+    /// The same data under the same key: at most what is known of it has changed.
+    async fn same_data(
+        &self,
+        old: &Arc<Revision>,
+        listed: Listed,
+        verdict: Verdict,
+    ) -> Result<(Outcome, Option<Replaced>), Failure> {
+        let outcome = if listed.name == old.listed.name { Outcome::Unchanged } else { Outcome::Rewrapped };
+        self.take_over(Revision { listed, ..Revision::clone(old) }, verdict, || ()).await?;
+        Ok((outcome, None))
     }
 
     /// The keys in the conf that is listed now: the secret must open it, whatever comes next.
@@ -244,7 +266,7 @@ impl Rotor<'_> {
                 };
                 wait_until_complete(&mut watched, show).await?;
             }
-            let fs = mounting::model_fs(self.settings, &revision);
+            let fs = mounting::model_fs(self.settings, &revision)?;
             self.take_over(revision, verdict, || mounted.switch(fs)).await
         };
         match fetched.await {

@@ -9,10 +9,13 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::oneshot;
 
 use super::command::{Answer, Command, Commands, Prefetched, Refusal, Reloaded};
+use super::model::Opened;
 use super::rotation::Rotor;
 use super::status::Failure;
+use crate::ciphertext::{Ciphertext, EntryId, EntryKind};
 use crate::config::{self, Settings};
 use crate::gocryptfs;
+use crate::store::Store;
 
 /// How often it is looked how much of replaced revisions is still open.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
@@ -88,8 +91,13 @@ fn hear(answer: Answer<()>, heard: Result<Result<(), Failure>, oneshot::error::R
 fn prefetch(rotor: &Rotor<'_>, path: PathBuf) -> Result<Prefetched, Refusal> {
     let served = rotor.served.borrow().clone();
     let below = path.strip_prefix(&rotor.settings.mount.point).unwrap_or(&path);
-    let files =
-        gocryptfs::files_at(&served.tree, below).ok_or_else(|| Refusal::NoSuchPath { path: path.clone() })?;
+    let files = match &served.opened {
+        Opened::Tree { tree, .. } => gocryptfs::files_at(tree, below),
+        // Which encrypted file is behind a path, only the adapter knows.
+        Opened::Adapter { .. } if below.as_os_str().is_empty() => Some(all_files(&served.store)),
+        Opened::Adapter { .. } => None,
+    };
+    let files = files.ok_or_else(|| Refusal::NoSuchPath { path: path.clone() })?;
     // Also where the store was opened to keep nothing.
     if !served.store.progress().borrow().caching {
         return Err(Refusal::NothingKept);
@@ -101,6 +109,11 @@ fn prefetch(rotor: &Rotor<'_>, path: PathBuf) -> Result<Prefetched, Refusal> {
     };
     tracing::info!(event = "agent.prefetch", path = %path.display(), "prefetch: {prefetched:?}");
     Ok(prefetched)
+}
+
+fn all_files(store: &Store) -> Vec<EntryId> {
+    let numbered = (0..).map(EntryId).zip(store.entries());
+    numbered.filter(|(_, entry)| matches!(entry.kind, EntryKind::File { .. })).map(|(id, _)| id).collect()
 }
 
 /// Read the configuration again: the terms of the lease and the key of the bucket hold from now on; for everything else it is

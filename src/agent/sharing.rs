@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use url::Url;
 
-use super::model::Revision;
+use super::model::{Opened, Revision};
 use super::stages::blocking;
 use super::state::State;
 use super::status::Failure;
@@ -117,6 +117,10 @@ async fn join(
     if peer.addresses.is_empty() {
         return Ok(None);
     }
+    let Opened::Tree { keys, tree } = &model.opened else {
+        voice.notice("MODEL_SHARING_PEER has no effect with MODEL_ENCRYPTION_METHOD=sam: nobody could judge what peers send");
+        return Ok(None);
+    };
     let security = match (peer.attestation, fresh) {
         (PeerAttestation::Required, Some(fresh)) => attested(settings, voice, fresh).await?,
         (PeerAttestation::Network, _) => {
@@ -132,7 +136,7 @@ async fn join(
         true => Ipv4Addr::UNSPECIFIED.into(),
         false => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let files = model.tree.nodes().iter().filter(|node| {
+    let files = tree.nodes().iter().filter(|node| {
         // Without content there is nothing to send, and nothing that could be judged.
         matches!(node.kind, Kind::File { cipher_len, .. } if usize::try_from(cipher_len).is_ok_and(|len| len > HEADER))
     });
@@ -149,7 +153,7 @@ async fn join(
     tracing::info!(event = "peer.listening", at = %swarm.listening(), peers = peer.addresses.len());
     let sharing = Sharing {
         peers: swarm.peers(),
-        judge: Arc::new(BlockJudge::new(model.keys.clone())),
+        judge: Arc::new(BlockJudge::new(keys.clone())),
         shared,
         patience: Patience::default(),
     };

@@ -16,6 +16,8 @@ use crate::helper::{Helper, HelperError};
 pub(super) enum StageError {
     #[error("{model} holds no {CONF_NAME}")]
     NoConf { model: String, inside: Option<String> },
+    #[error("{model} holds no file")]
+    Empty { model: String },
     #[error("the mount at {} cannot be reached by the daemon's user", point.display())]
     Unreachable {
         point: PathBuf,
@@ -33,7 +35,9 @@ pub(super) enum StageError {
 impl Fault for StageError {
     fn class(&self) -> ErrorClass {
         match self {
-            StageError::NoConf { .. } | StageError::Unreachable { .. } => ErrorClass::Config,
+            StageError::NoConf { .. } | StageError::Empty { .. } | StageError::Unreachable { .. } => {
+                ErrorClass::Config
+            }
             StageError::NoDevice | StageError::Memory(_) | StageError::Panicked => ErrorClass::Internal,
         }
     }
@@ -41,6 +45,7 @@ impl Fault for StageError {
     fn code(&self) -> &'static str {
         match self {
             StageError::NoConf { .. } => "model.no-conf",
+            StageError::Empty { .. } => "model.empty",
             StageError::Unreachable { .. } => "mount.unreachable",
             StageError::NoDevice => "helper.no-device",
             StageError::Memory(_) => "memory.size",
@@ -55,6 +60,9 @@ impl Fault for StageError {
             }
             StageError::NoConf { inside: None, .. } => {
                 "point MODEL_OSS_BUCKET_PATH at the directory that holds gocryptfs.conf; upload it with: cai upload".into()
+            }
+            StageError::Empty { .. } => {
+                "point MODEL_OSS_BUCKET_PATH at the directory that the vendor's packager made".into()
             }
             StageError::Unreachable { .. } => {
                 "every directory above MODEL_MOUNT_POINT must let user cai pass (chmod o+x), as its readers need it too; below /home \

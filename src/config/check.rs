@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::keys::{self, Key};
 use super::report::{Findings, Problem, Reported};
 use super::settings::{
-    Attest, Cache, CacheMode, Encryption, Lease, Model, Mount, MountMode, Peer, Settings, TeeChoice, Trustee,
-    Wait,
+    Attest, Cache, CacheMode, Encryption, Lease, Model, Mount, MountMode, Oss, Peer, Sam, Settings,
+    TeeChoice, Trustee, Wait,
 };
 use super::tuning::{Size, Tuning};
 use super::values;
@@ -42,13 +42,15 @@ pub(super) fn settings(
     };
     let metrics = tuning.and_then(|tuning| metrics::place(tuning, root, findings));
     let (mount, cache) = apart(mount?, cache?, variables, findings)?;
-    let model = model?;
+    let (model, oss) = (model?, oss?);
     all_kept(&model, &mount, &cache, tuning?, findings)?;
+    let sam = sam(&model, &mount, &oss, variables, tuning?, findings)?;
     let mut settings = Settings {
         root: root.to_owned(),
         trustee: trustee?,
-        oss: oss?,
+        oss,
         model,
+        sam,
         mount,
         cache,
         state_dir: under(root, Path::new(STATE_DIR)),
@@ -74,9 +76,6 @@ fn notice_unused(settings: &Settings, variables: &Variables, findings: &mut Find
     // "default" is in every file made from the solution's document and means what cai does anyway.
     if settings.trustee.policy != "default" && settings.peer.addresses.is_empty() {
         unused(&keys::TRUSTEE_POLICY, "the policy is not used");
-    }
-    if settings.model.encryption == Encryption::Sam {
-        unused(&keys::MODEL_ENCRYPTION_METHOD, "SAM models cannot be mounted");
     }
 }
 
@@ -274,6 +273,58 @@ fn all_kept(
         CacheMode::None => format!("is none, and {why}, which needs the whole model on the disk"),
     };
     Err(findings.problem(tuning_problem("cache.mode", all, &flaw)))
+}
+
+/// Lengths in bytes that the vendor's packager takes for the ID of a key.
+const KEY_ID_BYTES: std::ops::RangeInclusive<usize> = 8..=48;
+
+/// Who decrypts a SAM model. Only such a model needs an ID of its key.
+fn sam(
+    model: &Model,
+    mount: &Mount,
+    oss: &Oss,
+    variables: &Variables,
+    all: &Tuning,
+    findings: &mut Findings,
+) -> Result<Sam, Reported> {
+    let is_wanted = model.encryption == Encryption::Sam;
+    let adapter_sha256 = all.sam.adapter_sha256.as_deref().map(|text| {
+        let mut hash = [0; 32];
+        hex::decode_to_slice(text, &mut hash).map(|()| hash).map_err(|_| {
+            findings.problem(tuning_problem("sam.adapter_sha256", all, "has not 64 hexadecimal digits"))
+        })
+    });
+    let adapter_sha256 = adapter_sha256.transpose()?;
+    let derived = || oss.prefix.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
+    let key_id = all.sam.key_id.clone().unwrap_or_else(derived);
+    let sound = KEY_ID_BYTES.contains(&key_id.len())
+        && key_id.bytes().all(|byte| byte.is_ascii_graphic())
+        && !key_id.starts_with('-');
+    if !sound && (is_wanted || all.sam.key_id.is_some()) {
+        let flaw = match all.sam.key_id {
+            Some(_) => format!("is {key_id:?}"),
+            None => format!("is not set, and the last part of MODEL_OSS_BUCKET_PATH, {key_id:?}, is none"),
+        };
+        return Err(findings.problem(tuning_problem("sam.key_id", all, &flaw)));
+    }
+    if is_wanted && matches!(mount.mode, MountMode::Load | MountMode::Ram) {
+        let flaw =
+            "is load or ram, and MODEL_ENCRYPTION_METHOD is sam: the adapter decides how files are decrypted";
+        return Err(findings.problem(tuning_problem("mount.mode", all, flaw)));
+    }
+    if is_wanted {
+        findings.notice(
+            variables.at(&keys::MODEL_ENCRYPTION_METHOD),
+            "config.sam",
+            "MODEL_ENCRYPTION_METHOD is sam: cai does not know the vendor's format and cannot check what its adapter shows"
+                .to_owned(),
+            "whether all of a model is encrypted, and what of it is authenticated, only the vendor can say; sign it with cai \
+             manifest and set model.publisher_key, so that at least its ciphertext is the publisher's"
+                .to_owned(),
+        );
+    }
+    let ready_timeout = Duration::from_secs(all.sam.ready_timeout_secs);
+    Ok(Sam { adapter_sha256, key_id, ready_timeout })
 }
 
 /// The mount must not hide the cache it is fed from, nor the cache lie in what the mount shows.

@@ -352,6 +352,15 @@ pub static TOML: &[Key] = &[
         Default::Derived("any revision that the publisher signed"), None,
         "The one model that is accepted, by the SHA-256 of its signed manifest. For those who change this file with \
          every new revision.", "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\""),
+    tuning("sam.adapter_sha256", Form::Text("64 hexadecimal digits, as sha256sum prints them"),
+        Default::Derived("any program that only root can have put there"), None,
+        "SHA-256 of the adapter, /usr/libexec/cai/decryptor.d/sam, that decrypts models with MODEL_ENCRYPTION_METHOD=sam. \
+         Any other is refused.", "\"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\""),
+    tuning("sam.key_id", Form::Text("8 to 48 printable ASCII characters without spaces, the first no -"),
+        Default::Derived("the last part of MODEL_OSS_BUCKET_PATH"), None,
+        "Name of the key that a SAM model was packaged with, as its adapter is told it.", "\"LD_Demo_0001\""),
+    tuning("sam.ready_timeout_secs", Form::Whole(1, 3600), Default::Is("60"), Some("seconds"),
+        "How long the adapter may take from its start until it says that the model can be read.", "300"),
     tuning("oss.credentials", Form::Word(&["auto", "static", "ecs-ram-role", "oidc", "anonymous"]), Default::Is("\"auto\""),
         None, "Who cai is for OSS. static: the MODEL_OSS_ACCESS_KEY_ID of cai.env. ecs-ram-role: the RAM role of this \
          machine. oidc: a RAM role for a service account's token (RRSA). anonymous: nobody. auto: static where the keys are \

@@ -21,6 +21,8 @@ pub struct Settings {
     pub oss: Oss,
     /// The model and how it is mounted.
     pub model: Model,
+    /// Who decrypts a SAM model.
+    pub sam: Sam,
     /// How the mount behaves and who may read it.
     pub mount: Mount,
     /// Local ciphertext.
@@ -348,6 +350,17 @@ pub struct Model {
     pub wait: Wait,
     /// `model.publisher_key` and `model.manifest_sha256`.
     pub pin: Pin,
+}
+
+/// The adapter to the vendor's runtime.
+#[derive(Debug, Clone)]
+pub struct Sam {
+    /// `sam.adapter_sha256`.
+    pub adapter_sha256: Option<[u8; 32]>,
+    /// `sam.key_id`; the last part of `MODEL_OSS_BUCKET_PATH` by default.
+    pub key_id: String,
+    /// `sam.ready_timeout_secs`.
+    pub ready_timeout: Duration,
 }
 
 /// How the ciphertext is encrypted.

@@ -28,6 +28,7 @@ pub(super) struct Tuning {
     pub(super) attest: Attest,
     #[serde(default)]
     pub(super) model: Model,
+    pub(super) sam: Sam,
     pub(super) oss: Oss,
     pub(super) mount: Mount,
     pub(super) cache: Cache,
@@ -70,6 +71,14 @@ pub(super) struct Attest {
 pub(super) struct Model {
     pub(super) publisher_key: Option<String>,
     pub(super) manifest_sha256: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sam {
+    pub(super) adapter_sha256: Option<String>,
+    pub(super) key_id: Option<String>,
+    pub(super) ready_timeout_secs: u64,
 }
 
 #[derive(Debug, Deserialize)]

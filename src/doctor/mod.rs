@@ -38,6 +38,7 @@ mod memory;
 mod mount;
 mod network;
 mod port;
+mod sam;
 mod settings;
 mod store;
 mod tee;
@@ -107,6 +108,7 @@ pub static CHECKS: &[Check] = &[
     check!("memory", ["swap", "room", "swiotlb"], true, FAR, memory::check),
     check!("disk", ["space", "speed"], true, FAR, disk::check),
     check!("mount", ["point", "propagation", "fuse"], true, HERE, mount::check),
+    check!("sam", ["adapter", "user"], true, HERE, sam::check),
     check!("port", ["gate", "service", "listen", "peer"], true, HERE, port::check),
     check!("peers", ["reach"], true, HERE, network::peers),
     check!("egress", ["address"], true, HERE, network::egress),

@@ -45,6 +45,7 @@ mod seal;
 mod siv;
 mod tree;
 mod tree_build;
+mod tree_stored;
 mod verify;
 mod work_dir;
 mod writer;

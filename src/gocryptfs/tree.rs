@@ -9,6 +9,7 @@ use super::content::{Damage, read_class};
 use super::keys::Keys;
 use super::names::NameError;
 use super::tree_build;
+use super::tree_stored;
 use crate::ciphertext::{Attributes, Ciphertext, EntryId, ReadError};
 use crate::error::{ErrorClass, Fault};
 
@@ -173,6 +174,14 @@ impl Tree {
     pub fn build(source: &dyn Ciphertext, keys: &Keys) -> Result<Tree, TreeError> {
         let (nodes, skipped) = tree_build::build(source, keys)?;
         Ok(Tree { nodes, skipped })
+    }
+
+    /// The listing of `source` as it is, nothing decrypted. Reads nothing.
+    ///
+    /// # Errors
+    /// [`TreeError::TooMany`].
+    pub fn as_stored(source: &dyn Ciphertext) -> Result<Tree, TreeError> {
+        Ok(Tree { nodes: tree_stored::build(source)?, skipped: Vec::new() })
     }
 
     /// The root directory's id.

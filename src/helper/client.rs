@@ -110,7 +110,7 @@ impl Fault for HelperError {
 }
 
 /// Codes the helper may answer with, and what they mean for a retry. Anything else is reported as `helper.refused`.
-const CODES: [(&str, ErrorClass); 42] = [
+const CODES: [(&str, ErrorClass); 50] = [
     ("config.invalid", ErrorClass::Config),
     ("mount-point.symlink", ErrorClass::Config),
     ("mount-point.not-a-directory", ErrorClass::Config),
@@ -127,6 +127,14 @@ const CODES: [(&str, ErrorClass); 42] = [
     ("memory.failed", ErrorClass::Config),
     ("memory.register", ErrorClass::Config),
     ("memory.publish", ErrorClass::Config),
+    ("sam.runtime-missing", ErrorClass::Config),
+    ("sam.adapter-unsafe", ErrorClass::Config),
+    ("sam.adapter-hash", ErrorClass::Config),
+    ("sam.adapter-io", ErrorClass::Config),
+    ("sam.user", ErrorClass::Config),
+    ("sam.directory", ErrorClass::Config),
+    ("sam.start", ErrorClass::Transient),
+    ("sam.no-mount", ErrorClass::Config),
     ("gate.none", ErrorClass::Config),
     ("gate.no-nft", ErrorClass::Config),
     ("gate.run", ErrorClass::Transient),
@@ -250,6 +258,17 @@ impl Helper {
         match self.exchange(Request::Register, Some(file))? {
             (Reply::Registered { id }, _) => Ok(id),
             (other, _) => Err(unexpected(Request::Register, &other)),
+        }
+    }
+
+    /// Ask for [`Request::Decrypt`] with a pipe that holds the `key`: the helper's text, and the line to the keeper.
+    ///
+    /// # Errors
+    /// As [`Helper::ask`].
+    pub fn decrypt(&self, key: BorrowedFd<'_>) -> Result<(String, Option<OwnedFd>), HelperError> {
+        match self.exchange(Request::Decrypt, Some(key))? {
+            (Reply::Done { text }, line) => Ok((text, line)),
+            (other, _) => Err(unexpected(Request::Decrypt, &other)),
         }
     }
 

@@ -34,6 +34,16 @@ pub enum Request {
     /// it at the configured point, once. The daemon must have closed what it wrote. Behind a refusal owners and permissions
     /// may have changed, nothing is mounted, and it can be asked for again.
     Publish,
+    /// Look whether there is a program that may be the adapter, and a user to run it.
+    DecryptorCheck,
+    /// Mount the ciphertext where only the adapter's user can reach it; the FUSE device in the descriptor. [`Request::Unmount`]
+    /// detaches it, too.
+    Ciphertext,
+    /// Start the adapter on it, with a FUSE mount of its own that nobody can reach yet. A pipe with the key travels beside the
+    /// request; in the answer's descriptor is the line to its keeper.
+    Decrypt,
+    /// See that this mount answers, and put it at the configured point.
+    Decrypted,
     /// Read the boot event log and the agents' event log: [`EventLogs`] in the descriptor.
     EventLogs,
     /// A TDX quote from configfs-tsm: the quote in the descriptor.
@@ -85,6 +95,10 @@ enum Verb {
     Register,
     Unregister,
     Publish,
+    DecryptorCheck,
+    Ciphertext,
+    Decrypt,
+    Decrypted,
     EventLogs,
     TsmQuote,
     TdxReport,
@@ -106,6 +120,10 @@ impl Request {
             Request::Register => "register",
             Request::Unregister { .. } => "unregister",
             Request::Publish => "publish",
+            Request::DecryptorCheck => "decryptor-check",
+            Request::Ciphertext => "ciphertext",
+            Request::Decrypt => "decrypt",
+            Request::Decrypted => "decrypted",
             Request::EventLogs => "event-logs",
             Request::TsmQuote { .. } => "tsm-quote",
             Request::TdxReport { .. } => "tdx-report",
@@ -130,6 +148,10 @@ impl Request {
             Request::Register => (Verb::Register, None),
             Request::Unregister { id } => (Verb::Unregister, Some(hex::encode(id.to_be_bytes()))),
             Request::Publish => (Verb::Publish, None),
+            Request::DecryptorCheck => (Verb::DecryptorCheck, None),
+            Request::Ciphertext => (Verb::Ciphertext, None),
+            Request::Decrypt => (Verb::Decrypt, None),
+            Request::Decrypted => (Verb::Decrypted, None),
             Request::EventLogs => (Verb::EventLogs, None),
             Request::TsmQuote { report_data } => (Verb::TsmQuote, Some(hex::encode(report_data))),
             Request::TdxReport { report_data } => (Verb::TdxReport, Some(hex::encode(report_data))),
@@ -156,6 +178,10 @@ impl Request {
             Verb::Register => nothing(data, Request::Register),
             Verb::Unregister => exactly(data).map(|id| Request::Unregister { id: u32::from_be_bytes(id) }),
             Verb::Publish => nothing(data, Request::Publish),
+            Verb::DecryptorCheck => nothing(data, Request::DecryptorCheck),
+            Verb::Ciphertext => nothing(data, Request::Ciphertext),
+            Verb::Decrypt => nothing(data, Request::Decrypt),
+            Verb::Decrypted => nothing(data, Request::Decrypted),
             Verb::EventLogs => nothing(data, Request::EventLogs),
             Verb::TsmQuote => exactly(data).map(|report_data| Request::TsmQuote { report_data }),
             Verb::TdxReport => exactly(data).map(|report_data| Request::TdxReport { report_data }),
@@ -228,7 +254,8 @@ pub struct GpuReport {
     pub device_chain: String,
 }
 
-/// The helper's answer. Beside `Done` travels the FUSE device for `Mount`, a directory for `Memory`, and for the verbs that
+/// The helper's answer. Beside `Done` travels the FUSE device for `Mount` and `Ciphertext`, a directory for
+/// `Memory`, a socket for `Decrypt`, and for the verbs that
 /// give data a memory file that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case", deny_unknown_fields)]
@@ -259,7 +286,7 @@ mod tests {
     use super::*;
 
     /// One of each.
-    const REQUESTS: [Request; 15] = [
+    const REQUESTS: [Request; 19] = [
         Request::Mount,
         Request::Readahead,
         Request::Unmount,
@@ -267,6 +294,10 @@ mod tests {
         Request::Register,
         Request::Unregister { id: 7 },
         Request::Publish,
+        Request::DecryptorCheck,
+        Request::Ciphertext,
+        Request::Decrypt,
+        Request::Decrypted,
         Request::EventLogs,
         Request::TsmQuote { report_data: [1; 64] },
         Request::TdxReport { report_data: [2; 64] },

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::info::{Attributes, NodeInfo};
-use crate::ciphertext::Ciphertext;
+use crate::ciphertext::{Ciphertext, EntryId};
 use crate::error::chain;
 use crate::gocryptfs::{
-    self, ContentError, FileReader, Keys, Kind as NodeKind, Node, NodeId, Tree, XattrError,
+    self, ContentError, FileReader, Keys, Kind as NodeKind, Node, NodeId, Tree, TreeError, XattrError,
 };
 
 /// Damaged blocks that are remembered so that each is logged once; the kernel asks again and again for a bad page.
@@ -72,11 +72,12 @@ pub struct ReadBuffers {
 /// One entry of a directory listing: the offset of the next one, name, attributes.
 pub type Listed<'a> = (u64, &'a OsStr, NodeInfo);
 
-/// A decrypted tree over its ciphertext.
+/// A decrypted tree over its ciphertext; or the ciphertext as it is, for who decrypts it.
 pub struct ModelFs {
     tree: Arc<Tree>,
     cipher: Arc<dyn Ciphertext>,
-    keys: Arc<Keys>,
+    /// `None` where everything is shown as it is.
+    keys: Option<Arc<Keys>>,
     attributes: Attributes,
     /// Its number among those of one mount, below 2^31.
     revision: u32,
@@ -96,6 +97,24 @@ impl ModelFs {
         tree: Arc<Tree>,
         cipher: Arc<dyn Ciphertext>,
         keys: Arc<Keys>,
+        attributes: Attributes,
+    ) -> Self {
+        Self::shown(tree, cipher, Some(keys), attributes)
+    }
+
+    /// The ciphertext of `cipher` as it is: no key, no name and no byte decrypted.
+    ///
+    /// # Errors
+    /// [`TreeError::TooMany`].
+    pub fn as_stored(cipher: Arc<dyn Ciphertext>, attributes: Attributes) -> Result<Self, TreeError> {
+        let tree = Arc::new(Tree::as_stored(cipher.as_ref())?);
+        Ok(Self::shown(tree, cipher, None, attributes))
+    }
+
+    fn shown(
+        tree: Arc<Tree>,
+        cipher: Arc<dyn Ciphertext>,
+        keys: Option<Arc<Keys>>,
         attributes: Attributes,
     ) -> Self {
         let readers: Vec<_> = tree.nodes().iter().map(|node| FileReader::new(&tree, node.id)).collect();
@@ -191,7 +210,8 @@ impl ModelFs {
     /// [`FsError::NotFound`]; [`FsError::Unreadable`] after a log record.
     pub fn xattr_names(&self, inode: u64) -> Result<Vec<OsString>, FsError> {
         let node = self.node(inode)?;
-        let found = gocryptfs::xattr_names(self.cipher.as_ref(), &self.keys, node.entry)
+        let Some(keys) = &self.keys else { return Ok(Vec::new()) };
+        let found = gocryptfs::xattr_names(self.cipher.as_ref(), keys, node.entry)
             .map_err(|error| self.report_xattr(node, &error))?;
         for (stored, reason) in &found.skipped {
             let (file, stored) = (self.tree.path(node.id), stored.display());
@@ -211,7 +231,8 @@ impl ModelFs {
         if name == CAPABILITY {
             return Err(FsError::NotSupported);
         }
-        gocryptfs::xattr(self.cipher.as_ref(), &self.keys, node.entry, name)
+        let Some(keys) = &self.keys else { return Err(FsError::NoAttribute) };
+        gocryptfs::xattr(self.cipher.as_ref(), keys, node.entry, name)
             .map_err(|error| self.report_xattr(node, &error))?
             .ok_or(FsError::NoAttribute)
     }
@@ -275,9 +296,10 @@ impl ModelFs {
         let node = self.node(inode)?;
         let reader = usize::try_from(node.id.0).ok().and_then(|index| self.readers.get(index)?.as_ref());
         let reader = reader.ok_or(FsError::NotAFile)?;
-        let mut read = || reader.read(self.cipher.as_ref(), &self.keys, offset, out, scratch);
+        let Some(keys) = &self.keys else { return self.read_stored(node, reader.entry(), offset, out) };
+        let mut read = || reader.read(self.cipher.as_ref(), keys, offset, out, scratch);
         let outcome = match read() {
-            Err(error) if self.may_heal(node, reader, &error) => read(),
+            Err(error) if self.may_heal(node, reader, keys, &error) => read(),
             outcome => outcome,
         };
         outcome.map_err(|error| {
@@ -287,6 +309,24 @@ impl ModelFs {
                 ContentError::Read(_) => FsError::Unreadable,
             }
         })
+    }
+
+    /// The same where everything is shown as it is.
+    fn read_stored(
+        &self,
+        node: &Node,
+        entry: EntryId,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<usize, FsError> {
+        let left = usize::try_from(plain_len(node).saturating_sub(offset)).unwrap_or(usize::MAX);
+        let len = out.len().min(left);
+        let out = out.get_mut(..len).ok_or(FsError::Unreadable)?;
+        self.cipher.read_at(entry, offset, out).map_err(|error| {
+            self.report(node, offset, &ContentError::Read(error));
+            FsError::Unreadable
+        })?;
+        Ok(len)
     }
 
     /// The tree behind the file system.
@@ -326,14 +366,14 @@ impl ModelFs {
 
     /// Whether the bytes of a damaged block may be better the next time: only the local copy may be bad. Asked once a block,
     /// since checking the copy costs more than the read.
-    fn may_heal(&self, node: &Node, reader: &FileReader, error: &ContentError) -> bool {
+    fn may_heal(&self, node: &Node, reader: &FileReader, keys: &Keys, error: &ContentError) -> bool {
         let ContentError::Corrupt { block, .. } = error else { return false };
         let reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         if reported.contains(&(self.inode(node.id), *block)) {
             return false;
         }
         drop(reported);
-        let layout = self.keys.layout();
+        let layout = keys.layout();
         let sealed = layout.cipher_offset(*block)..layout.cipher_offset(block.saturating_add(1));
         let doubted = self.cipher.doubt(reader.entry(), sealed);
         if doubted {

@@ -23,6 +23,9 @@ pub type Source = (&'static str, &'static str, fn(&Path) -> Result<String, Strin
 pub static SOURCES: &[Source] = &[
     ("journal/cai.txt", "journal of cai.service, newest first", |root| journal(root, "cai.service")),
     ("journal/cai-helper.txt", "journal of cai-helper@, newest first", |root| journal(root, "cai-helper@*")),
+    ("journal/cai-decryptor.txt", "journal of cai-decryptor@, newest first", |root| {
+        journal(root, "cai-decryptor@*")
+    }),
     ("journal/cai-gate.txt", "journal of cai-gate.service, newest first", |root| {
         journal(root, "cai-gate.service")
     }),

@@ -36,7 +36,7 @@ pub fn install(c: &Machine) {
     // The machine's own account, where the root file system is its own; and as RHEL and its likes have it, where Debian's
     // preset enables everything.
     c.sh(
-        "! id cai >/dev/null 2>&1 || userdel cai; ! getent group cai-model >/dev/null || groupdel cai-model",
+        "for user in cai cai-decryptor; do ! id $user >/dev/null 2>&1 || userdel $user; done; ! getent group cai-model >/dev/null || groupdel cai-model",
     );
     c.write("/etc/systemd/system-preset/99-default-disable.preset", "disable *");
     // The distribution's own packages are not in rpm's database here; packaging/check-rpm.sh checks what ours asks for.
@@ -57,7 +57,13 @@ pub fn install(c: &Machine) {
     c.fails("runuser -u cai -- sh -c 'echo >>/etc/cai/cai.env'");
     assert!(c.sh("cai --version").starts_with(&format!("cai {} ", env!("CARGO_PKG_VERSION"))));
     c.sh("zcat /usr/share/man/man1/cai.1.gz | grep -q 'cai\\\\-run(1)'; zcat /usr/share/man/man1/cai-run.1.gz >/dev/null");
-    for page in ["man5/cai.env.5", "man5/cai.toml.5", "man5/com.alibaba.cai1.5", "man8/cai.service.8"] {
+    for page in [
+        "man7/cai-decryptor.7",
+        "man5/cai.env.5",
+        "man5/cai.toml.5",
+        "man5/com.alibaba.cai1.5",
+        "man8/cai.service.8",
+    ] {
         c.sh(&format!("zcat /usr/share/man/{page}.gz | grep -q '^.TH '"));
     }
     // What the shell would offer behind `cai che`.

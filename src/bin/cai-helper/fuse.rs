@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use cai::host::User;
 use cai::host::mounts::{FS_SOURCE, FUSE_TYPE};
 use nix::mount::{MntFlags, MsFlags, mount as mount_by_path, umount2};
 use rustix::fs::{Mode, OFlags, open};
@@ -17,67 +18,77 @@ use crate::mount_point::link;
 use crate::session::Refusal;
 use crate::terms::Terms;
 
-/// Mount `device` over `directory`, which is open at the point of `terms`: the mount, open (`O_PATH`).
+/// Mount `device` over `directory`, which is open at the point of `terms`, for the daemon to serve: the mount, open (`O_PATH`).
 pub(crate) fn mount(terms: &Terms, device: &OwnedFd, directory: &OwnedFd) -> Result<OwnedFd, Refusal> {
-    let (base, subtype) = FUSE_TYPE.split_once('.').unwrap_or((FUSE_TYPE, ""));
-    let made = match fsopen(base, FsOpenFlags::FSOPEN_CLOEXEC) {
-        Ok(context) => by_descriptor(terms, device, &context, subtype, directory),
+    let server =
+        Server { user: terms.daemon, for_others: terms.allow_other, kernel_checks: terms.kernel_checks };
+    let made = match make(device, &server) {
+        Ok(mount) => attach(&mount, directory).map(|()| mount),
         // Before Linux 5.2.
-        Err(Errno::NOSYS) => classic(terms, device, directory),
+        Err(Errno::NOSYS) => classic(terms, device, &server, directory),
         Err(error) => Err(error),
     };
-    made.map_err(|error| {
-        let text = format!("mounting at {}: {error}", terms.point.display());
-        Refusal::new("fuse.mount", text, "see the kernel log: dmesg | tail")
-    })
+    made.map_err(|error| failed(terms, error))
+}
+
+pub(crate) fn failed(terms: &Terms, error: Errno) -> Refusal {
+    let text = format!("mounting at {}: {error}", terms.point.display());
+    Refusal::new("fuse.mount", text, "see the kernel log: dmesg | tail")
+}
+
+/// Who serves a mount, and for whom.
+pub(crate) struct Server {
+    pub(crate) user: User,
+    /// For others than the server, too.
+    pub(crate) for_others: bool,
+    /// The kernel holds readers against owner and permissions of what they read.
+    pub(crate) kernel_checks: bool,
 }
 
 /// Options of the file system; those without a value are flags.
-fn options(terms: &Terms, device: &OwnedFd) -> Vec<(&'static str, Option<String>)> {
+fn options(device: &OwnedFd, server: &Server) -> Vec<(&'static str, Option<String>)> {
     let mut options = vec![
         ("fd", Some(device.as_raw_fd().to_string())),
         ("rootmode", Some("40000".to_owned())),
-        ("user_id", Some(terms.daemon.uid.to_string())),
-        ("group_id", Some(terms.daemon.gid.to_string())),
-        ("default_permissions", None),
+        ("user_id", Some(server.user.uid.to_string())),
+        ("group_id", Some(server.user.gid.to_string())),
     ];
-    if terms.allow_other {
-        options.push(("allow_other", None));
-    }
+    let flags = [("default_permissions", server.kernel_checks), ("allow_other", server.for_others)];
+    options.extend(flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| (flag, None)));
     options
 }
 
-fn by_descriptor(
-    terms: &Terms,
-    device: &OwnedFd,
-    context: &OwnedFd,
-    subtype: &str,
-    directory: &OwnedFd,
-) -> Result<OwnedFd, Errno> {
-    fsconfig_set_string(context, "source", FS_SOURCE)?;
-    fsconfig_set_string(context, "subtype", subtype)?;
-    fsconfig_set_flag(context, "ro")?;
-    for (option, value) in options(terms, device) {
+/// A mount of `device` that hangs nowhere yet. `NOSYS` before Linux 5.2.
+pub(crate) fn make(device: &OwnedFd, server: &Server) -> Result<OwnedFd, Errno> {
+    let (base, subtype) = FUSE_TYPE.split_once('.').unwrap_or((FUSE_TYPE, ""));
+    let context = fsopen(base, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", FS_SOURCE)?;
+    fsconfig_set_string(&context, "subtype", subtype)?;
+    fsconfig_set_flag(&context, "ro")?;
+    for (option, value) in options(device, server) {
         match value {
-            Some(value) => fsconfig_set_string(context, option, value.as_str())?,
-            None => fsconfig_set_flag(context, option)?,
+            Some(value) => fsconfig_set_string(&context, option, value.as_str())?,
+            None => fsconfig_set_flag(&context, option)?,
         }
     }
-    fsconfig_create(context)?;
+    fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let mount = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Put what [`make`] made over `directory`.
+pub(crate) fn attach(mount: &OwnedFd, directory: &OwnedFd) -> Result<(), Errno> {
     let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(&mount, "", directory, "", empty)?;
-    Ok(mount)
+    move_mount(mount, "", directory, "", empty)
 }
 
 /// The mount is opened by its path: nobody but root can exchange what is there (`mount_point.rs`).
-fn classic(terms: &Terms, device: &OwnedFd, directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+fn classic(terms: &Terms, device: &OwnedFd, server: &Server, directory: &OwnedFd) -> Result<OwnedFd, Errno> {
     let from_nix = |error: nix::Error| Errno::from_raw_os_error(error as i32);
-    let spelt: Vec<String> = options(terms, device)
+    let spelt: Vec<String> = options(device, server)
         .into_iter()
         .map(|(option, value)| value.map_or(option.to_owned(), |value| format!("{option}={value}")))
         .collect();

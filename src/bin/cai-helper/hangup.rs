@@ -1,7 +1,7 @@
 //! What happens when the line hangs up, at once: the session may be waiting just then, for a vendor's library or for a mount that
 //! nobody serves.
 //!
-//! The FUSE device is given back, and the line is closed on this side, too, and with it whatever is queued: a descriptor that was
+//! The FUSE devices are given back, and the line is closed on this side, too, and with it whatever is queued: a descriptor that was
 //! sent and not received would keep the mount's connection alive, and the session waiting for it.
 
 use std::fs::File;
@@ -15,7 +15,7 @@ use nix::unistd::dup2_stdin;
 use crate::backing::Slot;
 
 /// Wait, in a thread of its own, until the other end of `line`, which is standard input, is closed.
-pub(crate) fn watch(line: BorrowedFd<'_>, slot: Slot) -> io::Result<()> {
+pub(crate) fn watch(line: BorrowedFd<'_>, slots: [Slot; 2]) -> io::Result<()> {
     let line = line.try_clone_to_owned()?;
     // No socket, and always there. Now: later there may be no descriptor left.
     let nothing = File::open("/")?;
@@ -24,7 +24,7 @@ pub(crate) fn watch(line: BorrowedFd<'_>, slot: Slot) -> io::Result<()> {
         while let Ok(0) | Err(Errno::EINTR) =
             poll(&mut [PollFd::new(line.as_fd(), PollFlags::empty())], PollTimeout::NONE)
         {}
-        slot.close();
+        slots.iter().for_each(Slot::close);
         drop(line);
         if let Err(error) = dup2_stdin(&nothing) {
             eprintln!("cai-helper: closing the line: {error}");

@@ -7,14 +7,19 @@
 //! decisions as arguments instead: then there is no configuration, and root is the daemon. When the line closes, for whatever reason, what was done through it is
 //! undone (`session.rs`, `hangup.rs`). Of root's capabilities it keeps what its unit gives it (`privilege.rs`).
 //!
+//! With the argument `keeper` it is no helper, but what an adapter is kept by, without any privilege (`keeper.rs`).
+//!
 //! Vendors' libraries are opened only in a short-lived child, this program with other arguments (`vendor.rs`).
 #![deny(unsafe_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod backing;
+mod decryptor;
 mod fuse;
 mod gpu;
 mod hangup;
 mod ioctl;
+mod keeper;
+mod launch;
 mod libtdx;
 mod memory;
 mod mount_point;
@@ -38,7 +43,9 @@ use cai::host;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
+use rustix::thread::CapabilitySet;
 
+use decryptor::Launch;
 use session::Session;
 use terms::Terms;
 
@@ -57,10 +64,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    anyhow::ensure!(Uid::effective().is_root(), "must run as root");
-    privilege::keep(privilege::HELPER)?;
-    match Arguments::parse(std::env::args_os().skip(1).collect())? {
-        Arguments::Serve { root } => serve(&root),
+    let arguments = Arguments::parse(std::env::args_os().skip(1).collect())?;
+    anyhow::ensure!(Uid::effective().is_root() || arguments == Arguments::Keeper, "must run as root");
+    privilege::keep(arguments.privilege())?;
+    match arguments {
+        Arguments::Serve { root, launch } => serve(&root, launch),
+        Arguments::Keeper => keeper::run(),
         Arguments::ServeOwner { point, memory_bytes, readahead_kib } => {
             serve_owner(Terms::for_owner(point, memory_bytes, readahead_kib))
         }
@@ -69,15 +78,18 @@ fn run() -> anyhow::Result<()> {
 }
 
 /// Answer the daemon until its line closes.
-fn serve(root: &Path) -> anyhow::Result<()> {
+fn serve(root: &Path, launch: Launch) -> anyhow::Result<()> {
     block_stops()?;
     let stdin = std::io::stdin();
     let line = stdin.as_fd();
     let daemon = check_peer(line)?;
     check_configuration_is_roots(root)?;
     let terms = config::load(root).map(|(settings, _)| Terms::configured(&settings, daemon));
+    if terms.as_ref().map_or(true, |terms| terms.adapter.is_none()) {
+        privilege::keep(privilege::HELPER)?;
+    }
     // Undone when dropped, also behind a panic.
-    Session::new(Some(root.to_owned()), terms).serve(line)
+    Session::new(Some(root.to_owned()), terms, launch).serve(line)
 }
 
 /// Answer root, which started this process for a mount of its own, until its line closes.
@@ -87,7 +99,7 @@ fn serve_owner(terms: Terms) -> anyhow::Result<()> {
     let line = stdin.as_fd();
     let peer = getsockopt(&line, PeerCredentials).context("standard input is not a socket")?;
     anyhow::ensure!(peer.uid() == 0, "peer has uid {}, expected root", peer.uid());
-    Session::new(None, Ok(terms)).serve(line)
+    Session::new(None, Ok(terms), Launch::Child).serve(line)
 }
 
 fn block_stops() -> anyhow::Result<()> {
@@ -102,23 +114,39 @@ fn block_stops() -> anyhow::Result<()> {
 #[derive(Debug, PartialEq, Eq)]
 enum Arguments {
     /// With its socket as standard input.
-    Serve { root: PathBuf },
+    Serve { root: PathBuf, launch: Launch },
     /// With its socket as standard input, by root for itself alone.
     ServeOwner { point: PathBuf, memory_bytes: u64, readahead_kib: u32 },
+    /// With its socket as standard input, to keep an adapter.
+    Keeper,
     /// By itself, to open a vendor's library.
     Vendor { root: PathBuf, act: vendor::Act, data: Vec<u8>, life_secs: u32 },
 }
 
 impl Arguments {
+    /// Most that it may do.
+    fn privilege(&self) -> CapabilitySet {
+        match self {
+            // Where systemd starts no keeper, this process's child becomes the adapter's user.
+            Arguments::Serve { launch: Launch::Child, .. } | Arguments::Keeper => {
+                privilege::HELPER | privilege::BECOME
+            }
+            Arguments::Serve { launch: Launch::Unit, .. }
+            | Arguments::ServeOwner { .. }
+            | Arguments::Vendor { .. } => privilege::HELPER,
+        }
+    }
+
     fn parse(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<Self> {
         let absolute = |directory: &std::ffi::OsString| Path::new(directory).is_absolute();
         let text = |argument: &std::ffi::OsString| {
             argument.clone().into_string().map_err(|_| anyhow::anyhow!("arguments are not text"))
         };
         match arguments.as_slice() {
-            [] => Ok(Arguments::Serve { root: PathBuf::from("/") }),
+            [] => Ok(Arguments::Serve { root: PathBuf::from("/"), launch: Launch::Unit }),
+            [keeper] if keeper == "keeper" => Ok(Arguments::Keeper),
             [flag, root] if flag == "--root" && absolute(root) => {
-                Ok(Arguments::Serve { root: PathBuf::from(root) })
+                Ok(Arguments::Serve { root: PathBuf::from(root), launch: Launch::Child })
             }
             [a, point, b, bytes, c, kib]
                 if a == "--mount-point"
@@ -189,9 +217,11 @@ mod tests {
 
     #[test]
     fn arguments_other_than_the_known_ones_are_refused() {
-        let serve = |root: &str| Arguments::Serve { root: root.into() };
-        assert_eq!(Arguments::parse(vec![]).unwrap(), serve("/"));
-        assert_eq!(Arguments::parse(vec!["--root".into(), "/x".into()]).unwrap(), serve("/x"));
+        let serve = |root: &str, launch| Arguments::Serve { root: root.into(), launch };
+        assert_eq!(Arguments::parse(vec![]).unwrap(), serve("/", Launch::Unit));
+        let child = Arguments::parse(vec!["--root".into(), "/x".into()]).unwrap();
+        assert_eq!(child, serve("/x", Launch::Child));
+        assert_eq!(Arguments::parse(vec!["keeper".into()]).unwrap(), Arguments::Keeper);
         let child = ["--root", "/x", "vendor", "gpu-evidence", "00ff", "9"].map(Into::into).to_vec();
         let (act, data) = (vendor::Act::GpuEvidence, vec![0, 0xff]);
         let expected = Arguments::Vendor { root: "/x".into(), act, data, life_secs: 9 };

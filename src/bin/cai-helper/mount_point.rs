@@ -109,6 +109,16 @@ impl MountPoint {
         Ok(text)
     }
 
+    /// Put a FUSE mount that is mounted nowhere yet at the configured point.
+    pub(crate) fn attach(&mut self, terms: &Terms, detached: &OwnedFd) -> Result<String, Refusal> {
+        self.check_free()?;
+        let (mut text, directory) = prepare(terms)?;
+        fuse::attach(detached, &directory).map_err(|error| fuse::failed(terms, error))?;
+        let point = self.adopt(terms, detached)?;
+        let _ = write!(text, "mounted at {}", point.display());
+        Ok(text)
+    }
+
     /// At once, and without asking the mount, which may wait for whoever asks: one mount at a time.
     fn check_free(&mut self) -> Result<(), Refusal> {
         let Some(entry) = self.mounted.as_ref().and_then(OurMount::entry) else {

@@ -12,6 +12,9 @@ pub(crate) const HELPER: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::NET_ADMIN);
 
+/// What a child needs to become the adapter's user.
+pub(crate) const BECOME: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SETGID);
+
 /// Keep those of `wanted` that this process has, for good: without new privileges, no program that it becomes gets more either.
 pub(crate) fn keep(wanted: CapabilitySet) -> anyhow::Result<()> {
     set_no_new_privs().context("refusing new privileges")?;

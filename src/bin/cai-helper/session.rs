@@ -12,6 +12,7 @@ use cai::gateway::{Gate, GateError};
 use cai::helper::protocol::{GATE_WAS_SHUT, Reply, Request};
 use cai::helper::{channel, printable};
 
+use crate::decryptor::{Decryptor, Launch};
 use crate::hangup::{unless_hung_up, watch};
 use crate::memory::Memory;
 use crate::mount_point::MountPoint;
@@ -57,6 +58,7 @@ pub(crate) struct Session {
     terms: Result<Terms, Problems>,
     mount_point: MountPoint,
     memory: Private,
+    decryptor: Decryptor,
     /// The GPUs may accept work since this connection asked for it.
     gpus_ready: bool,
     /// The rules of the service port as they were loaded.
@@ -74,14 +76,16 @@ enum Private {
 }
 
 impl Session {
-    pub(crate) fn new(root: Option<PathBuf>, terms: Result<Terms, Problems>) -> Self {
+    pub(crate) fn new(root: Option<PathBuf>, terms: Result<Terms, Problems>, launch: Launch) -> Self {
         let (mount_point, memory) = (MountPoint::default(), Private::default());
-        Session { root, terms, mount_point, memory, gpus_ready: false, gate: None }
+        let decryptor = Decryptor::new(launch);
+        Session { root, terms, mount_point, memory, decryptor, gpus_ready: false, gate: None }
     }
 
     /// Answer requests until the line closes.
     pub(crate) fn serve(&mut self, line: BorrowedFd<'_>) -> anyhow::Result<()> {
-        watch(line, self.mount_point.backing().clone()).context("watching the line")?;
+        watch(line, [self.mount_point.backing().clone(), self.decryptor.backing().clone()])
+            .context("watching the line")?;
         while let Some((message, file)) =
             unless_hung_up(channel::receive(line)).context("receiving a request")?.flatten()
         {
@@ -126,6 +130,10 @@ impl Session {
             (Request::Register, Some(file)) => {
                 self.register(&file).map(|id| (Reply::Registered { id }, None))
             }
+            (Request::Decrypt, Some(key)) => {
+                let (text, line) = self.decryptor.start(valid(&self.terms)?, &key)?;
+                Ok((Reply::Done { text }, Some(line)))
+            }
             (request, None) => self.act(request).map(|(text, descriptor)| (Reply::Done { text }, descriptor)),
             (_, Some(_)) => {
                 let text = "a descriptor came beside a request that takes none";
@@ -155,6 +163,19 @@ impl Session {
             Request::Publish => {
                 let Private::Made(memory) = &mut self.memory else { return Err(no_memory("memory.publish")) };
                 self.mount_point.publish(valid(&self.terms)?, memory).map(|text| (text, None))
+            }
+            Request::DecryptorCheck => self.decryptor.check(valid(&self.terms)?).map(|text| (text, None)),
+            Request::Ciphertext => {
+                let mounted = self.decryptor.ciphertext(valid(&self.terms)?);
+                mounted.map(|(text, device)| (text, Some(device)))
+            }
+            Request::Decrypt => {
+                let text = "no descriptor came beside the request";
+                Err(Refusal::new("helper.refused", text, "cai and cai-helper must be of one version"))
+            }
+            Request::Decrypted => {
+                let mount = self.decryptor.answering()?;
+                self.mount_point.attach(valid(&self.terms)?, &mount).map(|text| (text, None))
             }
             Request::EventLogs => give("event logs", &tdx::event_logs(self.root()?)?),
             Request::TsmQuote { report_data } => {
@@ -214,6 +235,7 @@ impl Session {
     /// A published memory file system is let go with its mount: it cannot be mounted again.
     fn unmount(&mut self) -> Result<String, Refusal> {
         let text = self.mount_point.detach()?;
+        self.decryptor.detach()?;
         if matches!(&self.memory, Private::Made(memory) if memory.is_published()) {
             self.memory = Private::Gone;
         }
@@ -253,7 +275,9 @@ impl Session {
     /// working for whoever asks. The device goes first: where nobody else holds it, readers get an error instead of waiting.
     fn undo(&mut self) {
         self.mount_point.backing().close();
+        self.decryptor.backing().close();
         let detached = self.mount_point.detach().map(drop);
+        let withdrawn = self.decryptor.detach().map(drop);
         // Not after the GPUs, which take their time: it may be most of the machine's.
         self.memory = Private::Gone;
         // Once more where it fails: a driver that was busy may not be any more, and nobody else comes behind.
@@ -261,7 +285,7 @@ impl Session {
             true => self.gpus_not_ready().or_else(|_| self.gpus_not_ready()).map(drop),
             false => Ok(()),
         };
-        for undone in [detached, not_ready] {
+        for undone in [detached, withdrawn, not_ready] {
             if let Err(refusal) = undone {
                 let said = format!("at the end of the line: {}; {}", refusal.text, refusal.hint);
                 eprintln!("cai-helper: {}", printable(&said, JOURNAL_CHARS));

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use cai::config::{Mount, MountMode, Settings};
+use cai::config::{Encryption, Mount, MountMode, Settings};
 use cai::gateway::Gate;
 use cai::host;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
 
 /// What the acts around the mount need to know.
+#[derive(Clone)]
 pub(crate) struct Terms {
     /// Where to mount; absolute.
     pub(crate) point: PathBuf,
@@ -18,6 +19,10 @@ pub(crate) struct Terms {
     pub(crate) daemon: host::User,
     /// The FUSE mount is for others than the daemon, too.
     pub(crate) allow_other: bool,
+    /// The kernel holds readers of the FUSE mount against owner and permissions of what they read.
+    pub(crate) kernel_checks: bool,
+    /// Who decrypts in the daemon's place, where somebody does.
+    pub(crate) adapter: Option<AdapterTerms>,
     /// Owner of everything that is published.
     pub(crate) uid: Uid,
     /// Group of everything that is published.
@@ -34,7 +39,31 @@ pub(crate) struct Terms {
     pub(crate) gate: Option<Gate>,
 }
 
+/// What the acts around an adapter need to know.
+#[derive(Clone)]
+pub(crate) struct AdapterTerms {
+    /// Below which everything lies.
+    pub(crate) root: PathBuf,
+    /// SHA-256 that the program must have.
+    pub(crate) sha256: Option<[u8; 32]>,
+    /// Name of the key.
+    pub(crate) key_id: String,
+}
+
+impl AdapterTerms {
+    fn of(settings: &Settings) -> Self {
+        let (root, sam) = (settings.root.clone(), &settings.sam);
+        AdapterTerms { root, sha256: sam.adapter_sha256, key_id: sam.key_id.clone() }
+    }
+}
+
 impl Terms {
+    /// The same for a mount of the ciphertext at `point`, which nobody passes but who may: there is nothing for the kernel to check,
+    /// and what is shown there are the owner and permissions that the plaintext is to have.
+    pub(crate) fn for_ciphertext(&self, point: PathBuf) -> Self {
+        Terms { point, point_setting: "the ciphertext's", kernel_checks: false, ..self.clone() }
+    }
+
     /// As the configuration says, for the daemon of a service.
     pub(crate) fn configured(settings: &Settings, daemon: host::User) -> Self {
         let mount: &Mount = &settings.mount;
@@ -43,6 +72,8 @@ impl Terms {
             point_setting: "MODEL_MOUNT_POINT",
             daemon,
             allow_other: true,
+            kernel_checks: true,
+            adapter: (settings.model.encryption == Encryption::Sam).then(|| AdapterTerms::of(settings)),
             uid: Uid::from_raw(mount.uid),
             gid: Gid::from_raw(mount.gid),
             permissions: mount.permissions,
@@ -61,6 +92,8 @@ impl Terms {
             point_setting: "mount point",
             daemon: host::User { uid, gid },
             allow_other: false,
+            kernel_checks: true,
+            adapter: None,
             uid,
             gid,
             permissions: 0o400,

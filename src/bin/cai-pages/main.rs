@@ -51,6 +51,7 @@ fn write(directory: &Path) -> anyhow::Result<()> {
     first.write_all(template!("cai.1.in").as_bytes())?;
 
     let page = |name: &str, text: String| fs::write(directory.join(name), text);
+    page("cai-decryptor.7", template!("cai-decryptor.7.in"))?;
     page("cai.service.8", template!("cai.service.8.in"))?;
     let (env, toml) = (keys::variables(ENV), keys::tuning(TOML));
     page("cai.env.5", template!("cai.env.5.in").replace("@KEYS@\n", &env))?;
