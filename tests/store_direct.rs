@@ -1,4 +1,6 @@
 //! Who reads here and there gets what it asks for without the rest of the chunk: from the origin or a peer, right in any case.
+// One range is what is meant: what was fetched, in order.
+#![allow(clippy::single_range_in_vec_init)]
 
 use std::ops::Range;
 use std::sync::Arc;
