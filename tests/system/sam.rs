@@ -1,17 +1,17 @@
 //! A model behind an adapter as `cai-decryptor@.service`: what systemd keeps it from, who sees its mount, what stays.
 
-use crate::container::Container;
+use crate::machine::Machine;
 use crate::world::{MODEL_IS_RIGHT, configure};
 
 /// Everything of an adapter is gone.
-fn is_over(c: &Container) {
+fn is_over(c: &Machine) {
     c.wait("! pgrep -u cai-decryptor");
     c.wait("test -z \"$(systemctl list-units --plain --no-legend 'cai-decryptor@*')\"");
     c.fails("grep fuse.cai /proc/self/mountinfo");
 }
 
 /// Replaces the usual agent, and puts it back.
-pub fn adapter_is_confined_and_leaves_nothing(c: &Container) {
+pub fn adapter_is_confined_and_leaves_nothing(c: &Machine) {
     if c.sh("command -v gocryptfs || :").is_empty() {
         println!("  skip: no gocryptfs in the container");
         return;
