@@ -2,8 +2,8 @@
 //!
 //! Owns: the socket, and the table of metrics (`families`) with their text (`text`). Must not know: how anything it tells comes
 //! about; it reads one `watch<Status>` and the mount's counters, and keeps nothing. No secret is among them, and no file's name.
-//! Threads: one task, which serves [`CONNECTIONS`] at a time; who comes later waits in the kernel's line, and nobody is served for
-//! longer than [`CONNECTION_LIMIT`]. No lock but the status record's, for a copy of it; the disk is not touched. Tested in
+//! Threads: one task, which serves `CONNECTIONS` at a time; who comes later waits in the kernel's line, and nobody is served for
+//! longer than `CONNECTION_LIMIT`. No lock but the status record's, for a copy of it; the disk is not touched. Tested in
 //! `tests/metrics.rs`, with a real Prometheus.
 
 mod families;
