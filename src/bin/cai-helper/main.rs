@@ -66,7 +66,10 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<()> {
     let arguments = Arguments::parse(std::env::args_os().skip(1).collect())?;
     anyhow::ensure!(Uid::effective().is_root() || arguments == Arguments::Keeper, "must run as root");
-    privilege::keep(arguments.privilege())?;
+    // A keeper that systemd started has none, and may not even ask.
+    if Uid::effective().is_root() {
+        privilege::keep(arguments.privilege())?;
+    }
     match arguments {
         Arguments::Serve { root, launch } => serve(&root, launch),
         Arguments::Keeper => keeper::run(),
