@@ -113,10 +113,7 @@ async fn release_mount_rotation_and_refusal_are_one_record_each_and_name_one_ano
     let Some((world, identity)) = signed().await else { return };
     let mut agent = world.agent();
     let status = world.wait_state(&mut agent, "Serving");
-    let cai = |arguments: &[&str]| {
-        let status = world.on_bus(env!("CARGO_BIN_EXE_cai")).args(arguments).output().unwrap().status;
-        status.code().unwrap()
-    };
+    let cai = |arguments: &[&str]| world.cai(arguments).status.code().unwrap();
     assert_eq!(cai(&["reattest"]), 0);
     assert_eq!(cai(&["rotate", "--wait"]), 0);
     world.sandbox.faults(json!([{"do": "kbs_deny"}])).await;

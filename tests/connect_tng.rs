@@ -20,11 +20,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use common::free;
 use connecting::Connect;
 use raw_http::{Script, answer};
 use sandbox::{Builder, Sandbox};
 use serde_json::{Value, json};
-use tng::{NEWEST, Tng, VERSIONS, binary, free};
+use tng::{NEWEST, Tng, VERSIONS, binary};
 
 /// A process that ends with the test.
 struct Running(Child);

@@ -16,19 +16,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use cai::doctor::CHECKS;
-use common::{minimal_config, mounts_below, wait_until};
+use common::{install_program, minimal_config, mounts_below, wait_until};
 use sandbox::Builder;
 use serde_json::{Value, json};
 use world::{SECRET, World, files_below};
-
-macro_rules! world {
-    ($world:expr) => {
-        match $world {
-            Some(world) => world,
-            None => return,
-        }
-    };
-}
 
 /// What `cai doctor --json` says.
 struct Diagnosis {
@@ -79,19 +70,9 @@ impl Diagnosis {
     }
 }
 
-/// A program below `root`, written by another process: one that this process has open for writing cannot be run.
-fn install(root: &Path, name: &str, script: &str) {
-    let bin = root.join("usr/bin");
-    fs::create_dir_all(&bin).unwrap();
-    let file = bin.join(name);
-    let write = "printf '%s' \"$1\" >\"$0\" && chmod 755 \"$0\"";
-    let status = Command::new("sh").args(["-c", write]).arg(&file).arg(script).status().unwrap();
-    assert!(status.success());
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn healthy_machine_has_no_error_before_the_start_nor_after_it_and_nothing_is_changed() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     world.write_config();
     let before: BTreeSet<_> = files_below(&world.root()).into_iter().collect();
     let diagnosis = Diagnosis::of(&world);
@@ -138,7 +119,7 @@ async fn healthy_machine_has_no_error_before_the_start_nor_after_it_and_nothing_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn denials_are_told_with_code_and_remedy_and_the_exit_status_is_theirs() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     world.write_config();
     let refuse = json!({"oss_error": {"status": 403, "code": "AccessDenied"}});
     world.sandbox.faults(json!([{"do": "kbs_deny"}, {"do": refuse, "on": ["get", "head"]}])).await;
@@ -159,7 +140,7 @@ async fn denials_are_told_with_code_and_remedy_and_the_exit_status_is_theirs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn machine_without_trustee_and_oss_is_told_what_does_not_answer() {
-    let world = world!(World::new(Builder::default()));
+    let Some(world) = World::new(Builder::default()) else { return };
     minimal_config(&world.root());
     let diagnosis = Diagnosis::of(&world);
     assert_eq!(diagnosis.output.status.code(), Some(69), "{:#}", diagnosis.json);
@@ -175,7 +156,7 @@ async fn machine_without_trustee_and_oss_is_told_what_does_not_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_problem_of_the_configuration_is_a_finding_and_the_rest_is_not_looked_at() {
-    let mut world = world!(World::new(Builder::default()));
+    let Some(mut world) = World::new(Builder::default()) else { return };
     world.env = "MODEL_KEYID=kbs:///a/b/c\nMODEL_SERVICE_PORT=many\n".to_owned();
     world.write_config();
     let diagnosis = Diagnosis::of(&world);
@@ -199,7 +180,7 @@ async fn every_problem_of_the_configuration_is_a_finding_and_the_rest_is_not_loo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ordinary_user_is_told_what_could_not_be_seen_and_how_it_can_be() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     world.write_config();
     let env = world.root().join("etc/cai/cai.env");
     let copy = world.path("cai");
@@ -225,7 +206,7 @@ async fn ordinary_user_is_told_what_could_not_be_seen_and_how_it_can_be() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gpus_and_what_else_is_in_the_way_are_told_from_what_the_machine_shows() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     let root = world.root();
     world.toml = "[mount]\nmode = \"ram\"\nmemory_bytes = 4096\n[cache]\nmode = \"full\"\nreserve_bytes = \"8191TiB\"\n".to_owned();
     world.env.push_str("MODEL_SHARING_PEER=127.0.0.1:9\n");
@@ -234,9 +215,8 @@ async fn gpus_and_what_else_is_in_the_way_are_told_from_what_the_machine_shows()
     fs::create_dir_all(&device).unwrap();
     fs::write(device.join("vendor"), "0x10de\n").unwrap();
     fs::write(device.join("class"), "0x030200\n").unwrap();
-    install(
-        &root,
-        "nvidia-smi",
+    install_program(
+        &root.join("usr/bin/nvidia-smi"),
         "#!/bin/sh\n[ \"$1\" = conf-compute ] || exit 1\ncase $2 in\n-f) echo 'CC status: ON' ;;\n-d) echo 'DevTools Mode: OFF' ;;\n\
          -grs) echo 'Confidential Compute GPUs Ready state: ready' ;;\nesac\n",
     );
@@ -259,7 +239,7 @@ async fn gpus_and_what_else_is_in_the_way_are_told_from_what_the_machine_shows()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn text_has_80_columns_no_colours_and_a_summary() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     world.write_config();
     let mut shown = world.on_bus(env!("CARGO_BIN_EXE_cai"));
     let output = shown.arg("--root").arg(world.root()).arg("doctor").output().unwrap();

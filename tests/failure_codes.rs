@@ -204,8 +204,8 @@ fn documented() -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(path).unwrap();
     let mut rows = BTreeMap::new();
     for line in text.lines().filter(|line| line.starts_with("| `")) {
-        let cells: Vec<&str> =
-            line.replace("\\|", "¦").leak().trim_matches('|').split('|').map(str::trim).collect();
+        let line = line.replace("\\|", "¦");
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [code, status, cause, remedy] = cells[..] else { panic!("{line}") };
         assert!(!cause.is_empty() && !remedy.is_empty(), "{line}");
         let old = rows.insert(code.trim_matches('`').to_owned(), status.to_owned());

@@ -10,8 +10,6 @@ mod common;
 mod port;
 #[path = "common/sandbox.rs"]
 mod sandbox;
-#[path = "common/tng.rs"]
-mod tng;
 #[path = "common/world.rs"]
 mod world;
 
@@ -23,6 +21,7 @@ use cai::manifest::{Contents, SigningKey, generate, list};
 use cai::oss;
 use cai::ratls::certificate::parse;
 use cai::ratls::evidence::TaggedEvidence;
+use common::free;
 use nix::sys::signal::Signal;
 use tokio::net::TcpStream;
 use world::World;
@@ -38,7 +37,7 @@ async fn with_port(backend: SocketAddr) -> Option<(World, SocketAddr, String)> {
     let identity = cai::manifest::Manifest::parse(&file).unwrap().identity().to_string();
     let client = oss::Client::new(&world.sandbox.oss_config()).unwrap();
     client.put(&format!("model/{}", cai::manifest::NAME), Bytes::from(file)).await.unwrap();
-    let at = tng::free();
+    let at = free();
     world.toml = format!("[gateway]\nlisten = \"{at}\"\nbackend = \"{backend}\"\ndrain_secs = 20\n");
     Some((world, at, identity))
 }
@@ -61,7 +60,7 @@ async fn agent_serves_the_port_names_the_model_in_its_evidence_and_drains_before
         assert!(age < 60, "{format} evidence is {age} s old");
     }
     until("the tunnel in the status", || world.status().unwrap()["Gateway"]["Streams"] == 1).await;
-    let text = world.on_bus(env!("CARGO_BIN_EXE_cai")).arg("status").output().unwrap();
+    let text = world.cai(&["status"]);
     let text = String::from_utf8(text.stdout).unwrap();
     let line = text.lines().find(|line| line.starts_with("service port ")).unwrap();
     assert!(line.contains(&format!("{at} (mapping) to {}; evidence ", echo.at)), "{line}");

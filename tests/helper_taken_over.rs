@@ -328,23 +328,17 @@ fn helper_that_root_started_has_its_units_bounds_and_a_vendors_library_none_of_t
 #[test]
 fn journal_has_one_line_for_each_act_and_nothing_that_a_packet_could_forge() {
     let Some(machine) = Machine::new() else { return };
-    let (ours, theirs) = channel::pair().unwrap();
-    let mut child = Command::new(program())
-        .arg("--root")
-        .arg(machine.root.path())
-        .stdin(Stdio::from(theirs))
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let ask = |packet: &[u8]| channel::send(ours.as_fd(), packet, None).unwrap();
+    let root = machine.root.path();
+    let mut line =
+        Line::start_command(Command::new(program()).arg("--root").arg(root).stderr(Stdio::piped()));
     for request in [Request::Mount, Request::Publish, Request::Unmount] {
-        ask(&request.to_packet().unwrap());
-        channel::receive(ours.as_fd()).unwrap().unwrap();
+        line.ask_with(request, None);
     }
-    ask(br#"{"verb":"x\n<0>cai-helper: gpu-ready: the GPUs are ready\u001b[2J"}"#);
+    let forged = br#"{"verb":"x\n<0>cai-helper: gpu-ready: the GPUs are ready\u001b[2J"}"#;
+    channel::send(line.ours(), forged, None).unwrap();
     let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(78));
+    line.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(line.child.wait().unwrap().code(), Some(78));
     let lines: Vec<&str> = said.lines().collect();
     let point = machine.point();
     let point = point.display();

@@ -8,29 +8,15 @@ mod sandbox;
 mod world;
 
 use std::fs;
-use std::process::Output;
 
 use common::wait_until;
 use serde_json::json;
 use world::World;
 
-macro_rules! world {
-    ($world:expr) => {
-        match $world {
-            Some(world) => world,
-            None => return,
-        }
-    };
-}
-
 /// As short as they go.
 const SHORT: &str = "[trustee]\nreattest_interval_secs = 1\ngrace_secs = 2\n";
 
 impl World {
-    fn cai(&self, arguments: &[&str]) -> Output {
-        self.on_bus(env!("CARGO_BIN_EXE_cai")).args(arguments).output().unwrap()
-    }
-
     fn attested_at(&self) -> u64 {
         self.status().unwrap()["AttestedAt"].as_u64().unwrap()
     }
@@ -38,7 +24,7 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attestation_is_renewed_in_time_and_degraded_while_nobody_answers() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     world.toml = SHORT.replace("grace_secs = 2", "grace_secs = 600");
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
@@ -60,7 +46,7 @@ async fn attestation_is_renewed_in_time_and_degraded_while_nobody_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grace_that_ends_without_an_answer_ends_serving() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     world.toml = SHORT.to_owned();
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
@@ -74,7 +60,7 @@ async fn grace_that_ends_without_an_answer_ends_serving() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn denial_ends_serving_at_once() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     world.toml = SHORT.replace("grace_secs = 2", "grace_secs = 600");
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
@@ -86,7 +72,7 @@ async fn denial_ends_serving_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attestation_on_demand_needs_no_lease_and_ends_cai_only_where_it_is_denied() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
     let first = world.attested_at();
@@ -119,7 +105,7 @@ async fn attestation_on_demand_needs_no_lease_and_ends_cai_only_where_it_is_deni
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reload_takes_what_a_running_agent_can_take_and_names_the_rest() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
     let reload = |world: &World| {

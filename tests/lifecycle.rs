@@ -17,18 +17,9 @@ use sandbox::{Builder, RESOURCE};
 use serde_json::json;
 use world::{Agent, SECRET, World, files_below, pattern};
 
-macro_rules! world {
-    ($world:expr) => {
-        match $world {
-            Some(world) => world,
-            None => return,
-        }
-    };
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_serves_the_model_tells_systemd_and_leaves_nothing_behind() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let mut agent = world.agent();
     let status = world.wait_state(&mut agent, "Serving");
     world.assert_model_is_readable();
@@ -52,10 +43,7 @@ async fn agent_serves_the_model_tells_systemd_and_leaves_nothing_behind() {
     let uids = owner.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
     assert!(uids.split_whitespace().all(|uid| uid == cai.uid.to_string()), "{uids}");
 
-    wait_until("every byte to be local", || {
-        let progress = &world.status().unwrap()["Progress"];
-        progress["BytesDone"] == progress["BytesTotal"]
-    });
+    world.wait_local();
     assert_eq!(agent.stop().code(), Some(0));
     world.assert_nothing_mounted();
     let said = agent.notifications();
@@ -72,7 +60,7 @@ async fn agent_serves_the_model_tells_systemd_and_leaves_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plaintext_and_secrets_are_on_no_disk_and_in_no_output() {
-    let mut world = world!(World::new(Builder::default()));
+    let Some(mut world) = World::new(Builder::default()) else { return };
     let marker = b"PLAINTEXT-MARKER-OF-THE-WEIGHTS.".repeat(4096);
     world.upload([("model.safetensors".to_owned(), marker)].into()).await;
     fs::remove_dir_all(world.path("cipher")).unwrap();
@@ -99,7 +87,7 @@ async fn plaintext_and_secrets_are_on_no_disk_and_in_no_output() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_with_a_ram_role_says_what_is_left_of_its_credential() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     (world.env, world.toml) = (String::new(), "[oss]\ncredentials = \"ecs-ram-role\"\n".to_owned());
     world.write_config();
     fs::write(world.root().join("etc/cai/sandbox-metadata"), &world.sandbox.cloud).unwrap();
@@ -111,7 +99,7 @@ async fn agent_with_a_ram_role_says_what_is_left_of_its_credential() {
     let store = &status["ObjectStore"];
     assert_eq!(store["Credentials"], "RAM role of this machine");
     assert_eq!((store["Throttled"].as_u64(), store["Concurrency"].as_u64()), (Some(0), Some(32)));
-    let shown = world.on_bus(env!("CARGO_BIN_EXE_cai")).arg("status").output().unwrap();
+    let shown = world.cai(&["status"]);
     let shown = String::from_utf8(shown.stdout).unwrap();
     let line = shown.lines().find(|line| line.starts_with("object store ")).unwrap();
     assert!(line.starts_with("object store RAM role of this machine, 60 min left"), "{line}");
@@ -123,7 +111,7 @@ async fn agent_with_a_ram_role_says_what_is_left_of_its_credential() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn busctl_shows_the_interface_and_its_properties() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
     let busctl = |arguments: &[&str]| {
@@ -167,7 +155,7 @@ async fn busctl_shows_the_interface_and_its_properties() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_secret_ends_with_a_clear_error_and_no_mount() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     world.sandbox.put_resource(RESOURCE, b"not the password\n").await;
     let mut agent = world.agent();
     assert_eq!(agent.wait().code(), Some(78));
@@ -180,7 +168,7 @@ async fn wrong_secret_ends_with_a_clear_error_and_no_mount() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn key_denied_by_policy_ends_with_77_after_one_request() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     world.sandbox.faults(json!([{"do": "kbs_deny"}])).await;
     let mut agent = world.agent();
     assert_eq!(agent.wait().code(), Some(77));
@@ -193,7 +181,7 @@ async fn key_denied_by_policy_ends_with_77_after_one_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn key_broker_that_is_down_is_retried_and_shown_until_it_is_back() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     world.sandbox.faults(json!([{"do": "kbs_drop"}])).await;
     let mut agent = world.agent();
     let mut shown = serde_json::Value::Null;
@@ -214,7 +202,7 @@ async fn key_broker_that_is_down_is_retried_and_shown_until_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn session_lost_before_the_key_leads_to_a_new_handshake() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let expire = json!([{"do": "kbs_expire_session", "on": ["resource"], "times": 2}]);
     world.sandbox.faults(expire).await;
     let mut agent = world.agent();
@@ -225,7 +213,7 @@ async fn session_lost_before_the_key_leads_to_a_new_handshake() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn older_broker_is_spoken_to_in_its_dialect() {
-    let mut world = world!(World::new(Builder::default().protocol("0.1.0")));
+    let Some(mut world) = World::new(Builder::default().protocol("0.1.0")) else { return };
     world.upload(world::small_model()).await;
     let mut agent = world.agent();
     let status = world.wait_state(&mut agent, "Serving");
@@ -236,7 +224,7 @@ async fn older_broker_is_spoken_to_in_its_dialect() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_http_is_refused_when_https_is_required() {
-    let mut world = world!(World::new(Builder::default()));
+    let Some(mut world) = World::new(Builder::default()) else { return };
     world.toml = "[trustee]\nrequire_https = true\n".to_owned();
     let mut agent = world.agent();
     assert_eq!(agent.wait().code(), Some(78));
@@ -245,7 +233,7 @@ async fn plain_http_is_refused_when_https_is_required() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bucket_that_may_not_be_listed_is_explained() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let refuse = json!({"oss_error": {"status": 403, "code": "AccessDenied"}});
     world.sandbox.faults(json!([{"do": refuse, "on": ["list"]}])).await;
     let mut agent = world.agent();
@@ -257,7 +245,7 @@ async fn bucket_that_may_not_be_listed_is_explained() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prefix_without_a_model_is_explained() {
-    let world = world!(World::new(Builder::default()));
+    let Some(world) = World::new(Builder::default()) else { return };
     let mut agent = world.agent();
     assert_eq!(agent.wait().code(), Some(78));
     let log = agent.log();
@@ -266,7 +254,7 @@ async fn prefix_without_a_model_is_explained() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prefix_one_directory_too_high_is_named() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     world.env.push_str("MODEL_OSS_BUCKET_PATH=conf-ai:/\n");
     let mut agent = world.agent();
     assert_eq!(agent.wait().code(), Some(78));
@@ -287,7 +275,7 @@ fn shard_key(cipher: &Path, plain_len: u64) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn object_replaced_during_the_fill_is_eio_for_that_file_and_shown_as_degraded() {
-    let mut world = world!(World::new(Builder::default()));
+    let Some(mut world) = World::new(Builder::default()) else { return };
     let cipher = world.upload(world::small_model()).await;
     let key = shard_key(&cipher, (9 << 20) + 5);
     // The first range of the shard still arrives; then another object has its name.
@@ -312,7 +300,7 @@ async fn object_deleted_or_truncated_during_the_fill_is_eio_and_never_short_data
         (json!("oss_remove"), "store.object-gone"),
         (json!({"oss_truncate": {"len": 5000}}), "store.object-changed"),
     ] {
-        let mut world = world!(World::new(Builder::default()));
+        let Some(mut world) = World::new(Builder::default()) else { return };
         let cipher = world.upload(world::small_model()).await;
         let key = shard_key(&cipher, 3 << 20);
         world.sandbox.faults(json!([{"do": act, "on": ["get"], "match": key, "times": 1}])).await;
@@ -327,7 +315,7 @@ async fn object_deleted_or_truncated_during_the_fill_is_eio_and_never_short_data
 
 #[tokio::test(flavor = "multi_thread")]
 async fn read_ahead_of_the_fill_is_answered_from_the_network() {
-    let mut world = world!(World::new(Builder::default()));
+    let Some(mut world) = World::new(Builder::default()) else { return };
     let big = pattern(9, 40 << 20);
     let cipher =
         world.upload([("big".to_owned(), big.clone()), ("small".to_owned(), pattern(4, 100))].into()).await;
@@ -354,7 +342,7 @@ async fn read_ahead_of_the_fill_is_answered_from_the_network() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restart_fetches_no_chunk_twice() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     for _ in 0..2 {
         let mut agent = world.agent();
         world.wait_state(&mut agent, "Serving");
@@ -369,7 +357,7 @@ async fn restart_fetches_no_chunk_twice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_agent_leaves_no_dead_mount_and_the_next_one_serves_what_is_local() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
     wait_until("every byte to be local", || agent.log().contains("every byte of the model is local"));
@@ -391,7 +379,7 @@ async fn killed_agent_leaves_no_dead_mount_and_the_next_one_serves_what_is_local
 
 #[tokio::test(flavor = "multi_thread")]
 async fn second_instance_is_refused_and_the_first_goes_on() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
     let mut second = Agent::start(&world, &[]);
@@ -403,7 +391,7 @@ async fn second_instance_is_refused_and_the_first_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mount_point_that_is_not_empty_is_refused_untouched() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     fs::create_dir_all(world.mount_point()).unwrap();
     fs::write(world.mount_point().join("precious"), "data").unwrap();
     let mut agent = world.agent();
@@ -415,7 +403,7 @@ async fn mount_point_that_is_not_empty_is_refused_untouched() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_is_refused_where_the_whole_model_is_to_be_kept() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     // No file system of a test machine has an exbibyte to spare.
     let greedy = format!("[cache]\nreserve_bytes = {}\n", 1u64 << 60);
     let env = world.env.clone();
@@ -433,7 +421,7 @@ async fn full_disk_is_refused_where_the_whole_model_is_to_be_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_is_served_without_it_and_said() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     world.toml = format!("[cache]\nreserve_bytes = {}\n", 1u64 << 60);
     let mut agent = world.agent();
     let status = world.wait_state(&mut agent, "Serving");
@@ -446,7 +434,7 @@ async fn full_disk_is_served_without_it_and_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_for_the_whole_model_mounts_only_when_it_is_local() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     world.env.push_str("MODEL_WAIT=full\n");
     let mut agent = world.agent();
     let status = world.wait_state(&mut agent, "Serving");
@@ -457,7 +445,7 @@ async fn waiting_for_the_whole_model_mounts_only_when_it_is_local() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watchdog_is_fed_while_the_mount_answers() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     world.write_config();
     // 200 ms, as a unit with WatchdogSec= would pass it.
     let mut agent = Agent::start(&world, &[("WATCHDOG_USEC", "200000")]);
@@ -470,7 +458,7 @@ async fn watchdog_is_fed_while_the_mount_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unmounting_behind_the_agents_back_ends_it_for_a_restart() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
     nix::mount::umount(&world.mount_point()).unwrap();
@@ -480,7 +468,7 @@ async fn unmounting_behind_the_agents_back_ends_it_for_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn configuration_problems_end_it_with_78_listing_all() {
-    let mut world = world!(World::new(Builder::default()));
+    let Some(mut world) = World::new(Builder::default()) else { return };
     world.env.push_str("MODEL_MOUNT_POINT=relative\nMODEL_SERVICE_PORT=99999\n");
     let mut agent = world.agent();
     assert_eq!(agent.wait().code(), Some(78));
@@ -492,7 +480,7 @@ async fn configuration_problems_end_it_with_78_listing_all() {
 #[tokio::test(flavor = "multi_thread")]
 async fn signal_to_the_whole_process_group_leaves_nothing_behind() {
     for group_signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let world = world!(World::with_small_model().await);
+        let Some(world) = World::with_small_model().await else { return };
         world.write_config();
         let mut agent = Agent::start_in_its_own_group(&world);
         world.wait_state(&mut agent, "Serving");
@@ -505,7 +493,7 @@ async fn signal_to_the_whole_process_group_leaves_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cache_directory_of_somebody_else_is_refused_and_stays_theirs() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     let shared = world.root().join("data");
     fs::create_dir_all(&shared).unwrap();
     world.toml = "[cache]\ndir = \"/data\"\n".to_owned();
@@ -517,7 +505,7 @@ async fn cache_directory_of_somebody_else_is_refused_and_stays_theirs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_failed_request_neither_degrades_nor_ends_a_full_wait() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     world.env.push_str("MODEL_WAIT=full\n");
     let busy = json!({"oss_error": {"status": 503, "code": "ServiceUnavailable"}});
     world.sandbox.faults(json!([{"do": busy, "on": ["get"], "skip": 3, "times": 2}])).await;
@@ -530,7 +518,7 @@ async fn one_failed_request_neither_degrades_nor_ends_a_full_wait() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn local_copy_that_has_rotted_is_fetched_again_and_read_right() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
     wait_until("every byte to be local", || agent.log().contains("every byte of the model is local"));

@@ -136,14 +136,6 @@ async fn model_larger_than_its_memory_ends_with_78_and_both_numbers() {
     world.assert_nothing_mounted();
 }
 
-/// Wait until everything is in the cache.
-fn wait_local(world: &World) {
-    wait_until("every byte to be local", || {
-        let progress = &world.status().unwrap()["Progress"];
-        progress["BytesDone"] == progress["BytesTotal"]
-    });
-}
-
 /// The memory of load mode; `None`, with the reason printed, where the kernel cannot.
 fn memory(world: &World, agent: &Agent, status: &Value) -> Option<MemoryWatch> {
     let loads = how(world, status).starts_with("weight files loaded whole into up to ");
@@ -163,7 +155,7 @@ async fn weights_that_are_local_are_loaded_whole_and_said_to_be() {
         assert_eq!(kind(&world), FUSE_SUPER_MAGIC);
         let Some(memory) = memory(&world, &agent, &status) else { return };
         assert_eq!(how(&world, &status), "weight files loaded whole into up to 0.0 GiB of memory");
-        wait_local(&world);
+        world.wait_local();
         let before = world.sandbox.count("oss.get").await;
         let file = File::open(world.mount_point().join(WEIGHTS)).unwrap();
         assert_eq!(memory.used(), pages(content.len()), "{mode}");
@@ -203,7 +195,7 @@ async fn weights_that_still_come_in_are_read_on_demand_and_loaded_when_they_are_
     assert!(!reader.is_finished(), "a read was answered with missing bytes");
     world.sandbox.faults(json!([])).await;
     assert!(reader.join().unwrap() == content);
-    wait_local(&world);
+    world.wait_local();
     assert_eq!(memory.used(), 0, "it is open, read on demand");
     drop(file);
     wait_until("the weights to be loaded", || {
@@ -225,7 +217,7 @@ async fn killed_agent_gives_the_memory_of_loaded_weights_back() {
     let mut agent = world.agent();
     let status = world.wait_state(&mut agent, "Serving");
     let Some(memory) = memory(&world, &agent, &status) else { return };
-    wait_local(&world);
+    world.wait_local();
     let held = File::open(world.mount_point().join(WEIGHTS)).unwrap();
     assert_eq!(memory.used(), pages(content.len()));
     agent.signal(Signal::SIGKILL);

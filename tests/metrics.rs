@@ -10,8 +10,6 @@ mod common;
 mod port;
 #[path = "common/sandbox.rs"]
 mod sandbox;
-#[path = "common/tng.rs"]
-mod tng;
 #[path = "common/world.rs"]
 mod world;
 
@@ -28,7 +26,7 @@ use backend::Backend;
 use bytes::Bytes;
 use cai::config::{self, FileKind, SourceFile};
 use cai::metrics::FAMILIES;
-use common::{available, wait_until};
+use common::{available, free, wait_until};
 use serde_json::Value;
 use world::World;
 
@@ -93,7 +91,7 @@ impl Drop for Prometheus {
 
 impl Prometheus {
     fn start(tools: &Path, target: SocketAddr) -> Self {
-        let (directory, at) = (tempfile::tempdir().unwrap(), tng::free());
+        let (directory, at) = (tempfile::tempdir().unwrap(), free());
         let config = directory.path().join("prometheus.yml");
         let rules = root().join("packaging/prometheus/cai.rules.yml");
         let text = format!(
@@ -161,7 +159,7 @@ fn dashboard() -> Vec<String> {
 /// An agent with a service port, a peer that is not there, and metrics at a port.
 async fn whole_world(backend: SocketAddr) -> Option<(World, SocketAddr, SocketAddr)> {
     let mut world = World::with_small_model().await?;
-    let (metrics, gateway, peers, nobody) = (tng::free(), tng::free(), tng::free(), tng::free());
+    let (metrics, gateway, peers, nobody) = (free(), free(), free(), free());
     world.env += &format!("MODEL_SHARING_PEER=\"{nobody}\"\n");
     world.toml = format!(
         "[metrics]\nlisten = \"{metrics}\"\n[gateway]\nlisten = \"{gateway}\"\nbackend = \"{backend}\"\n\
@@ -183,7 +181,7 @@ async fn real_prometheus_answers_every_expression_of_dashboard_and_alerts() {
     let mut stream = port::tunnel(gateway).await.open().await.unwrap();
     stream.send(Bytes::from_static(b"twelve bytes"), true).await.unwrap();
     assert_eq!(stream.read_to_end().await.unwrap(), b"twelve bytes");
-    assert!(world.on_bus(env!("CARGO_BIN_EXE_cai")).arg("rotate").output().unwrap().status.success());
+    assert!(world.cai(&["rotate"]).status.success());
     wait_until("all that happened to be told", || {
         let text = scrape(TcpStream::connect(metrics).unwrap());
         text.contains("cai_rotations_total{outcome=\"unchanged\"} 1")

@@ -17,15 +17,6 @@ use sandbox::Builder;
 use serde_json::json;
 use world::{World, files_below};
 
-macro_rules! world {
-    ($world:expr) => {
-        match $world {
-            Some(world) => world,
-            None => return,
-        }
-    };
-}
-
 /// A world with an uploaded model, and its publisher.
 struct Publisher {
     world: World,
@@ -99,7 +90,7 @@ impl Publisher {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn model_nobody_signed_is_served_with_a_notice() {
-    let publisher = world!(Publisher::new().await);
+    let Some(publisher) = Publisher::new().await else { return };
     let (_, notices) = publisher.served();
     assert!(notices.contains("model origin not authenticated: it has no signed manifest"), "{notices}");
     assert!(!publisher.world.root().join("var/lib/cai/models").exists(), "there is nothing to remember");
@@ -107,7 +98,7 @@ async fn model_nobody_signed_is_served_with_a_notice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pinned_publisher_makes_the_manifest_mandatory_and_shows_its_identity() {
-    let mut publisher = world!(Publisher::new().await);
+    let Some(mut publisher) = Publisher::new().await else { return };
     publisher.pin(publisher.key.public());
     publisher.refused(65, "model.no-manifest");
     let manifest = publisher.publish(&publisher.contents(3)).await;
@@ -125,7 +116,7 @@ async fn pinned_publisher_makes_the_manifest_mandatory_and_shows_its_identity() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn manifest_once_seen_stays_mandatory_and_its_revision_never_decreases() {
-    let publisher = world!(Publisher::new().await);
+    let Some(publisher) = Publisher::new().await else { return };
     publisher.publish(&publisher.contents(7)).await;
     let (_, notices) = publisher.served();
     assert!(notices.contains("model origin not authenticated: it is signed by"), "{notices}");
@@ -150,7 +141,7 @@ async fn manifest_once_seen_stays_mandatory_and_its_revision_never_decreases() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn object_that_is_missing_or_of_another_length_is_refused_before_anything_is_mounted() {
-    let publisher = world!(Publisher::new().await);
+    let Some(publisher) = Publisher::new().await else { return };
     publisher.publish(&publisher.contents(1)).await;
     let shard = publisher.stored(3 << 20);
     let mut bytes = fs::read(&shard).unwrap();
@@ -163,7 +154,7 @@ async fn object_that_is_missing_or_of_another_length_is_refused_before_anything_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn file_of_the_right_length_that_is_another_one_is_eio_and_the_rest_is_served() {
-    let publisher = world!(Publisher::new().await);
+    let Some(publisher) = Publisher::new().await else { return };
     publisher.publish(&publisher.contents(1)).await;
     // A block that was overwritten with zeros reads as a hole: no tag fails, and without a manifest the reader gets zeros.
     let shard = publisher.stored(3 << 20);
@@ -183,7 +174,7 @@ async fn file_of_the_right_length_that_is_another_one_is_eio_and_the_rest_is_ser
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_manifest_is_refused_also_without_a_pin() {
-    let publisher = world!(Publisher::new().await);
+    let Some(publisher) = Publisher::new().await else { return };
     let mut file = publisher.contents(1).sign(&publisher.key).unwrap();
     file[100] ^= 1;
     publisher.put(NAME, file).await;
@@ -195,7 +186,7 @@ async fn licence_that_has_ended_or_asks_for_another_policy_is_denied() {
     let directory = tempfile::tempdir().unwrap();
     let signers = directory.path().join("signers.pem");
     let builder = Builder::default().with(&["--token-cert-out", signers.to_str().unwrap()]);
-    let mut publisher = world!(Publisher::with(builder).await);
+    let Some(mut publisher) = Publisher::with(builder).await else { return };
     let licence = Licence {
         id: "L-1".into(),
         licensee: "Example".into(),
@@ -224,13 +215,13 @@ async fn licence_that_has_ended_or_asks_for_another_policy_is_denied() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_takes_a_later_revision_of_a_signed_model_and_no_earlier_one() {
-    let mut publisher = world!(Publisher::new().await);
+    let Some(mut publisher) = Publisher::new().await else { return };
     publisher.pin(publisher.key.public());
     publisher.publish(&publisher.contents(3)).await;
     let world = &publisher.world;
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
-    let rotate = || world.on_bus(env!("CARGO_BIN_EXE_cai")).args(["rotate", "--wait"]).output().unwrap();
+    let rotate = || world.cai(&["rotate", "--wait"]);
     // The same files under another signature: nothing of them is fetched again.
     let later = publisher.publish(&publisher.contents(4)).await;
     assert!(String::from_utf8_lossy(&rotate().stdout).contains("rewrapped"));
@@ -261,7 +252,7 @@ async fn licence_that_ends_while_the_model_is_served_ends_serving() {
     let directory = tempfile::tempdir().unwrap();
     let signers = directory.path().join("signers.pem");
     let builder = Builder::default().with(&["--token-cert-out", signers.to_str().unwrap()]);
-    let mut publisher = world!(Publisher::with(builder).await);
+    let Some(mut publisher) = Publisher::with(builder).await else { return };
     let etc = publisher.world.root().join("etc/cai");
     fs::create_dir_all(&etc).unwrap();
     fs::copy(&signers, etc.join("signers.pem")).unwrap();

@@ -12,12 +12,13 @@ use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use common::install_program;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sandbox::Builder;
 use world::{SECRET, World};
@@ -40,15 +41,6 @@ const CUT: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-macro_rules! world {
-    ($world:expr) => {
-        match $world {
-            Some(world) => world,
-            None => return,
-        }
-    };
-}
-
 /// Every form in which a secret may have got into a text.
 fn forms(secret: &str) -> Vec<String> {
     let mut forms = vec![
@@ -69,15 +61,11 @@ fn forms(secret: &str) -> Vec<String> {
     forms
 }
 
-/// A `journalctl` that prints `lines` below `root`, written by another process.
+/// A `journalctl` that prints `lines` below `root`.
 fn journal(root: &Path, lines: &str) {
-    fs::create_dir_all(root.join("usr/bin")).unwrap();
-    fs::write(root.join("journal"), lines).unwrap();
     let script = format!("#!/bin/sh\nexec cat {}/journal\n", root.display());
-    let write = "printf '%s' \"$1\" >\"$0\" && chmod 755 \"$0\"";
-    let status =
-        Command::new("sh").args(["-c", write]).arg(root.join("usr/bin/journalctl")).arg(script).status();
-    assert!(status.unwrap().success());
+    install_program(&root.join("usr/bin/journalctl"), &script);
+    fs::write(root.join("journal"), lines).unwrap();
 }
 
 fn report(world: &World, arguments: &[&str]) -> (Output, PathBuf) {
@@ -154,7 +142,7 @@ fn assert_nothing_of(secrets: &[&str], archive: &Path, files: &BTreeMap<String, 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn report_of_a_serving_machine_has_everything_and_no_secret() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     let key = sandbox::ACCESS_KEY_SECRET;
     world.env.push_str(&format!("#MODEL_OSS_SECRET_ACCESS_KEY='{OLD}'\nVLLM_EXTRA=\"{FOREIGN}\"\n"));
     let known = [key, OLD, FOREIGN];
@@ -230,7 +218,7 @@ async fn report_of_a_serving_machine_has_everything_and_no_secret() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn report_of_a_machine_that_cannot_start_has_what_there_is_and_says_what_is_missing() {
-    let mut world = world!(World::new(Builder::default()));
+    let Some(mut world) = World::new(Builder::default()) else { return };
     // The secret in the name of the model, which status and findings repeat; and a configuration that is wrong in every way.
     world.env = format!(
         "MODEL_OSS_SECRET_ACCESS_KEY={TOKEN}\nMODEL_OSS_BUCKET_PATH=conf-ai:/{FOREIGN}/\nMODEL_PASSWORD={FOREIGN}\nAbC4planted==x\n"

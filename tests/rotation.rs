@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::process::Output;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -22,15 +21,6 @@ use common::wait_until;
 use sandbox::{Builder, RESOURCE};
 use serde_json::{Value, json};
 use world::{Agent, SECRET, World, files_below, pattern, small_model};
-
-macro_rules! world {
-    ($world:expr) => {
-        match $world {
-            Some(world) => world,
-            None => return,
-        }
-    };
-}
 
 const SHARD: &str = "model-00001-of-00002.safetensors";
 
@@ -47,16 +37,9 @@ impl World {
     async fn serving(&self) -> (Agent, Value) {
         let mut agent = self.agent();
         self.wait_state(&mut agent, "Serving");
-        wait_until("every byte to be local", || {
-            let progress = &self.status().unwrap()["Progress"];
-            progress["BytesDone"] == progress["BytesTotal"]
-        });
+        self.wait_local();
         let status = self.status().unwrap();
         (agent, status)
-    }
-
-    fn cai(&self, arguments: &[&str]) -> Output {
-        self.on_bus(env!("CARGO_BIN_EXE_cai")).args(arguments).output().unwrap()
     }
 
     /// `cai rotate --wait`; the line it ends with.
@@ -139,7 +122,7 @@ fn passphrase(secret: &[u8]) -> Passphrase {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn new_revision_is_what_new_opens_get_and_open_files_stay_with_the_old_one() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     let mut first = small_model();
     first.insert(SHARD.to_owned(), pattern(1, (17 << 20) + 3));
     world.replace(first.clone()).await;
@@ -193,7 +176,7 @@ async fn new_revision_is_what_new_opens_get_and_open_files_stay_with_the_old_one
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_never_stop_see_one_revision_or_the_other_and_no_error() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     let (mut agent, _) = world.serving().await;
     let (old, new) = (small_model(), next_model());
     let over = AtomicBool::new(false);
@@ -225,7 +208,7 @@ async fn readers_that_never_stop_see_one_revision_or_the_other_and_no_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn key_wrapped_anew_is_taken_without_a_byte_of_data() {
-    let world = world!(World::with_small_model().await);
+    let Some(world) = World::with_small_model().await else { return };
     let (mut agent, before) = world.serving().await;
     assert!(world.rotate().starts_with("unchanged "));
     assert_eq!(world.status().unwrap()["KeyGeneration"], 2);
@@ -256,7 +239,7 @@ async fn key_wrapped_anew_is_taken_without_a_byte_of_data() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_two_revisions_have_in_common_is_not_fetched_again() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     let (mut agent, before) = world.serving().await;
     // One object fewer, and nothing else.
     let smallest = files_below(&world.path("cipher"));
@@ -279,7 +262,7 @@ async fn what_two_revisions_have_in_common_is_not_fetched_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_that_fails_leaves_everything_as_it_was_and_says_why() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     world.toml = "[trustee]\nretry_limit_secs = 0\n".to_owned();
     let (mut agent, before) = world.serving().await;
     world.sandbox.faults(json!([{"do": "kbs_deny"}])).await;
@@ -311,7 +294,7 @@ async fn rotation_that_fails_leaves_everything_as_it_was_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_is_one_at_a_time_and_survives_a_kill_in_its_middle() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     let (mut agent, before) = world.serving().await;
     world.replace(next_model()).await;
     let slow = json!({"oss_slow_body": {"bytes_per_sec": 200_000}});
@@ -352,7 +335,7 @@ async fn rotation_is_one_at_a_time_and_survives_a_kill_in_its_middle() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn way_back_is_open_once_nobody_reads_and_no_revision_comes_that_the_disk_cannot_keep() {
-    let mut world = world!(World::with_small_model().await);
+    let Some(mut world) = World::with_small_model().await else { return };
     world.toml = "[cache]\nsize_bytes = \"20MiB\"\n".to_owned();
     let (mut agent, _) = world.serving().await;
     let first = files_below(&world.path("cipher"));
@@ -399,7 +382,7 @@ async fn way_back_is_open_once_nobody_reads_and_no_revision_comes_that_the_disk_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sealed_copy_in_memory_is_rotated_by_a_restart_only() {
-    let mut world = world!(World::new(Builder::default()));
+    let Some(mut world) = World::new(Builder::default()) else { return };
     world.toml = "[mount]\nmode = \"ram\"\n".to_owned();
     world.upload(small_model()).await;
     let (mut agent, before) = world.serving().await;

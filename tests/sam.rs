@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{available, mounts_below, wait_until};
+use common::{available, install_program, mounts_below, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sandbox::RESOURCE;
@@ -36,15 +36,6 @@ async fn sam_world() -> Option<World> {
     Some(world)
 }
 
-macro_rules! world {
-    () => {
-        match sam_world().await {
-            Some(world) => world,
-            None => return,
-        }
-    };
-}
-
 fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -56,9 +47,7 @@ fn adapter(world: &World) -> PathBuf {
 
 fn install(world: &World, text: &str) -> PathBuf {
     let path = adapter(world);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    install_program(&path, text);
     path
 }
 
@@ -89,13 +78,6 @@ impl World {
         wait_until("the adapter to be gone", || self.adapters().is_empty());
         self.assert_nothing_mounted();
         log
-    }
-
-    fn wait_local(&self) {
-        wait_until("every byte to be local", || {
-            let progress = &self.status().unwrap()["Progress"];
-            progress["BytesDone"] == progress["BytesTotal"]
-        });
     }
 }
 
@@ -132,7 +114,7 @@ fn assert_confined(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn model_behind_an_adapter_is_served_byte_for_byte_and_leaves_nothing() {
-    let mut world = world!();
+    let Some(mut world) = sam_world().await else { return };
     let path = install(&world, EXAMPLE);
     let sum = sha256(&fs::read(&path).unwrap());
     world.toml.push_str(&format!("adapter_sha256 = \"{sum}\"\n"));
@@ -179,11 +161,11 @@ async fn model_behind_an_adapter_is_served_byte_for_byte_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_sees_what_changed_and_asks_for_a_restart() {
-    let world = world!();
+    let Some(world) = sam_world().await else { return };
     install(&world, EXAMPLE);
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");
-    let rotate = || world.on_bus(env!("CARGO_BIN_EXE_cai")).args(["rotate", "--wait"]).output().unwrap();
+    let rotate = || world.cai(&["rotate", "--wait"]);
     let unchanged = rotate();
     assert!(
         unchanged.status.success() && String::from_utf8_lossy(&unchanged.stdout).contains("unchanged"),
@@ -200,7 +182,7 @@ async fn rotation_sees_what_changed_and_asks_for_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_adapter_nobody_is_asked_for_anything() {
-    let world = world!();
+    let Some(world) = sam_world().await else { return };
     let log = world.fails(78, "sam.runtime-missing");
     let hint = format!(
         "install the adapter to the vendor's runtime as {}: man 7 cai-decryptor",
@@ -213,7 +195,7 @@ async fn without_an_adapter_nobody_is_asked_for_anything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn adapter_that_others_could_have_put_there_is_not_run() {
-    let mut world = world!();
+    let Some(mut world) = sam_world().await else { return };
     let marker = world.path("ran");
     let path = install(&world, &format!("#!/bin/sh\ntouch {}\n", marker.display()));
     let directory = path.parent().unwrap().to_owned();
@@ -247,7 +229,7 @@ async fn adapter_that_others_could_have_put_there_is_not_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn key_that_cannot_be_one_is_not_given_away() {
-    let world = world!();
+    let Some(world) = sam_world().await else { return };
     install(&world, EXAMPLE);
     for len in [3, 129] {
         world.sandbox.put_resource(RESOURCE, &vec![b'k'; len]).await;
@@ -262,13 +244,15 @@ async fn key_that_cannot_be_one_is_not_given_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn adapter_that_does_not_do_its_part_is_said_to() {
-    let mut world = world!();
+    let Some(mut world) = sam_world().await else { return };
     world.toml.push_str("ready_timeout_secs = 1\n");
     for (text, exit, code) in [
         ("exit 7", 69, "sam.adapter-exited"),
         ("exit 77", 77, "sam.adapter-exited"),
         ("exit 78", 78, "sam.adapter-exited"),
         ("kill -9 $$", 69, "sam.adapter-exited"),
+        // The key is what the broker released, with the newline that was stored.
+        ("test \"$(wc -c <&3)\" -eq 25 && exit 77; exit 78", 77, "sam.adapter-exited"),
         // Says much, and never that it is ready.
         ("head -c 4000000 /dev/zero | tr '\\0' 'x' >&2; exec sleep 600", 69, "sam.not-ready"),
         ("yes NOT-READY", 69, "sam.not-ready"),
@@ -292,7 +276,7 @@ async fn adapter_that_does_not_do_its_part_is_said_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn adapter_that_dies_under_its_readers_ends_the_agent() {
-    let world = world!();
+    let Some(world) = sam_world().await else { return };
     install(&world, EXAMPLE);
     let mut agent = world.agent();
     world.wait_state(&mut agent, "Serving");

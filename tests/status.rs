@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use common::wait_until;
+use common::{free, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -198,9 +198,7 @@ async fn json_is_what_its_schema_says_while_pulling_serving_rotated_and_failing(
     let Some(mut world) = World::with_small_model().await else { return };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/status-schema.json");
     let schema: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    let peer = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (peer, port, own) = (free(), free(), free().port());
     world.env += &format!("MODEL_WAIT=full\nMODEL_SHARING_PEER=\"{peer}\"\n");
     world.toml = format!(
         "[gateway]\nlisten = \"{port}\"\nbackend = \"127.0.0.1:9\"\n[peer]\nattestation = \"network\"\nport = {own}\n"
@@ -211,7 +209,7 @@ async fn json_is_what_its_schema_says_while_pulling_serving_rotated_and_failing(
         status.iter().for_each(|status| check(&schema, status, ""));
         status.is_some_and(|status| status["State"] == "Serving")
     });
-    assert!(world.on_bus(env!("CARGO_BIN_EXE_cai")).arg("rotate").output().unwrap().status.success());
+    assert!(world.cai(&["rotate"]).status.success());
     wait_until("the rotation to be over", || world.status().unwrap()["Rotations"]["unchanged"] == 1);
     let status = world.status().unwrap();
     check(&schema, &status, "");

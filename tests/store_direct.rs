@@ -98,9 +98,7 @@ async fn failure_is_left_to_the_chunk() {
         node.read("large", BLOCKS.start, 4128);
         node
     });
-    while origin.refused.load(Ordering::SeqCst) < 2 {
-        tokio::task::yield_now().await;
-    }
+    group::until("two refusals", || origin.refused.load(Ordering::SeqCst) >= 2).await;
     origin.admit(0);
     reading.await.unwrap();
     assert_eq!(delivered(&origin), [whole()]);
@@ -128,9 +126,7 @@ async fn pair_with(
     });
     let node = group.start_with(1, &origin, patience, CHUNK_LEN, None);
     node.hears_of(2).await;
-    while node.asked() < 2 {
-        tokio::task::yield_now().await;
-    }
+    group::until("the chunks to be asked for", || node.asked() == 2).await;
     delivered(&origin);
     (origin, full, node)
 }
@@ -141,12 +137,8 @@ async fn peer_that_has_it_is_asked_first() {
     read(&node, BLOCKS);
     assert_eq!(delivered(&origin), []);
     assert_eq!(node.judged(Judgement::Genuine).len(), 1);
-    let published = async {
-        while node.bytes_of_peers() != BLOCKS.end - BLOCKS.start {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), published).await.unwrap();
+    let asked_for = BLOCKS.end - BLOCKS.start;
+    group::until("the bytes to be told of", || node.bytes_of_peers() == asked_for).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

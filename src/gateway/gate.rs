@@ -19,8 +19,6 @@ use crate::host::tool::{self, Said};
 
 /// Our table. A leftover of any version has this name.
 const TABLE: &str = "cai_gate";
-/// Where nft is: no search path decides what root runs.
-const NFT: [&str; 3] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"];
 /// How long nft may take: it needs milliseconds, and waits for nobody but the kernel.
 const NFT_LIMIT: Duration = Duration::from_secs(10);
 /// Most of what nft says, in bytes: the table has one KiB.
@@ -30,7 +28,7 @@ const NFT_OUTPUT: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
     /// There is no nft.
-    #[error("there is no nft at {}", NFT.join(", "))]
+    #[error("there is no nft in /usr/bin, /usr/sbin, /bin or /sbin")]
     NoNft,
     /// It cannot be run.
     #[error("running nft")]
@@ -169,6 +167,6 @@ fn done(doing: &'static str, said: Said) -> Result<(), GateError> {
 
 /// Rules are an argument as good as a file: they are no secret.
 fn nft(arguments: &[&str]) -> Result<Said, GateError> {
-    let program = NFT.iter().map(Path::new).find(|path| path.exists()).ok_or(GateError::NoNft)?;
-    tool::run(program, arguments, NFT_LIMIT, NFT_OUTPUT).map_err(GateError::Run)
+    let program = tool::find(Path::new("/"), "nft").ok_or(GateError::NoNft)?;
+    tool::run(&program, arguments, NFT_LIMIT, NFT_OUTPUT).map_err(GateError::Run)
 }

@@ -18,7 +18,6 @@ use super::chunkmap::Chunk;
 use super::engine::{Engine, Slot, blocking};
 use super::landing::Origin;
 use super::layout::{ChunkIndex, ChunkKey, Piece};
-use super::proof::{BlockCheck, Check, Edges};
 use super::sharing::{Received, Shared};
 use super::source::AT_ONCE;
 use crate::ciphertext::Judgement;
@@ -85,10 +84,12 @@ impl Store {
 impl Engine {
     /// Whether a reader of `len` bytes of `key` rather waits for them than for the chunk; noted as if it did.
     fn goes_direct(&self, slot: &Slot, key: ChunkKey, len: u64, first: bool) -> bool {
+        if self.is_signed() {
+            return false;
+        }
         let mut state = self.lock();
         let chunk = slot.layout.len_of(key.chunk);
         let mut goes = !state.closed
-            && !self.is_signed()
             && len.saturating_add(WORTH) <= chunk
             && state.chunk(key) == Some(Chunk::Missing)
             && state.flights.get(&key).is_none_or(|flight| !flight.urgency.is_raised())
@@ -142,18 +143,17 @@ impl Engine {
         key: ChunkKey,
         range: Range<u64>,
     ) -> Option<Vec<u8>> {
-        let (judge, patience) = (shared.judge.clone(), shared.patience);
         // What mounts ask for are whole blocks; anything else is not worth a question more.
-        if judge.span(slot.layout.len, range.clone()) != range {
+        if shared.judge.span(slot.layout.len, range.clone()) != range {
             return None;
         }
-        let head = self.head(slot, key.object, shared, &AT_ONCE).await.ok()?;
+        let mut check = self.check_of_blocks(slot, key.object, range.clone(), shared, &AT_ONCE).await?;
         let asked = shared.peers.fetch(key, range.clone(), &AT_ONCE).await;
         let Received { mut frames, sender } = asked.ok()?;
         let expected = usize::try_from(range.end.saturating_sub(range.start)).ok()?;
         let mut bytes = Vec::with_capacity(expected);
         while bytes.len() <= expected {
-            match tokio::time::timeout(patience.pause, frames.try_next()).await.ok()?.ok()? {
+            match tokio::time::timeout(shared.patience.pause, frames.try_next()).await.ok()?.ok()? {
                 Some(frame) => bytes.extend_from_slice(&frame),
                 None => break,
             }
@@ -165,8 +165,6 @@ impl Engine {
             }
             return None;
         }
-        let edges = Edges { head, before: Vec::new(), after: Vec::new() };
-        let mut check = Check::Blocks(BlockCheck::new(judge, slot.layout.len, &range, edges));
         let judged = blocking(move || {
             check.update(&bytes);
             Ok((check.finish(), bytes))

@@ -108,20 +108,32 @@ impl Engine {
         if let check @ Check::Manifest(_) = self.check(slot, key) {
             return Some(check);
         }
-        let (judge, chunk) = (shared.judge.clone(), slot.layout.range(key.chunk));
-        let span = judge.span(slot.layout.len, chunk.clone());
+        self.check_of_blocks(slot, key.object, slot.layout.range(key.chunk), shared, urgency).await
+    }
+
+    /// What shows whether a peer's bytes are `range` of `object`, where no manifest does. `None`: it cannot be known now.
+    pub async fn check_of_blocks(
+        &self,
+        slot: &Slot,
+        object: ObjectIndex,
+        range: Range<u64>,
+        shared: &Shared,
+        urgency: &Urgency,
+    ) -> Option<Check> {
+        let judge = shared.judge.clone();
+        let span = judge.span(slot.layout.len, range.clone());
         let (head, before, after) = futures_util::try_join!(
-            self.head(slot, key.object, shared, urgency),
-            self.believed(slot, key.object, span.start..chunk.start, urgency),
-            self.believed(slot, key.object, chunk.end..span.end, urgency),
+            self.head(slot, object, shared, urgency),
+            self.believed(slot, object, span.start..range.start, urgency),
+            self.believed(slot, object, range.end..span.end, urgency),
         )
         .ok()?;
         let edges = Edges { head, before, after };
-        Some(Check::Blocks(BlockCheck::new(judge, slot.layout.len, &chunk, edges)))
+        Some(Check::Blocks(BlockCheck::new(judge, slot.layout.len, &range, edges)))
     }
 
     /// The first bytes of an object.
-    pub async fn head(
+    async fn head(
         &self,
         slot: &Slot,
         object: ObjectIndex,

@@ -33,9 +33,9 @@ impl Ciphertext for Store {
         for piece in pieces {
             let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at_mut_checked(len).ok_or_else(outside)?;
-            let direct = self.read_direct(slot, ChunkKey { object, chunk: piece.chunk }, &piece, first, now);
-            if !direct {
-                self.read_piece(slot, object, &piece, started, now)?;
+            let key = ChunkKey { object, chunk: piece.chunk };
+            if !self.read_direct(slot, key, &piece, first, now) {
+                self.read_piece(slot, key, &piece, started, now)?;
             }
             (rest, first) = (later, false);
         }
@@ -109,12 +109,11 @@ impl Store {
     fn read_piece(
         &self,
         slot: &Slot,
-        object: ObjectIndex,
+        key: ChunkKey,
         piece: &Piece,
         started: Instant,
         buf: &mut [u8],
     ) -> Result<(), ReadError> {
-        let key = ChunkKey { object, chunk: piece.chunk };
         let mut attempt = 0;
         loop {
             let failed = match self.locate(slot, key, piece.offset, started)? {

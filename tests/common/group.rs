@@ -219,6 +219,18 @@ pub async fn fill(store: &Store) {
     filled.expect("the fill hangs").expect("the fill fails");
 }
 
+/// Wait for `condition`, at most half a minute.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("waited 30 s for {what}"));
+}
+
 /// What a node does with a chunk it is asked for.
 pub type Manner = dyn Fn(ChunkKey, Vec<u8>) -> Sent + Send + Sync;
 
@@ -467,9 +479,8 @@ impl Node {
     }
 
     pub async fn hears_of(&self, chunks: u64) {
-        while (self.board.has.lock().unwrap().len() as u64) < chunks {
-            tokio::task::yield_now().await;
-        }
+        until("the others to tell of every chunk", || self.board.has.lock().unwrap().len() as u64 >= chunks)
+            .await;
     }
 
     pub fn read(&self, path: &str, offset: u64, len: usize) {

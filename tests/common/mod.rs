@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Whether to run a test that needs `what`. A missing one prints why and skips, but fails when `CAI_TEST_REQUIRE` (a comma
@@ -18,10 +20,23 @@ pub fn available(what: &str, present: bool, why: &str) -> bool {
 
 /// Whether an agent can run here: it drops from root to user `cai`, mounts, and shows its status on a bus.
 pub fn agents_run() -> bool {
-    let dbus = std::process::Command::new("dbus-daemon").arg("--version").output().is_ok();
+    let dbus = Command::new("dbus-daemon").arg("--version").output().is_ok();
     available("root", nix::unistd::Uid::effective().is_root(), "needs root")
         && available("fuse", Path::new("/dev/fuse").exists(), "no /dev/fuse")
         && available("dbus", dbus, "no dbus-daemon")
+}
+
+/// A program at `path`, written by another process: one that this process has open for writing cannot be run.
+pub fn install_program(path: &Path, script: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let write = "printf '%s' \"$1\" >\"$0\" && chmod 755 \"$0\"";
+    let status = Command::new("sh").args(["-c", write]).arg(path).arg(script).status().unwrap();
+    assert!(status.success());
+}
+
+/// An address of loopback that was free a moment ago.
+pub fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// How many times as long as usual to wait for anything: `CAI_TEST_PATIENCE`, for an emulated machine; otherwise once.

@@ -1,7 +1,7 @@
 //! The real `tng`, as scripts/setup.sh fetched it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -60,9 +60,4 @@ impl Tng {
         let log = std::fs::read(self.directory.path().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
-}
-
-/// An address of loopback that was free a moment ago.
-pub fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -124,9 +124,14 @@ impl World {
         command
     }
 
+    /// `cai`, on the private bus, with these arguments, to its end.
+    pub fn cai(&self, arguments: &[&str]) -> Output {
+        self.on_bus(env!("CARGO_BIN_EXE_cai")).args(arguments).output().unwrap()
+    }
+
     /// `cai status --json`; `None` while nobody answers.
     pub fn status(&self) -> Option<Value> {
-        let output = self.on_bus(env!("CARGO_BIN_EXE_cai")).args(["status", "--json"]).output().unwrap();
+        let output = self.cai(&["status", "--json"]);
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
@@ -141,6 +146,14 @@ impl World {
             last.as_ref().is_some_and(|status| status["State"] == state)
         });
         last.unwrap()
+    }
+
+    /// Wait until every byte of the model is in the cache.
+    pub fn wait_local(&self) {
+        wait_until("every byte to be local", || {
+            let progress = &self.status().unwrap()["Progress"];
+            progress["BytesDone"] == progress["BytesTotal"]
+        });
     }
 
     /// Every file of the model through the mount, byte for byte.

@@ -1,5 +1,6 @@
 //! A model behind an adapter as `cai-decryptor@.service`: what systemd keeps it from, who sees its mount, what stays.
 
+use crate::common::available;
 use crate::machine::Machine;
 use crate::world::{MODEL_IS_RIGHT, configure};
 
@@ -12,8 +13,8 @@ fn is_over(c: &Machine) {
 
 /// Replaces the usual agent, and puts it back.
 pub fn adapter_is_confined_and_leaves_nothing(c: &Machine) {
-    if c.sh("command -v gocryptfs || :").is_empty() {
-        println!("  skip: no gocryptfs in the container");
+    let gocryptfs = !c.sh("command -v gocryptfs || :").is_empty();
+    if !available("gocryptfs", gocryptfs, "no gocryptfs in the machine") {
         return;
     }
     configure(c, "/srv/models/llm", "");

@@ -28,7 +28,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::backing::Slot;
 use crate::fuse::{self, Server};
-use crate::mount_point::MountPoint;
+use crate::mount_point::{MountPoint, link};
 use crate::session::Refusal;
 use crate::terms::{AdapterTerms, Terms};
 
@@ -78,7 +78,7 @@ impl Decryptor {
         let path = adapter_terms(terms)?.root.join(DIRECTORY);
         let failed = |what: String| Refusal::new("sam.directory", what, "see what is at that path");
         let directory = open_or_create(&path, &[]).map_err(|error| failed(chain(&error)))?;
-        let link = format!("/proc/self/fd/{}", directory.descriptor.as_raw_fd());
+        let link = link(&directory.descriptor);
         chown(&link, Some(0), Some(user()?.gid.as_raw()))
             .and_then(|()| std::fs::set_permissions(&link, std::fs::Permissions::from_mode(0o710)))
             .map_err(|error| failed(format!("{}: {error}", path.display())))?;
@@ -157,7 +157,7 @@ fn look(mount: &OwnedFd) -> io::Result<()> {
     if found != FUSE_SUPER_MAGIC {
         return Err(io::Error::other("it is no FUSE mount"));
     }
-    match std::fs::read_dir(format!("/proc/self/fd/{}", mount.as_raw_fd()))?.next() {
+    match std::fs::read_dir(link(mount))?.next() {
         Some(first) => first.map(drop),
         None => Err(io::Error::other("there is nothing in it")),
     }

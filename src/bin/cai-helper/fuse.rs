@@ -10,11 +10,11 @@ use nix::mount::{MntFlags, MsFlags, mount as mount_by_path, umount2};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen,
 };
 
-use crate::mount_point::link;
+use crate::mount_point::{hang, link};
 use crate::session::Refusal;
 use crate::terms::Terms;
 
@@ -23,7 +23,7 @@ pub(crate) fn mount(terms: &Terms, device: &OwnedFd, directory: &OwnedFd) -> Res
     let server =
         Server { user: terms.daemon, for_others: terms.allow_other, kernel_checks: terms.kernel_checks };
     let made = match make(device, &server) {
-        Ok(mount) => attach(&mount, directory).map(|()| mount),
+        Ok(mount) => hang(&mount, directory).map(|()| mount),
         // Before Linux 5.2.
         Err(Errno::NOSYS) => classic(terms, device, &server, directory),
         Err(error) => Err(error),
@@ -77,12 +77,6 @@ pub(crate) fn make(device: &OwnedFd, server: &Server) -> Result<OwnedFd, Errno> 
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-}
-
-/// Put what [`make`] made over `directory`.
-pub(crate) fn attach(mount: &OwnedFd, directory: &OwnedFd) -> Result<(), Errno> {
-    let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(mount, "", directory, "", empty)
 }
 
 /// The mount is opened by its path: nobody but root can exchange what is there (`mount_point.rs`).

@@ -87,9 +87,7 @@ impl MountPoint {
             let text = format!("{doing} at {}: {error}", terms.point.display());
             Refusal::new("memory.publish", text, "see the kernel log: dmesg | tail")
         };
-        let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(memory.mount(), "", &directory, "", empty)
-            .map_err(|error| failed("mounting memory", error.into()))?;
+        hang(memory.mount(), &directory).map_err(|error| failed("mounting memory", error.into()))?;
         memory.set_published();
         let point = self.adopt(terms, memory.mount())?;
         // The file system is read-only already; this makes the mount show it, too. Not with the mount call that does it in
@@ -113,7 +111,7 @@ impl MountPoint {
     pub(crate) fn attach(&mut self, terms: &Terms, detached: &OwnedFd) -> Result<String, Refusal> {
         self.check_free()?;
         let (mut text, directory) = prepare(terms)?;
-        fuse::attach(detached, &directory).map_err(|error| fuse::failed(terms, error))?;
+        hang(detached, &directory).map_err(|error| fuse::failed(terms, error))?;
         let point = self.adopt(terms, detached)?;
         let _ = write!(text, "mounted at {}", point.display());
         Ok(text)
@@ -213,6 +211,12 @@ impl OurMount {
 /// The path of what `descriptor` is open on, for calls that take no descriptor.
 pub(crate) fn link(descriptor: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", descriptor.as_raw_fd())
+}
+
+/// Put `mount`, which hangs nowhere yet, over `directory`.
+pub(crate) fn hang(mount: &OwnedFd, directory: &OwnedFd) -> Result<(), rustix::io::Errno> {
+    let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", directory, "", empty)
 }
 
 /// Make the mount point fit to be mounted over: words for what was in the way, and the point.
