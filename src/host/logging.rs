@@ -6,8 +6,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// cai's own records from INFO up, everybody else's from WARN: zbus and hyper log each message below that.
-const FILTER: &str = "warn,cai=info";
+/// cai's own records from INFO up, everybody else's from WARN: zbus and hyper log each message below that. Not fuser's answers that
+/// the kernel did not wait for any more: of a reader that is killed just as it gets its bytes there is nothing to say.
+const FILTER: &str = "warn,fuser::reply=off,cai=info";
 
 /// Log to the journal with fields (`journalctl F_EVENT=state.changed`) when systemd connected our standard error to it,
 /// else to standard error as text.
