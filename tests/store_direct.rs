@@ -195,3 +195,12 @@ async fn origin_is_asked_too_when_a_peer_takes_its_time() {
     read(&node, BLOCKS);
     assert_eq!((delivered(&origin), node.judged(Judgement::Forged).len()), (vec![BLOCKS], 0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_into_which_one_read_is_cut_all_go_directly() {
+    let (origin, node) = alone(None);
+    let next = BLOCKS.end..BLOCKS.end + 4128;
+    read(&node, BLOCKS);
+    read(&node, next.clone());
+    assert_eq!(delivered(&origin), [BLOCKS, next]);
+}

@@ -292,8 +292,9 @@ impl FileReader {
     /// Read plaintext from `offset` into `out`; the count is short only at the end of the file, 0 behind it.
     ///
     /// Ciphertext is read and opened in pieces of 128 KiB, so that both sides of a piece stay in a core's own cache; whole
-    /// blocks are opened straight into `out`. The file's first read needs one more for the header. `scratch` holds the
-    /// ciphertext of a piece: keep one per thread, it grows to at most 134 KiB.
+    /// blocks are opened straight into `out`. Where a source has to wait for bytes it is asked for all of them at once. The
+    /// file's first read needs one more for the header. `scratch` holds the ciphertext of a piece: keep one per thread, it keeps
+    /// at most 134 KiB.
     ///
     /// # Errors
     /// [`ContentError`]; `out` then holds nothing of meaning.
@@ -312,6 +313,12 @@ impl FileReader {
             return Ok(0);
         }
         let id = self.id(source)?;
+        if !source.is_complete(self.entry) {
+            self.read_piece(source, keys, id, offset, out, scratch)?;
+            scratch.truncate(keys.layout().sealed_block() * PIECE / BLOCK);
+            scratch.shrink_to_fit();
+            return Ok(count);
+        }
         let mut offset = offset;
         while !out.is_empty() {
             // The first piece ends at a block border, so that all others begin at one.

@@ -29,15 +29,22 @@ impl Ciphertext for Store {
         let outside = || ReadError::OutOfRange { path: self.path_of(id), offset, len };
         let (object, slot) = self.object_of(id).ok_or_else(outside)?;
         let pieces = slot.layout.pieces(offset, len).ok_or_else(outside)?;
-        let (mut rest, mut first) = (buf, true);
-        for piece in pieces {
+        // All that goes directly is asked for before anything is waited for.
+        let pieces: Vec<_> = pieces
+            .map(|piece| {
+                let key = ChunkKey { object, chunk: piece.chunk };
+                let direct = self.ask_direct(slot, key, &piece, piece.offset == offset);
+                (key, piece, direct)
+            })
+            .collect();
+        let mut rest = buf;
+        for (key, piece, direct) in pieces {
             let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at_mut_checked(len).ok_or_else(outside)?;
-            let key = ChunkKey { object, chunk: piece.chunk };
-            if !self.read_direct(slot, key, &piece, first, now) {
+            if !direct.is_some_and(|direct| direct.fill(now)) {
                 self.read_piece(slot, key, &piece, started, now)?;
             }
-            (rest, first) = (later, false);
+            rest = later;
         }
         Ok(())
     }

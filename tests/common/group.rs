@@ -237,7 +237,7 @@ pub type Manner = dyn Fn(ChunkKey, Vec<u8>) -> Sent + Send + Sync;
 /// What goes out.
 pub enum Sent {
     Bytes(Vec<u8>),
-    /// These, and then nothing for ever.
+    /// These, and then nothing for ever. Of none it is not told that they begin.
     Stall(Vec<u8>),
     Refused,
 }
@@ -422,6 +422,7 @@ impl Peers for Board {
             let sent = manner.map_or(Sent::Bytes(bytes.clone()), |manner| manner(chunk, bytes));
             let (bytes, stalls) = match sent {
                 Sent::Bytes(bytes) => (bytes, false),
+                Sent::Stall(bytes) if bytes.is_empty() => return std::future::pending().await,
                 Sent::Stall(bytes) => (bytes, true),
                 Sent::Refused => return Err(PeerFailed("refused".into())),
             };
