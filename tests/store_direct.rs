@@ -54,14 +54,32 @@ fn alone(manifest: Option<Arc<Manifest>>) -> (Arc<Origin>, Node) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn first_read_fetches_what_it_asks_for_and_the_second_the_chunk() {
+async fn reads_fetch_what_they_ask_for_and_from_the_second_on_the_chunk_comes_too() {
     let (origin, node) = alone(None);
     read(&node, BLOCKS);
     assert_eq!(delivered(&origin), [BLOCKS]);
     read(&node, OTHERS);
-    assert_eq!(delivered(&origin), [whole()]);
+    let mut all = Vec::new();
+    group::until("the chunk", || {
+        all.extend(delivered(&origin));
+        all.len() == 2
+    })
+    .await;
+    all.sort_by_key(|range| range.start);
+    assert_eq!(all, [whole(), OTHERS]);
+    group::until("its end", || node.store.progress().borrow().bytes_done >= whole().end).await;
     read(&node, BLOCKS);
     assert_eq!(delivered(&origin), [], "it is here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_on_reading_waits_for_the_chunk() {
+    let (origin, node) = alone(None);
+    let step = 32 * 4128;
+    for at in 0..4 {
+        read(&node, 18 + at * step..18 + (at + 1) * step);
+    }
+    assert_eq!(delivered(&origin), [18..18 + step, whole()], "the second would leave too little");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,15 @@
 //! A few bytes of a chunk, straight to the reader who waits for them.
 //!
 //! Who reads here and there, as who looks at the heads of shards does, waits for 8 MiB otherwise, behind everything else on the
-//! line. The first read that lands in a chunk out of nowhere fetches what it asks for and no more; nothing of it is kept. From
-//! the second on, and for who reads through, the chunk itself comes. Not where a manifest speaks for chunks: it says nothing of
-//! a part of one. Locks: see `engine`. Tested in `tests/store_direct.rs`.
+//! line. A read out of nowhere fetches what it asks for and no more; nothing of it is kept. At the second in a chunk that is set
+//! out too, behind whoever waits. Who reads through waits for chunks. Not where a manifest speaks for them: it says nothing of a
+//! part of one. Locks: see `engine`. Tested in `tests/store_direct.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
@@ -19,15 +20,19 @@ use super::chunkmap::Chunk;
 use super::engine::{Engine, Slot, blocking};
 use super::landing::Origin;
 use super::layout::{ChunkIndex, ChunkKey, Piece};
-use super::sharing::Received;
+use super::sharing::{Received, Shared};
 use super::source::AT_ONCE;
 use crate::ciphertext::Judgement;
 
 /// What a request of its own has to save, in bytes: with less than that the chunk is as good as here.
 const WORTH: u64 = 1 << 20;
 
-/// Most that is read past the store of one chunk, in bytes: a read of 1 MiB, in whole blocks of the format.
-const MOST: u64 = (1 << 20) + (64 << 10);
+/// Most that is read past the store in a row, in bytes: twice 1 MiB, in whole blocks of the format. Of reads here and there some
+/// happen to be side by side.
+const MOST: u64 = 2 * ((1 << 20) + (64 << 10));
+
+/// Readers of one object that are told from each other.
+const READERS: usize = 8;
 
 /// Longest that a reader waits for it, before it waits for the chunk.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -35,37 +40,40 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// Where readers of one object have been.
 #[derive(Debug, Default)]
 pub struct Trail {
-    last: Option<ChunkIndex>,
-    /// What was read past the store of a chunk.
-    direct: HashMap<ChunkIndex, Range<u64>>,
+    /// What each of them read in a row, the latest last.
+    rows: VecDeque<Range<u64>>,
+    /// Bytes of a chunk that were read past the store.
+    spent: HashMap<ChunkIndex, u64>,
+}
+
+/// Who comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Comes {
+    /// Somebody who was not there before.
+    Anew,
+    /// Another request of the same read.
+    On,
+    /// Somebody who reads through.
+    Through,
 }
 
 impl Trail {
-    /// A read of `range` comes to `chunk`, and begins there if that is the `first` that it comes to: whether it comes from somewhere
-    /// else, and has never come before.
-    fn comes(&mut self, chunk: ChunkIndex, range: &Range<u64>, first: bool) -> bool {
-        let before = self.last.replace(chunk);
-        if let Some(known) = self.direct.get_mut(&chunk) {
-            // The kernel cuts one read into several requests, and brings them side by side.
-            let touches = range.start == known.end || range.end == known.start;
-            let both = known.start.min(range.start)..known.end.max(range.end);
-            let goes_on = touches && both.end.saturating_sub(both.start) <= MOST;
-            if goes_on {
-                *known = both;
-            }
-            return goes_on;
-        }
-        let follows = before.is_some_and(|before| before.0.checked_add(1) == Some(chunk.0));
-        let through = match before {
-            Some(before) if first => before == chunk || follows,
-            // It goes on as it began.
-            Some(before) => !self.direct.contains_key(&before),
-            None => false,
+    fn comes(&mut self, range: &Range<u64>) -> Comes {
+        // The kernel cuts one read into several requests, and brings them side by side.
+        let touches = |row: &Range<u64>| row.end == range.start || range.end == row.start;
+        let row = self.rows.iter().rposition(touches).and_then(|at| self.rows.remove(at));
+        let both =
+            row.as_ref().map_or(range.clone(), |row| row.start.min(range.start)..row.end.max(range.end));
+        let comes = match row {
+            _ if both.end.saturating_sub(both.start) > MOST => Comes::Through,
+            Some(_) => Comes::On,
+            None => Comes::Anew,
         };
-        if !through {
-            self.direct.insert(chunk, range.clone());
+        if self.rows.len() == READERS {
+            self.rows.pop_front();
         }
-        !through
+        self.rows.push_back(both);
+        comes
     }
 }
 
@@ -88,78 +96,83 @@ impl Direct {
 }
 
 impl Store {
-    /// Ask for `piece` of `key` without the rest of the chunk, if that is the thing to do. `first`: a read begins here, and does not
-    /// only go on from the chunk before.
-    pub(super) fn ask_direct(
-        &self,
-        slot: &Slot,
-        key: ChunkKey,
-        piece: &Piece,
-        first: bool,
-    ) -> Option<Direct> {
+    /// Ask for `piece` of `key` without the rest of the chunk, if that is the thing to do.
+    pub(super) fn ask_direct(&self, slot: &Slot, key: ChunkKey, piece: &Piece) -> Option<Direct> {
         let range = piece.offset..piece.offset.saturating_add(piece.len);
-        if !self.engine.goes_direct(slot, key, &range, first) {
+        if !self.engine.goes_direct(slot, key, &range) {
             return None;
         }
-        let engine = self.engine.clone();
         let (tell, bytes) = sync_channel(1);
-        self.handle.spawn(async move {
-            let _ = tell.send(engine.fetch_direct(key, range).await);
-        });
+        self.handle.spawn(self.engine.clone().fetch_direct(key, range, tell));
         Some(Direct { until: Instant::now() + LIMIT, bytes })
     }
 }
 
 impl Engine {
     /// Whether a reader of `range` of `key` rather waits for that than for the chunk; noted as if it did.
-    fn goes_direct(&self, slot: &Slot, key: ChunkKey, range: &Range<u64>, first: bool) -> bool {
+    fn goes_direct(&self, slot: &Slot, key: ChunkKey, range: &Range<u64>) -> bool {
         if self.is_signed() {
             return false;
         }
         let mut state = self.lock();
-        let (len, chunk) = (range.end.saturating_sub(range.start), slot.layout.len_of(key.chunk));
-        let mut goes = !state.closed
-            && len.saturating_add(WORTH) <= chunk
+        let missing = !state.closed
             && state.chunk(key) == Some(Chunk::Missing)
             && state.flights.get(&key).is_none_or(|flight| !flight.urgency.is_raised())
             && state.recent.get(key).is_none();
-        if let Some(object) = state.objects.get_mut(key.object.0) {
-            goes = goes && object.broken.is_none();
-            // Also where nothing is to be fetched: it shows who reads through.
-            let comes = object.trail.comes(key.chunk, range, first);
-            goes = goes && comes;
+        let Some(object) = state.objects.get_mut(key.object.0) else { return false };
+        // Also where nothing is to be fetched: it shows who reads through.
+        let comes = object.trail.comes(range);
+        if !missing || object.broken.is_some() || comes == Comes::Through {
+            return false;
         }
-        goes
+        let before = object.trail.spent.get(&key.chunk).copied().unwrap_or(0);
+        let spent = before.saturating_add(range.end.saturating_sub(range.start));
+        if spent.saturating_add(WORTH) > slot.layout.len_of(key.chunk) {
+            return false;
+        }
+        object.trail.spent.insert(key.chunk, spent);
+        if before > 0 && comes == Comes::Anew && state.set_out(key) {
+            drop(state);
+            self.work.notify_waiters();
+        }
+        true
     }
 
-    /// The bytes `range` of the object of `key`, which are some of that, from whoever gives them first: the origin is asked too when
-    /// a peer takes its time to begin. `None`: nobody gave them.
-    async fn fetch_direct(self: Arc<Self>, key: ChunkKey, range: Range<u64>) -> Option<Vec<u8>> {
-        let slot = self.slot(key.object)?;
+    /// Tell the bytes `range` of the object of `key`, which are some of that, of whoever gives them first: the origin is asked too
+    /// when a peer takes its time. `None`: nobody gave them.
+    async fn fetch_direct(
+        self: Arc<Self>,
+        key: ChunkKey,
+        range: Range<u64>,
+        tell: SyncSender<Option<Vec<u8>>>,
+    ) {
+        // The reader may have gone to wait for the chunk.
+        let answer = |bytes| drop(tell.send(bytes));
+        let Some(slot) = self.slot(key.object) else { return };
+        let origin = self.direct_from_origin(slot, key, range.clone());
         let shared = self.shared.get().filter(|shared| self.lock().exchange.holder(shared, key).is_some());
-        let Some(shared) = shared else { return self.direct_from_origin(slot, key, range).await };
+        let Some(shared) = shared else { return answer(origin.await) };
         let (begins, begun) = oneshot::channel();
-        // A task of its own: a connection whose answer is cut off is lost, and with it what the next reader would be served by.
-        let peer = tokio::spawn(self.clone().direct_from_peer(key, range.clone(), begins));
-        tokio::pin!(peer);
-        if let Ok(Ok(())) = tokio::time::timeout(shared.patience.answer, begun).await
-            && let Ok(Ok(Some(bytes))) = tokio::time::timeout(shared.patience.pause, &mut peer).await
-        {
-            return Some(bytes);
-        }
-        let origin = self.direct_from_origin(slot, key, range);
-        if peer.is_finished() {
-            return origin.await;
-        }
-        tokio::pin!(origin);
+        let (mut peer, mut origin) =
+            (pin!(self.direct_from_peer(shared, slot, key, range, begins)), pin!(origin));
+        let late = async {
+            if let Ok(Ok(())) = tokio::time::timeout(shared.patience.answer, begun).await {
+                tokio::time::sleep(shared.patience.pause).await;
+            }
+        };
         tokio::select! {
-            bytes = &mut peer => match bytes {
-                Ok(Some(bytes)) => Some(bytes),
-                _ => origin.await,
-            },
+            bytes = &mut peer => return answer(if bytes.is_some() { bytes } else { origin.await }),
+            () = late => {}
+        }
+        tokio::select! {
+            bytes = &mut peer => answer(if bytes.is_some() { bytes } else { origin.await }),
             bytes = &mut origin => match bytes {
-                Some(bytes) => Some(bytes),
-                None => peer.await.ok().flatten(),
+                Some(bytes) => {
+                    answer(Some(bytes));
+                    // To its end: a connection whose answer is cut off is lost, and with it what the next reader is served by.
+                    peer.await;
+                }
+                None => answer(peer.await),
             },
         }
     }
@@ -172,12 +185,13 @@ impl Engine {
 
     /// The same of a peer, judged block by block. `begins` is told of the first.
     async fn direct_from_peer(
-        self: Arc<Self>,
+        self: &Arc<Self>,
+        shared: &Shared,
+        slot: &Slot,
         key: ChunkKey,
         range: Range<u64>,
         begins: oneshot::Sender<()>,
     ) -> Option<Vec<u8>> {
-        let (shared, slot) = (self.shared.get()?, self.slot(key.object)?);
         // What mounts ask for are whole blocks; anything else is not worth a question more.
         if shared.judge.span(slot.layout.len, range.clone()) != range {
             return None;
@@ -219,36 +233,32 @@ impl Engine {
 mod tests {
     use super::*;
 
-    /// Of reads that do not touch each other.
-    fn comes(steps: &[(u64, bool)]) -> Vec<bool> {
-        let mut trail = Trail::default();
-        let comes = |(at, (chunk, first)): (usize, &(u64, bool))| {
-            trail.comes(ChunkIndex(*chunk), &(at as u64 * 10..at as u64 * 10 + 5), *first)
-        };
-        steps.iter().enumerate().map(comes).collect()
-    }
-
-    #[test]
-    fn who_reads_through_is_told_from_who_reads_here_and_there() {
-        assert_eq!(comes(&[(0, true), (0, true), (1, true), (2, true)]), [true, false, false, false]);
-        assert_eq!(comes(&[(7, true), (3, true), (7, true), (9, true)]), [true, true, false, true]);
-    }
-
     #[test]
     fn requests_that_touch_are_one_read_up_to_a_limit() {
         let mut trail = Trail::default();
-        let mut comes = |range: Range<u64>| trail.comes(ChunkIndex(3), &range, true);
-        assert!(comes(1000..2000));
-        assert!(comes(2000..2500) && comes(500..1000), "in any order");
-        assert!(!comes(500..1000), "again");
-        assert!(!comes(2600..2700), "elsewhere");
-        assert!(!comes(2500..501 + MOST), "more than one read");
-        assert!(comes(2500..500 + MOST));
+        let mut comes = |range: Range<u64>| trail.comes(&range);
+        assert_eq!(comes(5000..6000), Comes::Anew);
+        assert_eq!((comes(6000..6500), comes(4000..5000)), (Comes::On, Comes::On), "in any order");
+        assert_eq!(
+            (comes(4000..5000), comes(6600..6700)),
+            (Comes::Anew, Comes::Anew),
+            "again, and with a gap"
+        );
+        assert_eq!(comes(6500..4000 + MOST), Comes::On);
+        assert_eq!(comes(4000 + MOST..4001 + MOST), Comes::Through);
     }
 
     #[test]
-    fn read_over_a_border_goes_on_as_it_began() {
-        assert_eq!(comes(&[(5, true), (6, false), (8, true), (9, false)]), [true; 4]);
-        assert_eq!(comes(&[(5, true), (5, true), (6, true), (7, false)]), [true, false, false, false]);
+    fn readers_of_one_object_are_told_from_each_other() {
+        let mut trail = Trail::default();
+        let step = 800 << 10;
+        let mut rounds = Vec::new();
+        for round in 0..4u64 {
+            let readers = (0..READERS as u64).map(|reader| (reader << 30) + round * step);
+            let comes: Vec<_> = readers.map(|at| trail.comes(&(at..at + step))).collect();
+            assert!(comes.iter().all(|one| *one == comes[0]), "{comes:?}");
+            rounds.push(comes[0]);
+        }
+        assert_eq!(rounds, [Comes::Anew, Comes::On, Comes::Through, Comes::Through]);
     }
 }

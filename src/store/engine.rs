@@ -155,16 +155,13 @@ impl Engine {
         if let Some(frames) = state.recent.get(key) {
             return Lookup::Here(Ready::Memory(frames));
         }
-        if let Some(flight) = state.flights.get(&key) {
-            flight.urgency.raise();
-            return Lookup::Coming(flight.clone());
-        }
-        let flight = Arc::new(Flight::default());
+        let new = state.set_out(key);
+        let Some(flight) = state.flights.get(&key).cloned() else { return Lookup::Failed(Failure::Closed) };
         flight.urgency.raise();
-        state.flights.insert(key, flight.clone());
-        state.plan.push_reader(key);
         drop(state);
-        self.work.notify_waiters();
+        if new {
+            self.work.notify_waiters();
+        }
         Lookup::Coming(flight)
     }
 

@@ -23,7 +23,7 @@ use crate::ciphertext::Judgement;
 impl Engine {
     /// For a reader: ask a peer, where one has the chunk and answers at once. `None`: it is the origin's to bring.
     pub async fn ask_peer_first(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Option<Ready> {
-        let shared = self.shared.get().filter(|_| flight.urgency.is_raised())?;
+        let shared = self.shared.get().filter(|_| flight.by_reader || flight.urgency.is_raised())?;
         self.lock().exchange.holder(shared, key)?;
         self.receive_from_peer(key, flight).await
     }

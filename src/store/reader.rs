@@ -33,7 +33,7 @@ impl Ciphertext for Store {
         let pieces: Vec<_> = pieces
             .map(|piece| {
                 let key = ChunkKey { object, chunk: piece.chunk };
-                let direct = self.ask_direct(slot, key, &piece, piece.offset == offset);
+                let direct = self.ask_direct(slot, key, &piece);
                 (key, piece, direct)
             })
             .collect();

@@ -223,6 +223,16 @@ impl State {
         self.choice(None).1.asks_peers(key)
     }
 
+    /// A reader has `key` set out for, before what the fill has planned. `false`: it is on its way.
+    pub fn set_out(&mut self, key: ChunkKey) -> bool {
+        if self.flights.contains_key(&key) {
+            return false;
+        }
+        self.flights.insert(key, Arc::new(Flight::by_reader()));
+        self.plan.push_reader(key);
+        true
+    }
+
     /// The fill sets out for `key`.
     pub fn depart(&mut self, key: ChunkKey) -> Arc<Flight> {
         let flight = Arc::new(Flight::default());
