@@ -198,23 +198,25 @@ def nobody_there(lab, rounds):
           f"{plain / alone:.2f}x the rate.", flush=True)  # fmt: skip
 
 
-def reads(lab, seconds):
+def reads(lab, rounds, seconds):
     """Reads that find their bytes local are not what is asked: a MiB that comes over the link takes longer than half of its time
     alone on it, and one that does not takes a few milliseconds."""
     nodes, times = lab.nodes[:2], []
     alone = CHUNK / lab.rate
-    with lab.run(nodes, True, 1):
-        nodes[1].start()
-        nodes[1].is_ready.join()
-        files = [path for path in (nodes[1].root / "tmp/model").rglob("*") if path.stat().st_size > 8 * CHUNK]
-        choose, buffer, end = random.Random(1), bytearray(CHUNK), time.monotonic() + seconds
-        while time.monotonic() < end and not nodes[1].is_complete():
-            with open(choose.choice(files), "rb", buffering=0) as file:
-                file.seek(choose.randrange(os.fstat(file.fileno()).st_size // CHUNK) * CHUNK)
-                begun = time.perf_counter()
-                file.readinto(buffer)
-                times.append(time.perf_counter() - begun)
-            time.sleep(0.1)
+    choose, buffer = random.Random(1), bytearray(CHUNK)
+    for _ in range(rounds):
+        with lab.run(nodes, True, 1):
+            nodes[1].start()
+            nodes[1].is_ready.join()
+            files = [path for path in (nodes[1].root / "tmp/model").rglob("*") if path.stat().st_size > 8 * CHUNK]
+            end = time.monotonic() + seconds
+            while time.monotonic() < end and not nodes[1].is_complete():
+                with open(choose.choice(files), "rb", buffering=0) as file:
+                    file.seek(choose.randrange(os.fstat(file.fileno()).st_size // CHUNK) * CHUNK)
+                    begun = time.perf_counter()
+                    file.readinto(buffer)
+                    times.append(time.perf_counter() - begun)
+                time.sleep(0.1)
     cold = sorted(took for took in times if took > alone / 2)
     if len(cold) < 10:
         print(f"\nReads: only {len(cold)} were not local: the model is too small for this.")
@@ -280,7 +282,7 @@ def main():
         if "reads" in parts:
             net.rate = options.fast
             net.limit()
-            reads(Lab(net, nodes, size), 60)
+            reads(Lab(net, nodes, size), options.rounds, 60)
 
 
 if __name__ == "__main__":
