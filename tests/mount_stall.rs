@@ -63,7 +63,8 @@ impl Ciphertext for Shared {
     }
 
     fn read_at(&self, id: EntryId, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        if self.0.missing.contains(&id) {
+        // All but the header, which one reader asks for and the others wait for.
+        if self.0.missing.contains(&id) && offset > 0 {
             let mut state = self.0.state.lock().unwrap();
             state.waiting += 1;
             state = self.0.changed.wait_while(state, |state| !state.here).unwrap();
