@@ -65,6 +65,9 @@ async fn reader_waits_while_the_cable_is_out_and_the_pull_goes_on_where_it_was()
     let status = world.wait_state(&mut agent, "Degraded");
     assert!(status["LastError"]["Code"].as_str().unwrap().starts_with("store."), "{status}");
     assert!(!reader.is_finished(), "the reader was told something");
+    let file = &status["Progress"]["Fetching"][0];
+    let sealed = ((20 << 20) + 5_u64).div_ceil(4096) * 32 + (20 << 20) + 5 + 18;
+    assert_eq!((&file["Path"], &file["BytesTotal"]), (&SHARD.into(), &sealed.into()));
     link.shape("tbf rate 100mbit burst 64kb latency 20ms").unwrap();
     link.connected(true);
     assert!(reader.join().unwrap().unwrap() == world.model[SHARD]);

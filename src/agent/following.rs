@@ -1,5 +1,6 @@
 //! What is seen of a revision while it is fetched and served: its progress in the status, its problems in the state.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,17 +25,25 @@ const SHOW_EVERY: Duration = Duration::from_millis(250);
 pub(super) struct Watched {
     progress: watch::Receiver<store::Progress>,
     access: watch::Receiver<Access>,
+    /// What people know the objects by, which the store does not know.
+    names: HashMap<String, String>,
 }
 
 impl Watched {
-    /// Of this store, which fetches with what `access` is told of.
-    pub(super) fn new(store: &Store, access: watch::Receiver<Access>) -> Self {
-        Watched { progress: store.progress(), access }
+    /// Of this revision, whose store fetches with what `access` is told of.
+    pub(super) fn new(revision: &Revision, access: watch::Receiver<Access>) -> Self {
+        Watched { progress: revision.store.progress(), access, names: revision.names() }
     }
 
-    /// The store's part.
+    /// The store's part, with the names of files where they are known.
     pub(super) fn progress(&self) -> store::Progress {
-        self.progress.borrow().clone()
+        let mut progress = self.progress.borrow().clone();
+        for coming in &mut progress.coming {
+            if let Some(name) = self.names.get(&coming.path) {
+                coming.path.clone_from(name);
+            }
+        }
+        progress
     }
 
     /// Put it into the status; gives the store's part.
@@ -159,8 +168,7 @@ pub(super) async fn follow(
     access: watch::Receiver<Access>,
 ) -> Failure {
     loop {
-        let store = served.borrow_and_update().store.clone();
-        let mut watched = Watched::new(&store, access.clone());
+        let mut watched = Watched::new(&served.borrow_and_update(), access.clone());
         tokio::select! {
             // First: the store of what was replaced may be closed by now.
             biased;

@@ -196,6 +196,10 @@ pub struct Progress {
     pub retries: u64,
     /// Whether fetched bytes are kept on disk; false after the disk ran full.
     pub caching: bool,
+    /// Objects that are local and verified as a whole, of how many.
+    pub objects: (usize, usize),
+    /// Files of which something is on its way.
+    pub fetching: Vec<store::Coming>,
 }
 
 impl Progress {
@@ -226,6 +230,8 @@ impl From<&store::Progress> for Progress {
                 .collect(),
             retries: progress.retries,
             caching: progress.caching,
+            objects: (progress.objects_done, progress.objects_total),
+            fetching: progress.coming.clone(),
         }
     }
 }

@@ -7,6 +7,7 @@ use zbus::{OwnedVariant, Str, Variant};
 use crate::agent::status::{
     Access, LastError, Phase, Progress, Rotation, ServicePort, Shown, Standing, unix_seconds,
 };
+use crate::store::Coming;
 
 /// `a{sv}`.
 pub type Dict = HashMap<String, OwnedVariant>;
@@ -22,9 +23,22 @@ fn sizes<'a>(map: impl Iterator<Item = (&'a &'static str, &'a u64)>) -> Option<O
 }
 
 /// `BytesDone`, `BytesTotal` (t), `BytesPerSecond` (t), `EtaSeconds` (t, absent when unknown), `BySource` (a{st}),
-/// `Retries` (t), `Caching` (b).
+/// `Retries` (t), `Caching` (b), `ObjectsDone`, `ObjectsTotal` (t), `Fetching` (aa{sv}: `Path` (s), `BytesDone`, `BytesTotal` (t)).
 pub fn progress(progress: &Progress) -> Dict {
     let mut dict = Dict::new();
+    let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX).into();
+    dict.insert("ObjectsDone".into(), count(progress.objects.0));
+    dict.insert("ObjectsTotal".into(), count(progress.objects.1));
+    let fetching = |file: &Coming| {
+        Dict::from([
+            ("Path".to_owned(), text(&file.path)),
+            ("BytesDone".to_owned(), file.bytes_done.into()),
+            ("BytesTotal".to_owned(), file.bytes_total.into()),
+        ])
+    };
+    let fetching: Vec<Dict> = progress.fetching.iter().map(fetching).collect();
+    // Fails as little as above.
+    dict.extend(OwnedVariant::try_from(Variant::from(fetching)).map(|value| ("Fetching".to_owned(), value)));
     dict.insert("BytesDone".into(), progress.bytes_done.into());
     dict.insert("BytesTotal".into(), progress.bytes_total.into());
     dict.insert("BytesPerSecond".into(), progress.rate.into());

@@ -16,7 +16,7 @@ use crate::error::Fault;
 /// Arguments of `cai status`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print one JSON object with every property, for machines.
+    /// Print one JSON object with every property, for machines, as docs/status-schema.json describes it.
     #[arg(long)]
     json: bool,
     /// Show it live until Ctrl-C, with a graph of the last minute. Where the output is no terminal: a line whenever something changes.
@@ -26,6 +26,9 @@ pub struct Args {
 
 /// Columns of the progress bar: with percent and bytes behind it, a line of 80.
 const BAR: usize = 30;
+
+/// Files on their way that are shown one by one.
+const FILES: usize = 4;
 
 /// Columns that a label takes.
 const LABEL: usize = 13;
@@ -60,6 +63,12 @@ pub(super) fn render(status: &Json, terminal: bool) -> String {
         "local        {}",
         progress_line(status.get("Progress").unwrap_or(&Json::Null), terminal)
     );
+    for progress in ["/Progress/Fetching", "/Rotation/Progress/Fetching"] {
+        let files = status.pointer(progress).and_then(Json::as_array);
+        for line in files.into_iter().flat_map(|files| fetching_lines(files)) {
+            let _ = writeln!(out, "fetching     {line}");
+        }
+    }
     let store = status.get("ObjectStore").unwrap_or(&Json::Null);
     let line = object_store_line(store, SystemTime::now());
     if !line.is_empty() {
@@ -191,10 +200,27 @@ fn peer_line(peer: &Json) -> String {
     line
 }
 
+/// A line for each of the first files, and one for the rest.
+fn fetching_lines(files: &[Json]) -> Vec<String> {
+    let line = |file: &Json| {
+        let number = |name: &str| file.get(name).and_then(Json::as_u64).unwrap_or(0);
+        let (done, total) = (number("BytesDone"), number("BytesTotal"));
+        let path = file.get("Path").and_then(Json::as_str).unwrap_or_default();
+        format!("{} % of {}, {path}", percent(done, total), HumanBytes(total))
+    };
+    let mut lines: Vec<String> = files.iter().take(FILES).map(line).collect();
+    lines.extend(files.len().checked_sub(FILES).filter(|more| *more > 0).map(|more| format!("{more} more")));
+    lines
+}
+
+fn percent(done: u64, total: u64) -> u64 {
+    u64::try_from(u128::from(done) * 100 / u128::from(total.max(1))).unwrap_or(100)
+}
+
 fn progress_line(progress: &Json, terminal: bool) -> String {
     let number = |name: &str| progress.get(name).and_then(Json::as_u64).unwrap_or(0);
     let (done, total) = (number("BytesDone"), number("BytesTotal"));
-    let percent = u64::try_from(u128::from(done) * 100 / u128::from(total.max(1))).unwrap_or(100);
+    let percent = percent(done, total);
     let mut line = String::new();
     if terminal {
         let filled = usize::try_from(percent).unwrap_or(0).min(100) * BAR / 100;
@@ -235,6 +261,19 @@ mod tests {
         );
         assert!(text.contains("attestation  server NOT AUTHENTICATED (plain http)\n"), "{text}");
         assert!(!text.contains('#') && !text.contains("last error"), "{text}");
+    }
+
+    #[test]
+    fn files_on_their_way_are_shown_one_by_one_and_the_rest_counted() {
+        let file = |number| json!({"Path": format!("shard-{number}"), "BytesDone": 1024, "BytesTotal": 4096});
+        let mut status = sample();
+        status["Progress"]["Fetching"] = (1..=6).map(file).collect();
+        let text = render(&status, false);
+        let lines: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("fetching     ")).collect();
+        let mut expected: Vec<_> =
+            (1..=4).map(|number| format!("25 % of 4.00 KiB, shard-{number}")).collect();
+        expected.push("2 more".into());
+        assert_eq!(lines, expected);
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub use error::StoreError;
 pub use fill::Filled;
 pub use layout::{ChunkIndex, ChunkKey, Layout, ObjectIndex, Piece};
 pub use options::{CacheMode, StoreOptions};
-pub use progress::{Problem, Progress};
+pub use progress::{Coming, Problem, Progress};
 pub use room::Keeping;
 pub use sharing::{Holder, Patience, PeerFailed, Peers, ReceiveFuture, Received, Sender, Sharing};
 pub use source::{AT_ONCE, ChunkSource, FetchFuture, Fetched, Object, SourceError, Urgency};

@@ -30,6 +30,8 @@ pub struct Progress {
     pub objects_done: usize,
     /// Fetches running.
     pub in_flight: usize,
+    /// Objects of which something is on its way.
+    pub coming: Vec<Coming>,
     /// Fetches repeated since the start.
     pub retries: u64,
     /// Bytes fetched per second, over the last seconds.
@@ -40,6 +42,17 @@ pub struct Progress {
     pub caching: bool,
     /// Most bytes kept on the disk; `None`: all there are.
     pub cache_limit: Option<u64>,
+}
+
+/// An object of which something is on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coming {
+    /// Its path.
+    pub path: String,
+    /// Bytes of it that are local and verified.
+    pub bytes_done: u64,
+    /// Bytes of all of it.
+    pub bytes_total: u64,
 }
 
 /// Something an operator should know.

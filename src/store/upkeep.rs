@@ -1,5 +1,6 @@
 //! The store's own tasks: workers, the sync that makes chunk maps durable, and the publication of progress.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::engine::{Engine, Slot};
 use super::error::StoreError;
 use super::landed::Records;
 use super::layout::ObjectIndex;
-use super::progress::{Progress, Rate};
+use super::progress::{Coming, Progress, Rate};
 use super::sharing::FROM_PEERS;
 use super::state::{ObjectState, State};
 use crate::task::Tasks;
@@ -177,6 +178,22 @@ impl Engine {
         if doubtful { Ok(()) } else { self.cache.mark_clean() }
     }
 
+    /// Objects of which something is on its way, in the order of the list.
+    fn coming(&self, state: &State) -> Vec<Coming> {
+        let objects: BTreeSet<usize> = state.flights.keys().map(|key| key.object.0).collect();
+        let coming = |object: usize| {
+            let slot = self.slots.get(object)?;
+            let bytes_total = slot.layout.len;
+            let missing = slot.missing_bytes(&state.objects.get(object)?.map);
+            Some(Coming {
+                path: slot.path.clone(),
+                bytes_done: bytes_total.saturating_sub(missing),
+                bytes_total,
+            })
+        };
+        objects.into_iter().filter_map(coming).collect()
+    }
+
     /// Progress now.
     pub fn snapshot(&self, rate: &mut Rate) -> Progress {
         let state = self.lock();
@@ -189,6 +206,7 @@ impl Engine {
             objects_total: self.slots.len(),
             objects_done: counters.objects_done,
             in_flight: counters.in_flight,
+            coming: self.coming(&state),
             retries: counters.retries,
             bytes_per_sec: rate.sample(
                 Instant::now().into_std(),
