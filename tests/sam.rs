@@ -16,13 +16,21 @@ use std::time::{Duration, Instant};
 use common::{available, install_program, mounts_below, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sandbox::RESOURCE;
-use world::{Agent, SECRET, World};
+use sandbox::{Builder, RESOURCE};
+use serde_json::json;
+use world::{Agent, SECRET, World, small_model};
 
 const EXAMPLE: &str = include_str!("../packaging/examples/decryptor-gocryptfs");
 
 /// A world whose model needs an adapter; `None`, with the reason printed, where the machine lacks something.
 async fn sam_world() -> Option<World> {
+    let mut world = empty_world()?;
+    world.upload(small_model()).await;
+    Some(world)
+}
+
+/// The same without any object.
+fn empty_world() -> Option<World> {
     let gocryptfs = std::process::Command::new("gocryptfs").arg("--version").output().is_ok();
     let user = nix::unistd::User::from_name("cai-decryptor").unwrap().is_some();
     if !available("gocryptfs", gocryptfs, "no gocryptfs")
@@ -30,7 +38,7 @@ async fn sam_world() -> Option<World> {
     {
         return None;
     }
-    let mut world = World::with_small_model().await?;
+    let mut world = World::new(Builder::default())?;
     world.env.push_str("MODEL_ENCRYPTION_METHOD=sam\n");
     world.toml.push_str("[sam]\nkey_id = \"LD_Demo_0001\"\n");
     Some(world)
@@ -288,6 +296,40 @@ async fn adapter_that_dies_under_its_readers_ends_the_agent() {
     assert!(log.contains("[sam.adapter-crashed]"), "{log}");
     world.assert_nothing_mounted();
     wait_until("the adapter to be gone", || world.adapters().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lease_that_ends_takes_the_adapter_and_its_mount() {
+    let Some(mut world) = sam_world().await else { return };
+    install(&world, EXAMPLE);
+    world.toml.push_str("[trustee]\nreattest_interval_secs = 1\ngrace_secs = 600\n");
+    let mut agent = world.agent();
+    world.wait_state(&mut agent, "Serving");
+    assert_eq!(world.adapters().len(), 2);
+    world.sandbox.faults(json!([{"do": "kbs_deny"}])).await;
+    assert_eq!(agent.wait().code(), Some(77));
+    assert!(agent.log().contains("Serving -> Failed"), "{}", agent.log());
+    assert_eq!(world.adapters(), [0; 0], "they outlive the lease");
+    world.assert_nothing_mounted();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn path_without_any_file_is_no_model() {
+    let Some(world) = empty_world() else { return };
+    install(&world, EXAMPLE);
+    world.fails(78, "model.empty");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_way_of_the_ciphertexts_mount_is_said() {
+    let Some(world) = sam_world().await else { return };
+    install(&world, EXAMPLE);
+    let directory = world.root().join("run/cai/decryptor");
+    fs::create_dir_all(directory.parent().unwrap()).unwrap();
+    fs::write(&directory, "somebody's").unwrap();
+    let log = world.fails(78, "sam.directory");
+    assert!(log.contains(&directory.display().to_string()), "{log}");
+    assert_eq!(fs::read_to_string(directory).unwrap(), "somebody's");
 }
 
 /// An adapter that works until it is stopped, and then does this in the end.
