@@ -133,6 +133,41 @@ async fn node_that_sends_wrong_bytes_is_named_and_does_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn model_in_a_vendors_format_is_shared_where_it_is_signed_and_only_there() {
+    let gocryptfs = std::process::Command::new("gocryptfs").arg("--version").output().is_ok();
+    let user = nix::unistd::User::from_name("cai-decryptor").unwrap().is_some();
+    if !available("gocryptfs", gocryptfs, "no gocryptfs")
+        || !available("cai-decryptor", user, "no user cai-decryptor")
+    {
+        return;
+    }
+    let mut group = nodes!(2, 24, "400mbit");
+    for node in &mut group.nodes {
+        node.env += "MODEL_ENCRYPTION_METHOD=sam\n";
+        node.toml = "[sam]\nkey_id = \"LD_Demo_0001\"\n[peer]\nattestation = \"network\"\n".into();
+        let adapter = node.root().join("usr/libexec/cai/decryptor.d/sam");
+        common::install_program(&adapter, include_str!("../packaging/examples/decryptor-gocryptfs"));
+    }
+    group.start(0);
+    group.wait_complete(0);
+    let status = group.nodes[0].status().unwrap();
+    assert!(status["Notices"].to_string().contains("sam and no signed manifest"), "{status}");
+    assert_eq!(status["Peers"], json!([]));
+    group.nodes[0].agent.take().unwrap().stop();
+    group.sign().await;
+    (0..2).for_each(|number| {
+        group.start(number);
+        group.wait_complete(number);
+    });
+    group.assert_model_is_readable(1);
+    let large: u64 = group.model.values().map(|file| file.len() as u64).filter(|len| *len >= 1 << 20).sum();
+    // With its tags.
+    wait_until("all of it to have come from the other", || {
+        group.peer(1, 0)["BytesReceived"].as_u64() > Some(large)
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn full_disk_of_one_node_is_its_own_business_and_strangers_get_nothing() {
     let mut group = nodes!(2, 40, "400mbit");
     for node in &mut group.nodes {

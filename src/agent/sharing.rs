@@ -14,11 +14,11 @@ use super::stages::blocking;
 use super::state::State;
 use super::status::Failure;
 use super::voice::Voice;
-use crate::ciphertext::EntryId;
+use crate::ciphertext::{Ciphertext, Entry, EntryId, EntryKind, Judge};
 use crate::config::{PeerAttestation, Settings};
 use crate::error::{ErrorClass, Fault};
 use crate::gocryptfs::layout::HEADER;
-use crate::gocryptfs::{BlockJudge, Kind};
+use crate::gocryptfs::{BlockJudge, Kind, Tree};
 use crate::peer::{Options, Security, Swarm};
 use crate::ratls::identity::Fresh;
 use crate::ratls::{self, Demands, TlsError, Verifier, VerifierOptions};
@@ -30,6 +30,9 @@ const TASK_GRACE: Duration = Duration::from_secs(5);
 
 /// How often what is shown of the peers is looked at.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
+
+/// Shortest file of a vendor's format that peers may send, in bytes: what is shorter may be what its key is guessed by.
+const DATA: u64 = 1 << 20;
 
 /// A file that the verifier of peers needs cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -117,9 +120,16 @@ async fn join(
     if peer.addresses.is_empty() {
         return Ok(None);
     }
-    let Opened::Tree { keys, tree } = &model.opened else {
-        voice.notice("MODEL_SHARING_PEER has no effect with MODEL_ENCRYPTION_METHOD=sam: nobody could judge what peers send");
-        return Ok(None);
+    let (judge, shared): (Option<Arc<dyn Judge>>, _) = match &model.opened {
+        Opened::Tree { keys, tree } => (Some(Arc::new(BlockJudge::new(keys.clone()))), with_content(tree)),
+        Opened::Adapter { .. } if model.listed.manifest.is_some() => (None, large(model.store.entries())),
+        Opened::Adapter { .. } => {
+            voice.notice(
+                "MODEL_SHARING_PEER has no effect with MODEL_ENCRYPTION_METHOD=sam and no signed manifest: nobody could judge what \
+                 peers send",
+            );
+            return Ok(None);
+        }
     };
     let security = match (peer.attestation, fresh) {
         (PeerAttestation::Required, Some(fresh)) => attested(settings, voice, fresh).await?,
@@ -136,11 +146,6 @@ async fn join(
         true => Ipv4Addr::UNSPECIFIED.into(),
         false => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let files = tree.nodes().iter().filter(|node| {
-        // Without content there is nothing to send, and nothing that could be judged.
-        matches!(node.kind, Kind::File { cipher_len, .. } if usize::try_from(cipher_len).is_ok_and(|len| len > HEADER))
-    });
-    let shared: Vec<EntryId> = files.filter_map(|node| node.entry).collect();
     let options = Options {
         shared: shared.clone(),
         listen: SocketAddr::new(everywhere, peer.port),
@@ -151,14 +156,24 @@ async fn join(
     };
     let swarm = Swarm::start(options, model.store.clone()).await.map_err(|error| fail(&error))?;
     tracing::info!(event = "peer.listening", at = %swarm.listening(), peers = peer.addresses.len());
-    let sharing = Sharing {
-        peers: swarm.peers(),
-        judge: Arc::new(BlockJudge::new(keys.clone())),
-        shared,
-        patience: Patience::default(),
-    };
+    let sharing = Sharing { peers: swarm.peers(), judge, shared, patience: Patience::default() };
     model.store.share(sharing, &Handle::current());
     Ok(Some(swarm))
+}
+
+/// Files that peers may send: without content there is nothing to send, and nothing that could be judged.
+fn with_content(tree: &Tree) -> Vec<EntryId> {
+    let files = tree.nodes().iter().filter(|node| {
+        matches!(node.kind, Kind::File { cipher_len, .. } if usize::try_from(cipher_len).is_ok_and(|len| len > HEADER))
+    });
+    files.filter_map(|node| node.entry).collect()
+}
+
+/// The same of a format that only the adapter knows.
+fn large(entries: &[Entry]) -> Vec<EntryId> {
+    let is_large = |entry: &Entry| matches!(entry.kind, EntryKind::File { len } if len >= DATA);
+    let large = (0..).zip(entries).filter(|(_, entry)| is_large(entry));
+    large.map(|(id, _)| EntryId(id)).collect()
 }
 
 /// Peers whose evidence the Trustee's attestation service affirms under `TRUSTEE_POLICY`.

@@ -193,7 +193,7 @@ impl Engine {
         begins: oneshot::Sender<()>,
     ) -> Option<Vec<u8>> {
         // What mounts ask for are whole blocks; anything else is not worth a question more.
-        if shared.judge.span(slot.layout.len, range.clone()) != range {
+        if shared.judge.as_ref()?.span(slot.layout.len, range.clone()) != range {
             return None;
         }
         let mut check = self.check_of_blocks(slot, key.object, range.clone(), shared, &AT_ONCE).await?;

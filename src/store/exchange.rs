@@ -120,10 +120,10 @@ impl Engine {
         shared: &Shared,
         urgency: &Urgency,
     ) -> Option<Check> {
-        let judge = shared.judge.clone();
+        let judge = shared.judge.clone()?;
         let span = judge.span(slot.layout.len, range.clone());
         let (head, before, after) = futures_util::try_join!(
-            self.head(slot, object, shared, urgency),
+            self.head(slot, object, shared, judge.head(), urgency),
             self.believed(slot, object, span.start..range.start, urgency),
             self.believed(slot, object, range.end..span.end, urgency),
         )
@@ -132,19 +132,20 @@ impl Engine {
         Some(Check::Blocks(BlockCheck::new(judge, slot.layout.len, &range, edges)))
     }
 
-    /// The first bytes of an object.
+    /// The first `len` bytes of an object.
     async fn head(
         &self,
         slot: &Slot,
         object: ObjectIndex,
         shared: &Shared,
+        len: u64,
         urgency: &Urgency,
     ) -> Result<Vec<u8>, Failure> {
         let known = shared.head_of(object).ok_or(Failure::Closed)?;
         if let Some(head) = known.get() {
             return Ok(head.clone());
         }
-        let range = 0..shared.judge.head().min(slot.layout.len);
+        let range = 0..len.min(slot.layout.len);
         let head = self.believed(slot, object, range, urgency).await?;
         Ok(known.get_or_init(|| head).clone())
     }

@@ -124,8 +124,8 @@ pub trait Sender: Send + Sync + 'static {
 pub struct Sharing {
     /// The others.
     pub peers: Arc<dyn Peers>,
-    /// Who can tell a model's bytes from others where there is no manifest.
-    pub judge: Arc<dyn Judge>,
+    /// Who can tell a model's bytes from others where there is no manifest. Without either, nothing of a peer is taken.
+    pub judge: Option<Arc<dyn Judge>>,
     /// The files that peers may send; everything else comes from the origin alone.
     pub shared: Vec<EntryId>,
     /// Its default outside of tests.
@@ -135,7 +135,7 @@ pub struct Sharing {
 /// The same, by object.
 pub struct Shared {
     pub peers: Arc<dyn Peers>,
-    pub judge: Arc<dyn Judge>,
+    pub judge: Option<Arc<dyn Judge>>,
     pub patience: Patience,
     /// By object: whether peers may send it, and its first bytes once they are known.
     objects: Vec<(bool, OnceLock<Vec<u8>>)>,

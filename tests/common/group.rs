@@ -188,8 +188,12 @@ pub fn files(store: &Store) -> Vec<EntryId> {
 
 /// Let `store` take chunks from `peers`.
 pub fn share(store: &Store, peers: Arc<dyn Peers>, patience: Patience) {
-    let sharing =
-        Sharing { peers, judge: Arc::new(BlockJudge::new(Arc::new(keys()))), shared: files(store), patience };
+    let sharing = Sharing {
+        peers,
+        judge: Some(Arc::new(BlockJudge::new(Arc::new(keys())))),
+        shared: files(store),
+        patience,
+    };
     store.share(sharing, &Handle::current());
 }
 
@@ -334,7 +338,7 @@ impl Group {
         let shared = shared.map(|(_, id)| EntryId(id)).collect();
         let sharing = Sharing {
             peers: board.clone(),
-            judge: Arc::new(BlockJudge::new(Arc::new(keys()))),
+            judge: Some(Arc::new(BlockJudge::new(Arc::new(keys())))),
             shared,
             patience,
         };

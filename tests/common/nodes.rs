@@ -14,6 +14,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
+use cai::manifest;
 use nix::mount::{MntFlags, umount2};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -136,6 +137,8 @@ pub struct Nodes {
     pub sandbox: Sandbox,
     pub net: Net,
     directory: TempDir,
+    /// The model as it was uploaded.
+    cipher: PathBuf,
     /// Plaintext of the model by path.
     pub model: BTreeMap<String, Vec<u8>>,
     /// Length of its ciphertext, in bytes.
@@ -177,7 +180,6 @@ impl Nodes {
         model.insert("config.json".to_owned(), br#"{"model_type":"llama"}"#.to_vec());
         let cipher = upload(directory.path(), &sandbox, &model).await;
         let total = files_below(&cipher).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
-        fs::remove_dir_all(cipher).unwrap();
         net.limit(rate);
         let peers: Vec<String> = hosts.iter().map(|host| net.address(*host).to_string()).collect();
         let env = format!(
@@ -187,7 +189,7 @@ impl Nodes {
         );
         let node = |host: u8| Node::new(host, &net, directory.path(), env.clone());
         let nodes = hosts.into_iter().map(node).collect();
-        Some(Nodes { nodes, sandbox, net, directory, model, total })
+        Some(Nodes { nodes, sandbox, net, directory, cipher, model, total })
     }
 
     /// Replace the model in the bucket by another one, under another master key.
@@ -196,10 +198,21 @@ impl Nodes {
         for object in client.list("model/").await.unwrap() {
             client.delete(&format!("model/{}", object.path.display())).await.unwrap();
         }
-        let cipher = upload(self.directory.path(), &self.sandbox, &model).await;
-        self.total = files_below(&cipher).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
-        fs::remove_dir_all(cipher).unwrap();
+        fs::remove_dir_all(&self.cipher).unwrap();
+        self.cipher = upload(self.directory.path(), &self.sandbox, &model).await;
+        self.total = files_below(&self.cipher).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
         self.model = model;
+    }
+
+    /// Sign for the model.
+    pub async fn sign(&self) {
+        let key = self.directory.path().join("key");
+        manifest::generate(&key).unwrap();
+        let objects = manifest::list(&self.cipher).unwrap().objects(&self.cipher, &|_| {}).unwrap();
+        let contents = manifest::Contents { revision: 1, licence: None, objects };
+        let signed = contents.sign(&manifest::SigningKey::read(&key).unwrap()).unwrap();
+        let client = cai::oss::Client::new(&self.sandbox.oss_config()).unwrap();
+        client.put(&format!("model/{}", manifest::NAME), signed.into()).await.unwrap();
     }
 
     pub fn start(&mut self, number: usize) {
