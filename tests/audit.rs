@@ -11,12 +11,9 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::CommandExt;
 
-use bytes::Bytes;
-use cai::manifest::{Contents, Manifest, NAME, SigningKey, generate, list};
-use cai::oss;
 use sandbox::Builder;
 use serde_json::json;
-use world::{SECRET, World, small_model};
+use world::{SECRET, World, sign, small_model};
 
 const PAGE: &str = include_str!("../docs/audit.md");
 
@@ -98,14 +95,8 @@ fn holds_no_secret(log: &str) {
 async fn signed() -> Option<(World, String)> {
     let mut world = World::new(Builder::default())?;
     let cipher = world.upload(small_model()).await;
-    generate(&world.path("key")).unwrap();
-    let key = SigningKey::read(&world.path("key")).unwrap();
-    let objects = list(&cipher).unwrap().objects(&cipher, &|_| {}).unwrap();
-    let file = Contents { revision: 1, licence: None, objects }.sign(&key).unwrap();
-    let identity = Manifest::parse(&file).unwrap().identity().to_string();
-    let client = oss::Client::new(&world.sandbox.oss_config()).unwrap();
-    client.put(&format!("model/{NAME}"), Bytes::from(file)).await.unwrap();
-    Some((world, identity))
+    let manifest = sign(&cipher, &world.sandbox).await;
+    Some((world, manifest.identity().to_string()))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,8 +17,6 @@ use std::net::SocketAddr;
 
 use backend::{Backend, until};
 use bytes::Bytes;
-use cai::manifest::{Contents, SigningKey, generate, list};
-use cai::oss;
 use cai::ratls::certificate::parse;
 use cai::ratls::evidence::TaggedEvidence;
 use common::free;
@@ -30,13 +28,7 @@ use world::World;
 async fn with_port(backend: SocketAddr) -> Option<(World, SocketAddr, String)> {
     let mut world = World::new(sandbox::Builder::default())?;
     let cipher = world.upload(world::small_model()).await;
-    generate(&world.path("key")).unwrap();
-    let key = SigningKey::read(&world.path("key")).unwrap();
-    let objects = list(&cipher).unwrap().objects(&cipher, &|_| {}).unwrap();
-    let file = Contents { revision: 1, licence: None, objects }.sign(&key).unwrap();
-    let identity = cai::manifest::Manifest::parse(&file).unwrap().identity().to_string();
-    let client = oss::Client::new(&world.sandbox.oss_config()).unwrap();
-    client.put(&format!("model/{}", cai::manifest::NAME), Bytes::from(file)).await.unwrap();
+    let identity = world::sign(&cipher, &world.sandbox).await.identity().to_string();
     let at = free();
     world.toml = format!("[gateway]\nlisten = \"{at}\"\nbackend = \"{backend}\"\ndrain_secs = 20\n");
     Some((world, at, identity))

@@ -7,7 +7,6 @@ use zbus::{OwnedVariant, Str, Variant};
 use crate::agent::status::{
     Access, LastError, Phase, Progress, Rotation, ServicePort, Shown, Standing, unix_seconds,
 };
-use crate::store::Coming;
 
 /// `a{sv}`.
 pub type Dict = HashMap<String, OwnedVariant>;
@@ -29,14 +28,17 @@ pub fn progress(progress: &Progress) -> Dict {
     let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX).into();
     dict.insert("ObjectsDone".into(), count(progress.objects.0));
     dict.insert("ObjectsTotal".into(), count(progress.objects.1));
-    let fetching = |file: &Coming| {
-        Dict::from([
-            ("Path".to_owned(), text(&file.path)),
-            ("BytesDone".to_owned(), file.bytes_done.into()),
-            ("BytesTotal".to_owned(), file.bytes_total.into()),
-        ])
-    };
-    let fetching: Vec<Dict> = progress.fetching.iter().map(fetching).collect();
+    let fetching: Vec<Dict> = progress
+        .fetching
+        .iter()
+        .map(|file| {
+            Dict::from([
+                ("Path".to_owned(), text(&file.path)),
+                ("BytesDone".to_owned(), file.bytes_done.into()),
+                ("BytesTotal".to_owned(), file.bytes_total.into()),
+            ])
+        })
+        .collect();
     // Fails as little as above.
     dict.extend(OwnedVariant::try_from(Variant::from(fetching)).map(|value| ("Fetching".to_owned(), value)));
     dict.insert("BytesDone".into(), progress.bytes_done.into());

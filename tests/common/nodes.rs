@@ -14,7 +14,6 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
-use cai::manifest;
 use nix::mount::{MntFlags, umount2};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -22,7 +21,7 @@ use tempfile::TempDir;
 use crate::common::{agents_run, available, mounts_below, wait_until, write_config};
 use crate::link::run;
 use crate::sandbox::{ACCESS_KEY_ID, ACCESS_KEY_SECRET, Builder, RESOURCE, Sandbox};
-use crate::world::{Agent, SECRET, files_below, pattern, start_bus, upload};
+use crate::world::{Agent, SECRET, files_below, pattern, sign, start_bus, upload};
 
 /// The host of the stand-ins.
 const ORIGIN: u8 = 1;
@@ -206,13 +205,7 @@ impl Nodes {
 
     /// Sign for the model.
     pub async fn sign(&self) {
-        let key = self.directory.path().join("key");
-        manifest::generate(&key).unwrap();
-        let objects = manifest::list(&self.cipher).unwrap().objects(&self.cipher, &|_| {}).unwrap();
-        let contents = manifest::Contents { revision: 1, licence: None, objects };
-        let signed = contents.sign(&manifest::SigningKey::read(&key).unwrap()).unwrap();
-        let client = cai::oss::Client::new(&self.sandbox.oss_config()).unwrap();
-        client.put(&format!("model/{}", manifest::NAME), signed.into()).await.unwrap();
+        sign(&self.cipher, &self.sandbox).await;
     }
 
     pub fn start(&mut self, number: usize) {

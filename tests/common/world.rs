@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use cai::gocryptfs::{EncryptOptions, Passphrase, encrypt_tree};
 use cai::keyring::Secret;
+use cai::manifest::{self, Manifest};
 use cai::oss;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -198,6 +199,19 @@ pub async fn upload(directory: &Path, sandbox: &Sandbox, model: &BTreeMap<String
         client.put(&key, Bytes::from(fs::read(&path).unwrap())).await.unwrap();
     }
     cipher
+}
+
+/// Put a signed manifest of revision 1 beside the model that was uploaded from `cipher`.
+pub async fn sign(cipher: &Path, sandbox: &Sandbox) -> Manifest {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("key");
+    manifest::generate(&key).unwrap();
+    let objects = manifest::list(cipher).unwrap().objects(cipher, &|_| {}).unwrap();
+    let contents = manifest::Contents { revision: 1, licence: None, objects };
+    let file = contents.sign(&manifest::SigningKey::read(&key).unwrap()).unwrap();
+    let client = oss::Client::new(&sandbox.oss_config()).unwrap();
+    client.put(&format!("model/{}", manifest::NAME), Bytes::from(file.clone())).await.unwrap();
+    Manifest::parse(&file).unwrap()
 }
 
 pub fn files_below(directory: &Path) -> Vec<PathBuf> {
