@@ -63,8 +63,7 @@ impl Ciphertext for Shared {
     }
 
     fn read_at(&self, id: EntryId, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        // All but the header, which one reader asks for and the others wait for.
-        if self.0.missing.contains(&id) && offset > 0 {
+        if self.0.missing.contains(&id) {
             let mut state = self.0.state.lock().unwrap();
             state.waiting += 1;
             state = self.0.changed.wait_while(state, |state| !state.here).unwrap();

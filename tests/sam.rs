@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{available, install_program, mounts_below, wait_until};
+use common::{adapters_run, install_program, mounts_below, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sandbox::{Builder, RESOURCE};
@@ -31,11 +31,7 @@ async fn sam_world() -> Option<World> {
 
 /// The same without any object.
 fn empty_world() -> Option<World> {
-    let gocryptfs = std::process::Command::new("gocryptfs").arg("--version").output().is_ok();
-    let user = nix::unistd::User::from_name("cai-decryptor").unwrap().is_some();
-    if !available("gocryptfs", gocryptfs, "no gocryptfs")
-        || !available("cai-decryptor", user, "no user cai-decryptor")
-    {
+    if !adapters_run() {
         return None;
     }
     let mut world = World::new(Builder::default())?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use cai::ciphertext::Judgement;
 use cai::manifest::Manifest;
 use cai::store::{ChunkKey, Patience};
+use tokio_util::sync::CancellationToken;
 
 #[path = "common/format.rs"]
 mod format;
@@ -54,22 +55,29 @@ fn alone(manifest: Option<Arc<Manifest>>) -> (Arc<Origin>, Node) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_fetch_what_they_ask_for_and_from_the_second_on_the_chunk_comes_too() {
+async fn first_read_fetches_what_it_asks_for_and_the_second_the_chunk() {
     let (origin, node) = alone(None);
     read(&node, BLOCKS);
     assert_eq!(delivered(&origin), [BLOCKS]);
     read(&node, OTHERS);
-    let mut all = Vec::new();
-    group::until("the chunk", || {
-        all.extend(delivered(&origin));
-        all.len() == 2
-    })
-    .await;
-    all.sort_by_key(|range| range.start);
-    assert_eq!(all, [whole(), OTHERS]);
-    group::until("its end", || node.store.progress().borrow().bytes_done >= whole().end).await;
+    assert_eq!(delivered(&origin), [whole()]);
     read(&node, BLOCKS);
     assert_eq!(delivered(&origin), [], "it is here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_chunk_comes_with_the_fill_no_read_waits_for_it() {
+    let (origin, _full, node) = pair(|_, bytes| Sent::Bytes(bytes)).await;
+    let store = node.store.clone();
+    let _fill = tokio::spawn(async move { store.fill(CancellationToken::new()).await });
+    // What peers do not send comes at once, the chunks do not.
+    group::until("the fill", || node.store.progress().borrow().objects_done == 1).await;
+    for range in [BLOCKS, OTHERS, BLOCKS] {
+        read(&node, range);
+    }
+    assert_eq!(delivered(&origin), []);
+    assert_eq!(node.judged(Judgement::Genuine).len(), 3);
+    assert_eq!(node.asked(), 2 + 3, "the chunks, which still come, and the reads");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,6 +220,7 @@ async fn origin_is_asked_too_when_a_peer_takes_its_time() {
     let (origin, _full, node) = pair_with(patience, |_, _| Sent::Stall(Vec::new())).await;
     read(&node, BLOCKS);
     assert_eq!((delivered(&origin), node.judged(Judgement::Forged).len()), (vec![BLOCKS], 0));
+    group::until("the peer to be left to what it was asked before", || node.unanswered() == 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,5 @@
 //! What is seen of a revision while it is fetched and served: its progress in the status, its problems in the state.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,25 +24,17 @@ const SHOW_EVERY: Duration = Duration::from_millis(250);
 pub(super) struct Watched {
     progress: watch::Receiver<store::Progress>,
     access: watch::Receiver<Access>,
-    /// What people know the objects by, which the store does not know.
-    names: HashMap<String, String>,
 }
 
 impl Watched {
-    /// Of this revision, whose store fetches with what `access` is told of.
-    pub(super) fn new(revision: &Revision, access: watch::Receiver<Access>) -> Self {
-        Watched { progress: revision.store.progress(), access, names: revision.names() }
+    /// Of this store, which fetches with what `access` is told of.
+    pub(super) fn new(store: &Store, access: watch::Receiver<Access>) -> Self {
+        Watched { progress: store.progress(), access }
     }
 
-    /// The store's part, with the names of files where they are known.
+    /// The store's part.
     pub(super) fn progress(&self) -> store::Progress {
-        let mut progress = self.progress.borrow().clone();
-        for coming in &mut progress.coming {
-            if let Some(name) = self.names.get(&coming.path) {
-                coming.path.clone_from(name);
-            }
-        }
-        progress
+        self.progress.borrow().clone()
     }
 
     /// Put it into the status; gives the store's part.
@@ -168,7 +159,8 @@ pub(super) async fn follow(
     access: watch::Receiver<Access>,
 ) -> Failure {
     loop {
-        let mut watched = Watched::new(&served.borrow_and_update(), access.clone());
+        let store = served.borrow_and_update().store.clone();
+        let mut watched = Watched::new(&store, access.clone());
         tokio::select! {
             // First: the store of what was replaced may be closed by now.
             biased;

@@ -161,7 +161,7 @@ async fn start_and_serve(
     let client = Arc::new(client);
     let source = Arc::new(OssSource::new(client.clone(), settings.oss.prefix.clone()));
     let revision = open_model(settings, voice, &source, secret, &verdict, in_place).await?;
-    let mut watched = Watched::new(&revision, client.access());
+    let mut watched = Watched::new(&revision.store, client.access());
     watched.show(voice);
 
     let mut background = Tasks::new();

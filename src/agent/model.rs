@@ -1,6 +1,5 @@
 //! The model: listed, judged, opened. Each step needs what only the one before can give.
 
-use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -202,17 +201,6 @@ impl Revision {
     /// One that an adapter opens, with this key.
     pub(super) fn adapted(listed: Listed, store: Arc<Store>, key: Secret) -> Self {
         Revision { listed, store, opened: Opened::Adapter { key: Arc::new(key) } }
-    }
-
-    /// Paths of files as readers see them, by those of their objects; none where only the adapter knows.
-    pub(super) fn names(&self) -> HashMap<String, String> {
-        let Opened::Tree { tree, .. } = &self.opened else { return HashMap::new() };
-        let entries = self.store.entries();
-        let name = |node: &gocryptfs::Node| {
-            let object = entries.get(usize::try_from(node.entry?.0).ok()?)?;
-            Some((object.path.display().to_string(), tree.path(node.id).display().to_string()))
-        };
-        tree.nodes().iter().filter_map(name).collect()
     }
 }
 

@@ -260,7 +260,7 @@ impl Rotor<'_> {
             self.stores.send_modify(|stores| stores.push(store.clone()));
             if store.keeping() == Keeping::Full {
                 self.voice.stage("rotating: fetching the new revision");
-                let mut watched = Watched::new(&revision, self.client.access());
+                let mut watched = Watched::new(&store, self.client.access());
                 let show = |watched: &Watched| {
                     self.voice.rotation_progress(Progress::from(&watched.progress()));
                 };

@@ -18,7 +18,7 @@ use crate::ciphertext::{Ciphertext, Entry, EntryId, EntryKind, Judge};
 use crate::config::{PeerAttestation, Settings};
 use crate::error::{ErrorClass, Fault};
 use crate::gocryptfs::layout::HEADER;
-use crate::gocryptfs::{BlockJudge, Kind, Tree};
+use crate::gocryptfs::{BlockJudge, CONF_NAME, Kind, Tree};
 use crate::peer::{Options, Security, Swarm};
 use crate::ratls::identity::Fresh;
 use crate::ratls::{self, Demands, TlsError, Verifier, VerifierOptions};
@@ -31,7 +31,8 @@ const TASK_GRACE: Duration = Duration::from_secs(5);
 /// How often what is shown of the peers is looked at.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
 
-/// Shortest file of a vendor's format that peers may send, in bytes: what is shorter may be what its key is guessed by.
+/// Shortest file of a vendor's format that peers may send, in bytes: what is shorter may be what its key is guessed by, as gocryptfs's
+/// conf is at any length.
 const DATA: u64 = 1 << 20;
 
 /// A file that the verifier of peers needs cannot be read.
@@ -171,7 +172,9 @@ fn with_content(tree: &Tree) -> Vec<EntryId> {
 
 /// The same of a format that only the adapter knows.
 fn large(entries: &[Entry]) -> Vec<EntryId> {
-    let is_large = |entry: &Entry| matches!(entry.kind, EntryKind::File { len } if len >= DATA);
+    let is_large = |entry: &Entry| {
+        matches!(entry.kind, EntryKind::File { len } if len >= DATA) && !entry.path.ends_with(CONF_NAME)
+    };
     let large = (0..).zip(entries).filter(|(_, entry)| is_large(entry));
     large.map(|(id, _)| EntryId(id)).collect()
 }
@@ -224,7 +227,34 @@ async fn read(path: Option<&Path>) -> Result<Option<Vec<u8>>, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
+    use crate::ciphertext::Attributes;
+
+    #[test]
+    fn only_large_files_of_an_unknown_format_are_shared_and_never_a_conf() {
+        let attributes = Attributes {
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            ino: 0,
+            blocks: 0,
+            mtime: SystemTime::UNIX_EPOCH,
+        };
+        let entry = |path: &str, kind| Entry { path: path.into(), kind, attributes };
+        let file = |path, len| entry(path, EntryKind::File { len });
+        let entries = [
+            file("a", DATA),
+            file("b", DATA - 1),
+            entry("c", EntryKind::Directory),
+            file("c/gocryptfs.conf", DATA),
+            file("d", DATA + 1),
+            file("gocryptfs.conf", DATA),
+        ];
+        assert_eq!(large(&entries), [EntryId(0), EntryId(4)]);
+    }
 
     #[test]
     fn attestation_service_is_beside_the_key_broker() {

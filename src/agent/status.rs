@@ -198,7 +198,7 @@ pub struct Progress {
     pub caching: bool,
     /// Objects that are local and verified as a whole, of how many.
     pub objects: (usize, usize),
-    /// Files of which something is on its way.
+    /// Objects of which something is fetched now.
     pub fetching: Vec<store::Coming>,
 }
 

@@ -108,7 +108,7 @@ impl AgentInterface {
     /// Ciphertext that is local: BytesDone and BytesTotal (t, bytes), BytesPerSecond (t, over the last seconds), EtaSeconds (t, absent
     /// when unknown), BySource (a{st}, bytes: cache is what was found at start, the others were fetched since), Retries (t, requests
     /// repeated since start), Caching (b, false once fetched bytes are no longer kept on the disk), ObjectsDone and ObjectsTotal (t),
-    /// Fetching (aa{sv}, files of which something is on its way: Path (s), BytesDone and BytesTotal (t, bytes)).
+    /// Fetching (aa{sv}, files of which something is fetched now: Path (s, of the object), BytesDone and BytesTotal (t, bytes)).
     #[zbus(property)]
     fn progress(&self) -> Dict {
         self.read(|status| values::progress(&status.progress))

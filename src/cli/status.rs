@@ -12,6 +12,7 @@ use super::{act, watch};
 use crate::agent::status::unix_seconds;
 use crate::bus;
 use crate::error::Fault;
+use crate::text::printable;
 
 /// Arguments of `cai status`.
 #[derive(Debug, clap::Args)]
@@ -26,6 +27,9 @@ pub struct Args {
 
 /// Columns of the progress bar: with percent and bytes behind it, a line of 80.
 const BAR: usize = 30;
+
+/// Characters of a name that are shown: an encrypted one has up to 255.
+const NAME: usize = 255;
 
 /// Files on their way that are shown one by one.
 const FILES: usize = 4;
@@ -206,7 +210,7 @@ fn fetching_lines(files: &[Json]) -> Vec<String> {
         let number = |name: &str| file.get(name).and_then(Json::as_u64).unwrap_or(0);
         let (done, total) = (number("BytesDone"), number("BytesTotal"));
         let path = file.get("Path").and_then(Json::as_str).unwrap_or_default();
-        format!("{} % of {}, {path}", percent(done, total), HumanBytes(total))
+        format!("{} % of {}, {}", percent(done, total), HumanBytes(total), printable(path, NAME))
     };
     let mut lines: Vec<String> = files.iter().take(FILES).map(line).collect();
     lines.extend(files.len().checked_sub(FILES).filter(|more| *more > 0).map(|more| format!("{more} more")));
@@ -265,7 +269,8 @@ mod tests {
 
     #[test]
     fn files_on_their_way_are_shown_one_by_one_and_the_rest_counted() {
-        let file = |number| json!({"Path": format!("shard-{number}"), "BytesDone": 1024, "BytesTotal": 4096});
+        let file =
+            |number| json!({"Path": format!("shard-{number}\u{1b}"), "BytesDone": 1024, "BytesTotal": 4096});
         let mut status = sample();
         status["Progress"]["Fetching"] = (1..=6).map(file).collect();
         let text = render(&status, false);

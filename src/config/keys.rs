@@ -421,7 +421,8 @@ pub static TOML: &[Key] = &[
     tuning("mount.idle_secs", Form::Whole(1, 86_400), Default::Is("300"), Some("seconds"),
         "How long load mode keeps a file that nobody has open.", "60"),
     tuning("mount.threads", Form::Whole(0, 1024), Default::Is("0"), Some("threads"),
-        "Threads that serve the mount, each with at most 1.2 MiB of buffers. 0 means one per processor, but 16 to 64.", "8"),
+        "Threads that serve the mount, each with at most 1.2 MiB of buffers, 3.2 MiB while it reads what is not local. \
+         0 means one per processor, but 16 to 64.", "8"),
     tuning("mount.readahead_kib", Form::Whole(0, 1_048_576), Default::Is("4096"), Some("KiB"),
         "How far the kernel reads ahead in a file under the mount point.", "1024"),
     tuning("mount.read_timeout_secs", Form::Whole(1, 86_400), Default::Is("300"), Some("seconds"),

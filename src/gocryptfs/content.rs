@@ -9,8 +9,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -274,8 +274,6 @@ pub struct FileReader {
     cipher_len: u64,
     plain_len: u64,
     id: OnceLock<FileId>,
-    /// Held by the reader who asks for the id: it may have to wait for the network, and once is enough.
-    asks: Mutex<()>,
 }
 
 impl FileReader {
@@ -283,13 +281,7 @@ impl FileReader {
     pub fn new(tree: &Tree, node: NodeId) -> Option<FileReader> {
         let node = tree.node(node)?;
         let Kind::File { plain_len, cipher_len } = node.kind else { return None };
-        Some(FileReader {
-            entry: node.entry?,
-            cipher_len,
-            plain_len,
-            id: OnceLock::new(),
-            asks: Mutex::default(),
-        })
+        Some(FileReader { entry: node.entry?, cipher_len, plain_len, id: OnceLock::new() })
     }
 
     /// The ciphertext entry read from, for hints such as [`Ciphertext::will_need`].
@@ -322,10 +314,10 @@ impl FileReader {
         }
         let id = self.id(source)?;
         if !source.is_complete(self.entry) {
-            self.read_piece(source, keys, id, offset, out, scratch)?;
+            let read = self.read_piece(source, keys, id, offset, out, scratch);
             scratch.truncate(keys.layout().sealed_block() * PIECE / BLOCK);
             scratch.shrink_to_fit();
-            return Ok(count);
+            return read.map(|()| count);
         }
         let mut offset = offset;
         while !out.is_empty() {
@@ -382,12 +374,9 @@ impl FileReader {
         if self.cipher_len < HEADER as u64 {
             return Err(corrupt(Damage::TooShort));
         }
-        let _turn = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&id) = self.id.get() {
-            return Ok(id);
-        }
         source.read_at(self.entry, 0, &mut header)?;
         let id = FileId::from_header(&header).map_err(corrupt)?;
+        // Two first readers store the same id; the loser's is dropped.
         Ok(*self.id.get_or_init(|| id))
     }
 

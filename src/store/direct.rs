@@ -1,9 +1,10 @@
 //! A few bytes of a chunk, straight to the reader who waits for them.
 //!
 //! Who reads here and there, as who looks at the heads of shards does, waits for 8 MiB otherwise, behind everything else on the
-//! line. A read out of nowhere fetches what it asks for and no more; nothing of it is kept. At the second in a chunk that is set
-//! out too, behind whoever waits. Who reads through waits for chunks. Not where a manifest speaks for them: it says nothing of a
-//! part of one. Locks: see `engine`. Tested in `tests/store_direct.rs`.
+//! line. The first read out of nowhere in a chunk fetches what it asks for and no more; nothing of it is kept. So do those that
+//! follow there, while the fill brings the chunk, next of all that nobody waits for; where nothing is filled, the second waits for
+//! the chunk. So does who reads through. Not where a manifest speaks for chunks: it says nothing of a part of one. Locks: see
+//! `engine`. Tested in `tests/store_direct.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
+use futures_util::{FutureExt, TryStreamExt};
 use tokio::sync::oneshot;
 
 use super::Store;
@@ -59,20 +60,24 @@ enum Comes {
 
 impl Trail {
     fn comes(&mut self, range: &Range<u64>) -> Comes {
-        // The kernel cuts one read into several requests, and brings them side by side.
-        let touches = |row: &Range<u64>| row.end == range.start || range.end == row.start;
-        let row = self.rows.iter().rposition(touches).and_then(|at| self.rows.remove(at));
-        let both =
-            row.as_ref().map_or(range.clone(), |row| row.start.min(range.start)..row.end.max(range.end));
-        let comes = match row {
-            _ if both.end.saturating_sub(both.start) > MOST => Comes::Through,
-            Some(_) => Comes::On,
-            None => Comes::Anew,
+        // The kernel cuts one read into several requests, and brings them side by side, in any order.
+        let (mut row, before) = (range.clone(), self.rows.len());
+        self.rows.retain(|other| {
+            let touches = other.end == range.start || range.end == other.start;
+            if touches {
+                row = row.start.min(other.start)..row.end.max(other.end);
+            }
+            !touches
+        });
+        let comes = match row.end.saturating_sub(row.start) {
+            len if len > MOST => Comes::Through,
+            _ if self.rows.len() < before => Comes::On,
+            _ => Comes::Anew,
         };
         if self.rows.len() == READERS {
             self.rows.pop_front();
         }
-        self.rows.push_back(both);
+        self.rows.push_back(row);
         comes
     }
 }
@@ -130,8 +135,16 @@ impl Engine {
         if spent.saturating_add(WORTH) > slot.layout.len_of(key.chunk) {
             return false;
         }
-        object.trail.spent.insert(key.chunk, spent);
-        if before > 0 && comes == Comes::Anew && state.set_out(key) {
+        let again = before > 0 && comes == Comes::Anew;
+        // Otherwise nobody brings the chunk but who waits for it.
+        if again && !state.fills_all() {
+            return false;
+        }
+        if let Some(object) = state.objects.get_mut(key.object.0) {
+            object.trail.spent.insert(key.chunk, spent);
+        }
+        if again {
+            state.plan.advance(key);
             drop(state);
             self.work.notify_waiters();
         }
@@ -152,11 +165,13 @@ impl Engine {
         let origin = self.direct_from_origin(slot, key, range.clone());
         let shared = self.shared.get().filter(|shared| self.lock().exchange.holder(shared, key).is_some());
         let Some(shared) = shared else { return answer(origin.await) };
-        let (begins, begun) = oneshot::channel();
-        let (mut peer, mut origin) =
-            (pin!(self.direct_from_peer(shared, slot, key, range, begins)), pin!(origin));
+        let (begins, mut begun) = oneshot::channel();
+        let peer = self.direct_from_peer(shared, slot, key, range, begins);
+        let peer = tokio::time::timeout(shared.patience.chunk, peer).map(|in_time| in_time.ok().flatten());
+        let (mut peer, mut origin, mut has_begun) = (pin!(peer), pin!(origin), false);
         let late = async {
-            if let Ok(Ok(())) = tokio::time::timeout(shared.patience.answer, begun).await {
+            has_begun = matches!(tokio::time::timeout(shared.patience.answer, &mut begun).await, Ok(Ok(())));
+            if has_begun {
                 tokio::time::sleep(shared.patience.pause).await;
             }
         };
@@ -169,8 +184,11 @@ impl Engine {
             bytes = &mut origin => match bytes {
                 Some(bytes) => {
                     answer(Some(bytes));
-                    // To its end: a connection whose answer is cut off is lost, and with it what the next reader is served by.
-                    peer.await;
+                    // What has begun, to its end: a connection whose answer is cut off is lost, and with it what the next reader is
+                    // served by. What has not is not to be waited for by those behind it.
+                    if has_begun || begun.try_recv().is_ok() {
+                        peer.await;
+                    }
                 }
                 None => answer(peer.await),
             },
@@ -246,6 +264,16 @@ mod tests {
         );
         assert_eq!(comes(6500..4000 + MOST), Comes::On);
         assert_eq!(comes(4000 + MOST..4001 + MOST), Comes::Through);
+    }
+
+    #[test]
+    fn request_that_comes_last_joins_those_on_both_sides() {
+        let mut trail = Trail::default();
+        let comes: Vec<_> = [0..MOST / 2, MOST / 2 + 9..MOST, MOST / 2..MOST / 2 + 9, MOST..MOST + 1]
+            .map(|range| trail.comes(&range))
+            .into();
+        assert_eq!(comes, [Comes::Anew, Comes::Anew, Comes::On, Comes::Through]);
+        assert_eq!((trail.rows.len(), trail.rows.pop_back()), (1, Some(0..MOST + 1)));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! file's own lock is taken before it.
 //! Tested through `tests/fetch_faults.rs` and `tests/store_resume.rs`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use futures_util::FutureExt;
@@ -101,6 +101,7 @@ impl Engine {
             counters,
             room: Room::default(),
             punching: HashSet::new(),
+            running: BTreeSet::new(),
             filling_now: HashSet::new(),
             exchange: Exchange::default(),
         };
@@ -155,13 +156,16 @@ impl Engine {
         if let Some(frames) = state.recent.get(key) {
             return Lookup::Here(Ready::Memory(frames));
         }
-        let new = state.set_out(key);
-        let Some(flight) = state.flights.get(&key).cloned() else { return Lookup::Failed(Failure::Closed) };
-        flight.urgency.raise();
-        drop(state);
-        if new {
-            self.work.notify_waiters();
+        if let Some(flight) = state.flights.get(&key) {
+            flight.urgency.raise();
+            return Lookup::Coming(flight.clone());
         }
+        let flight = Arc::new(Flight::default());
+        flight.urgency.raise();
+        state.flights.insert(key, flight.clone());
+        state.plan.push_reader(key);
+        drop(state);
+        self.work.notify_waiters();
         Lookup::Coming(flight)
     }
 
@@ -171,8 +175,9 @@ impl Engine {
         let state = &mut *guard;
         while let Some(key) = state.plan.next_for_reader() {
             if let Some(flight) = state.flights.get(&key) {
-                state.counters.in_flight += 1;
-                return Some((key, flight.clone()));
+                let flight = flight.clone();
+                state.running.insert(key);
+                return Some((key, flight));
             }
         }
         if number.is_none_or(|number| number >= self.at_once(state).0) || !state.filling || !state.caching {

@@ -23,7 +23,7 @@ use crate::ciphertext::Judgement;
 impl Engine {
     /// For a reader: ask a peer, where one has the chunk and answers at once. `None`: it is the origin's to bring.
     pub async fn ask_peer_first(self: &Arc<Self>, key: ChunkKey, flight: &Flight) -> Option<Ready> {
-        let shared = self.shared.get().filter(|_| flight.by_reader || flight.urgency.is_raised())?;
+        let shared = self.shared.get().filter(|_| flight.urgency.is_raised())?;
         self.lock().exchange.holder(shared, key)?;
         self.receive_from_peer(key, flight).await
     }
@@ -166,12 +166,15 @@ impl Engine {
             return Ok(bytes);
         }
         let fetched = self.source.fetch(&slot.object, range.clone(), urgency);
-        let Fetched { object_crc64, frames } = fetched.await.map_err(Failure::Source)?;
-        let frames: Vec<bytes::Bytes> = frames.try_collect().map_err(Failure::Source).await?;
+        let Fetched { object_crc64, mut frames } = fetched.await.map_err(Failure::Source)?;
+        let mut bytes =
+            Vec::with_capacity(usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0));
+        while let Some(frame) = frames.try_next().map_err(Failure::Source).await? {
+            bytes.extend_from_slice(&frame);
+        }
         if let Some(object) = self.lock().objects.get_mut(object.0) {
             object.map.object_crc64 = object.map.object_crc64.or(object_crc64);
         }
-        let bytes = frames.concat();
         match u64::try_from(bytes.len()) == Ok(range.end.saturating_sub(range.start)) {
             true => Ok(bytes),
             false => {

@@ -42,10 +42,8 @@ pub struct Flight {
     landed_async: Notify,
     /// Told when the first reader joins: no reader should sit out a backoff that began without one.
     pub first_reader: Notify,
-    /// Raised once somebody waits for it.
+    /// Raised once it is not only the fill that asks.
     pub urgency: Urgency,
-    /// A reader has caused it, and not the fill.
-    pub by_reader: bool,
 }
 
 #[derive(Debug, Default)]
@@ -55,11 +53,6 @@ struct State {
 }
 
 impl Flight {
-    /// One that a reader has caused.
-    pub fn by_reader() -> Self {
-        Flight { by_reader: true, ..Flight::default() }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -146,6 +146,12 @@ impl Plan {
         }
     }
 
+    /// Fill `key` before everything else that nobody waits for.
+    pub fn advance(&mut self, key: ChunkKey) {
+        self.first.retain(|other| *other != key);
+        self.first.push_front(key);
+    }
+
     /// Chunks planned for nobody in particular are dropped; readers' stay.
     pub fn clear_fill(&mut self) {
         self.first.clear();
@@ -220,6 +226,21 @@ mod tests {
         plan.prefer(ObjectIndex(0));
         plan.fill(layouts(&[20, 5, 20, 5]));
         assert_eq!(drain(&mut plan)[2..4], [(0, 0), (2, 0)]);
+    }
+
+    #[test]
+    fn chunk_that_is_advanced_comes_next_and_once() {
+        let mut plan = Plan::default();
+        plan.fill(layouts(&[35, 5]));
+        let key = ChunkKey { object: ObjectIndex(0), chunk: ChunkIndex(2) };
+        plan.advance(ChunkKey { object: ObjectIndex(1), chunk: ChunkIndex(0) });
+        plan.advance(key);
+        let mut done = Vec::new();
+        while let Some(next) = plan.next_to_fill(|key| !done.contains(&key)) {
+            done.push(next);
+        }
+        let done: Vec<_> = done.iter().map(|key| (key.object.0, key.chunk.0)).collect();
+        assert_eq!(done, [(0, 2), (1, 0), (0, 0), (0, 1), (0, 3)]);
     }
 
     #[test]

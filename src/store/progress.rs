@@ -30,7 +30,7 @@ pub struct Progress {
     pub objects_done: usize,
     /// Fetches running.
     pub in_flight: usize,
-    /// Objects of which something is on its way.
+    /// Objects of which something is fetched now.
     pub coming: Vec<Coming>,
     /// Fetches repeated since the start.
     pub retries: u64,
@@ -44,7 +44,7 @@ pub struct Progress {
     pub cache_limit: Option<u64>,
 }
 
-/// An object of which something is on its way.
+/// An object of which something is fetched now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Coming {
     /// Its path.
@@ -75,7 +75,6 @@ pub struct Counters {
     pub bytes_from_cache: u64,
     pub bytes_fetched: u64,
     pub objects_done: usize,
-    pub in_flight: usize,
     pub retries: u64,
     problems: VecDeque<Problem>,
 }

@@ -1,6 +1,6 @@
 //! What changes in a store, and the few rules that keep it consistent. Only ever touched under the engine's lock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::chunkmap::{Chunk, ChunkMap};
@@ -80,6 +80,8 @@ pub struct State {
     pub punching: HashSet<ChunkKey>,
     /// Chunks that the fill has begun, and that room is still to be found for.
     pub filling_now: HashSet<ChunkKey>,
+    /// Chunks that are fetched now; of the other flights some only wait for their turn.
+    pub running: BTreeSet<ChunkKey>,
     /// What peers have to do with it.
     pub exchange: Exchange,
 }
@@ -223,21 +225,16 @@ impl State {
         self.choice(None).1.asks_peers(key)
     }
 
-    /// A reader has `key` set out for, before what the fill has planned. `false`: it is on its way.
-    pub fn set_out(&mut self, key: ChunkKey) -> bool {
-        if self.flights.contains_key(&key) {
-            return false;
-        }
-        self.flights.insert(key, Arc::new(Flight::by_reader()));
-        self.plan.push_reader(key);
-        true
+    /// Whether every chunk comes by itself.
+    pub fn fills_all(&self) -> bool {
+        self.filling && self.caching && self.room.limit().is_none()
     }
 
     /// The fill sets out for `key`.
     pub fn depart(&mut self, key: ChunkKey) -> Arc<Flight> {
         let flight = Arc::new(Flight::default());
         self.flights.insert(key, flight.clone());
-        self.counters.in_flight += 1;
+        self.running.insert(key);
         self.filling_now.insert(key);
         flight
     }
@@ -245,7 +242,7 @@ impl State {
     /// The flight of `key` is over.
     pub fn forget_flight(&mut self, key: ChunkKey) {
         self.flights.remove(&key);
-        self.counters.in_flight = self.counters.in_flight.saturating_sub(1);
+        self.running.remove(&key);
         self.filling_now.remove(&key);
     }
 

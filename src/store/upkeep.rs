@@ -178,13 +178,13 @@ impl Engine {
         if doubtful { Ok(()) } else { self.cache.mark_clean() }
     }
 
-    /// Objects of which something is on its way, in the order of the list.
+    /// Objects of which something is fetched now, in the order of the list: no more than are fetched at once.
     fn coming(&self, state: &State) -> Vec<Coming> {
-        let objects: BTreeSet<usize> = state.flights.keys().map(|key| key.object.0).collect();
-        let coming = |object: usize| {
-            let slot = self.slots.get(object)?;
+        let objects: BTreeSet<ObjectIndex> = state.running.iter().map(|key| key.object).collect();
+        let coming = |object: ObjectIndex| {
+            let slot = self.slot(object)?;
             let bytes_total = slot.layout.len;
-            let missing = slot.missing_bytes(&state.objects.get(object)?.map);
+            let missing = slot.missing_bytes(&state.object(object)?.map);
             Some(Coming {
                 path: slot.path.clone(),
                 bytes_done: bytes_total.saturating_sub(missing),
@@ -205,7 +205,7 @@ impl Engine {
             bytes_by_source: self.bytes_by_source(&state),
             objects_total: self.slots.len(),
             objects_done: counters.objects_done,
-            in_flight: counters.in_flight,
+            in_flight: state.running.len(),
             coming: self.coming(&state),
             retries: counters.retries,
             bytes_per_sec: rate.sample(

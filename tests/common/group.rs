@@ -263,6 +263,23 @@ pub struct Board {
     pub judged: Mutex<Vec<(usize, ChunkKey, Judgement)>>,
     distrusted: Mutex<HashSet<usize>>,
     pub asked: AtomicU64,
+    unanswered: AtomicU64,
+}
+
+/// Asked, and nothing has come yet.
+struct Unanswered<'a>(&'a AtomicU64);
+
+impl<'a> Unanswered<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Unanswered(count)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 type Member = (Arc<Store>, Arc<Board>);
@@ -329,6 +346,7 @@ impl Group {
             judged: Mutex::default(),
             distrusted: Mutex::default(),
             asked: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
         });
         let shared = store
             .entries()
@@ -409,6 +427,7 @@ impl Peers for Board {
     fn fetch<'a>(&'a self, chunk: ChunkKey, range: Range<u64>, _: &'a Urgency) -> ReceiveFuture<'a> {
         Box::pin(async move {
             self.asked.fetch_add(1, Ordering::SeqCst);
+            let _unanswered = Unanswered::new(&self.unanswered);
             let holder = {
                 let has = self.has.lock().unwrap();
                 let nodes = has.get(&chunk).into_iter().flatten();
@@ -515,5 +534,9 @@ impl Node {
 
     pub fn asked(&self) -> u64 {
         self.board.asked.load(Ordering::SeqCst)
+    }
+
+    pub fn unanswered(&self) -> u64 {
+        self.board.unanswered.load(Ordering::SeqCst)
     }
 }

@@ -26,6 +26,14 @@ pub fn agents_run() -> bool {
         && available("dbus", dbus, "no dbus-daemon")
 }
 
+/// Whether an adapter can run here, with the gocryptfs that the example needs.
+pub fn adapters_run() -> bool {
+    let gocryptfs = Command::new("gocryptfs").arg("--version").output().is_ok();
+    let user = nix::unistd::User::from_name("cai-decryptor").unwrap().is_some();
+    available("gocryptfs", gocryptfs, "no gocryptfs")
+        && available("cai-decryptor", user, "no user cai-decryptor")
+}
+
 /// A program at `path`, written by another process: one that this process has open for writing cannot be run.
 pub fn install_program(path: &Path, script: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
