@@ -28,9 +28,6 @@ pub struct Args {
 /// Columns of the progress bar: with percent and bytes behind it, a line of 80.
 const BAR: usize = 30;
 
-/// Characters of a name that are shown: an encrypted one has up to 255.
-const NAME: usize = 255;
-
 /// Files on their way that are shown one by one.
 const FILES: usize = 4;
 
@@ -56,6 +53,7 @@ pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
 
 /// Lines for people; with a bar on a terminal.
 pub(super) fn render(status: &Json, terminal: bool) -> String {
+    let status = &legible(status);
     let text = |name: &str| status.get(name).and_then(Json::as_str).unwrap_or_default().to_owned();
     let mut out = String::new();
     let _ = writeln!(out, "state        {}", text("State"));
@@ -204,13 +202,23 @@ fn peer_line(peer: &Json) -> String {
     line
 }
 
+/// The same, with texts that do nothing to a terminal and have one line: names of objects are chosen by whoever writes the bucket.
+fn legible(value: &Json) -> Json {
+    match value {
+        Json::String(text) => printable(text, usize::MAX).into(),
+        Json::Array(items) => items.iter().map(legible).collect(),
+        Json::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), legible(value))).collect(),
+        other => other.clone(),
+    }
+}
+
 /// A line for each of the first files, and one for the rest.
 fn fetching_lines(files: &[Json]) -> Vec<String> {
     let line = |file: &Json| {
         let number = |name: &str| file.get(name).and_then(Json::as_u64).unwrap_or(0);
         let (done, total) = (number("BytesDone"), number("BytesTotal"));
         let path = file.get("Path").and_then(Json::as_str).unwrap_or_default();
-        format!("{} % of {}, {}", percent(done, total), HumanBytes(total), printable(path, NAME))
+        format!("{} % of {}, {}", percent(done, total), HumanBytes(total), path)
     };
     let mut lines: Vec<String> = files.iter().take(FILES).map(line).collect();
     lines.extend(files.len().checked_sub(FILES).filter(|more| *more > 0).map(|more| format!("{more} more")));
@@ -279,6 +287,17 @@ mod tests {
             (1..=4).map(|number| format!("25 % of 4.00 KiB, shard-{number}")).collect();
         expected.push("2 more".into());
         assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn texts_do_nothing_to_a_terminal_and_make_no_lines() {
+        let mut status = sample();
+        status["LastError"] =
+            json!({"Code": "x", "Detail": "of \u{1b}[2J\nstate        Serving", "Stage": "", "Hint": ""});
+        status["Notices"] = json!(["a\rb"]);
+        let text = render(&status, false);
+        assert!(text.contains("\nlast error   of  [2J state        Serving [x]"), "{text:?}");
+        assert!(text.contains("\nnotice       a b\n"), "{text:?}");
     }
 
     #[test]

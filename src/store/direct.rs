@@ -124,6 +124,7 @@ impl Engine {
             && state.chunk(key) == Some(Chunk::Missing)
             && state.flights.get(&key).is_none_or(|flight| !flight.urgency.is_raised())
             && state.recent.get(key).is_none();
+        let fills_all = state.fills_all();
         let Some(object) = state.objects.get_mut(key.object.0) else { return false };
         // Also where nothing is to be fetched: it shows who reads through.
         let comes = object.trail.comes(range);
@@ -137,12 +138,10 @@ impl Engine {
         }
         let again = before > 0 && comes == Comes::Anew;
         // Otherwise nobody brings the chunk but who waits for it.
-        if again && !state.fills_all() {
+        if again && !fills_all {
             return false;
         }
-        if let Some(object) = state.objects.get_mut(key.object.0) {
-            object.trail.spent.insert(key.chunk, spent);
-        }
+        object.trail.spent.insert(key.chunk, spent);
         if again {
             state.plan.advance(key);
             drop(state);
