@@ -39,7 +39,7 @@ test-vm: rpm
 
 bench:
 	@scripts/setup.sh bench
-	cargo build --release --features sandbox
+	cargo build --release --features sandbox --bins --example empty-fs
 	@python3 -B benches/run.py --bin target/release
 	@python3 -B benches/reads.py --bin target/release
 	@python3 -B benches/encrypt.py --bin target/release

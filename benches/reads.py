@@ -3,6 +3,7 @@
 
 One table: a row for each path that has a target, its ratio over rounds (rate of cai by rate of the peer; cai and peer take turns,
 each round in the other order), and CPU seconds per GB, the steadier figure on a shared machine: reader, daemon and its children.
+Where no way leads past the kernel's FUSE, a file system of zeros shows what that alone costs (benches/empty_fs.rs).
 Every measurement mounts afresh, so no plaintext is cached but where the row says so. Ciphertext and plain file are in the page
 cache; cold means that all caches were dropped. Opening and closing count, starting Python does not: readers are processes that
 wait for each other first, so none holds another's interpreter lock. mmap + memcpy copies 1 MiB at a time with the C library.
@@ -17,6 +18,7 @@ Needs root, /dev/fuse, gocryptfs. Prints Markdown. Leaves nothing behind. Never 
 """
 
 import argparse
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -42,6 +44,9 @@ TENSORS = 32
 # What a shard has beside its tensors, and more.
 SLACK = 64 << 20
 DIRECTORIES = 100
+EMPTY = "FUSE alone, zeros"
+# What cai sets, KiB.
+READ_AHEAD = 4096
 
 def write_model(path, mib):
     """A safetensors file of random bytes, in which the order of names is not that of offsets; its SHA-256."""
@@ -107,6 +112,8 @@ class Bench:
 
     def mounted(self, mode, directory=None):
         directory = directory or self.cipher
+        if mode == EMPTY:
+            return self.mounted_empty()
         if mode == "gocryptfs":
             command = ["gocryptfs", "-q", "-ro", "-fg", "-passfile", self.password, directory, self.point]
         else:
@@ -115,6 +122,14 @@ class Bench:
             command += ["--memory", str((self.options.mib << 20) + SLACK)] if mode == "load" else []
         return mounted([str(part) for part in command], self.point, announced=mode != "gocryptfs")
 
+    @contextlib.contextmanager
+    def mounted_empty(self):
+        command = [self.cai.with_name("examples") / "empty-fs", self.point, str(self.plain.stat().st_size)]
+        with mounted([str(part) for part in command], self.point) as (daemon, said):
+            device = os.stat(self.point).st_dev
+            Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(str(READ_AHEAD))
+            yield daemon, said
+
     # Preparing: None when it can be measured, else why not.
 
     def prepare(self, need):
@@ -122,6 +137,9 @@ class Bench:
             return self.prepare_python()
         if need == "tree":
             return self.prepare_tree()
+        if need == EMPTY:
+            built = self.cai.with_name("examples") / "empty-fs"
+            return None if built.exists() else f"{built.name} is not built (cargo build --release --example {built.name})"
         return self.prepare_mode(need)
 
     def prepare_mode(self, mode):
@@ -291,6 +309,10 @@ def rows(bench):
         measure = lambda name: raw(work) if name == peer else state(name, work)
         return Row(f"{mode}, {path}", mode, peer, measure, (mode,), *targets)
 
+    def by_empty(path, work, **more):
+        measure = lambda name: bench.first(name, work)
+        return Row(f"on-demand, {path}", "on-demand", EMPTY, measure, ("on-demand", EMPTY), **more)
+
     def by_find(path, state, ratio):
         path, needs = f"on-demand, {bench.options.files} small files: {path}", ("on-demand", "gocryptfs", "tree")
         return Row(path, "on-demand", "gocryptfs", state, needs, ratio, unit="k files")
@@ -309,7 +331,13 @@ def rows(bench):
         yield by_raw("warm re-open, read", mode, one_read, 0.8, 0.2, state=bench.again)
         yield by_raw("warm re-open, mmap + memcpy", mode, one_copy, 0.8, 0.2, state=bench.again)
     for readers, name in ((1, "one reader"), (4, "four readers")):
-        yield by_gocryptfs(f"random 4 KiB, {name}", "on-demand", scattered(readers), 1.8, unit="k reads")
+        random = {"work": scattered(readers), "unit": "k reads"}
+        yield by_gocryptfs(f"random 4 KiB, {name}", "on-demand", ratio=1.8, **random)
+        yield by_gocryptfs(f"random 4 KiB of a shard that is loaded, {name}", "load", ratio=1.8, state=bench.again, **random)
+    for readers, name in ((1, "one reader"), (4, "four readers")):
+        yield by_empty(f"{name}, read", spread(read, readers))
+        yield by_empty(f"{name}, mmap + memcpy", spread(copy, readers))
+        yield by_empty(f"random 4 KiB, {name}", scattered(readers), unit="k reads")
     raw_disk = {"peer": "raw disk, ciphertext file", "raw": bench.raw_cold}
     for mode in ("on-demand", "load"):
         yield by_raw("cold disk, read", mode, one_read, 0.85, state=bench.cold, **raw_disk)

@@ -42,15 +42,22 @@ pub(crate) fn seconds_behind(date: &str, now: SystemTime) -> Option<i64> {
 
 /// `text` for people: at most `max` characters, control and invisible formatting characters replaced by spaces.
 pub fn printable(text: &str, max: usize) -> String {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    let mut clean: String = text.chars().take(max).map(|c| if hidden(c) { ' ' } else { c }).collect();
+    let mut clean: String = text.chars().take(max).map(|c| if is_hidden(c) { ' ' } else { c }).collect();
     if text.chars().nth(max).is_some() {
         clean.push('…');
     }
     clean.trim().to_owned()
+}
+
+/// The same of a text of several lines, whatever its length.
+pub fn printable_lines(text: &str) -> String {
+    text.chars().map(|c| if is_hidden(c) && c != '\n' { ' ' } else { c }).collect()
+}
+
+/// Whether `c` is a control or an invisible formatting character.
+fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -62,5 +69,6 @@ mod tests {
         assert_eq!(printable("a\x1b[31m\nb\u{202e}c\0", 100), "a [31m b c");
         assert_eq!(printable(&"x".repeat(9), 4), "xxxx…");
         assert_eq!(printable("ключ", 4), "ключ");
+        assert_eq!(printable_lines("a\x1b[31m\n  b\u{202e}c\u{9b}"), "a [31m\n  b c ");
     }
 }

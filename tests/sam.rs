@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::{adapters_run, install_program, mounts_below, wait_until};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::Pid;
 use sandbox::{Builder, RESOURCE};
 use serde_json::json;
@@ -74,7 +75,11 @@ impl World {
 
     /// The agent fails with this exit status and code, and leaves nothing: its log.
     fn fails(&self, exit: i32, code: &str) -> String {
-        let mut agent = self.agent();
+        self.fails_as(self.agent(), exit, code)
+    }
+
+    /// The same of this agent.
+    fn fails_as(&self, mut agent: Agent, exit: i32, code: &str) -> String {
         let status = agent.wait();
         let log = agent.log();
         assert_eq!(status.code(), Some(exit), "{log}");
@@ -224,11 +229,33 @@ async fn adapter_that_others_could_have_put_there_is_not_run() {
     fs::create_dir(&path).unwrap();
     unsafe_now(&world);
     fs::remove_dir(&path).unwrap();
+    mknod(&path, SFlag::S_IFSOCK, Mode::from_bits_truncate(0o755), 0).unwrap();
+    world.fails(78, "sam.adapter-io");
+    fs::remove_file(&path).unwrap();
     fs::rename(&other, &path).unwrap();
     world.toml.push_str(&format!("adapter_sha256 = \"{}\"\n", "00".repeat(32)));
     let log = world.fails(78, "sam.adapter-hash");
     assert!(log.contains(&sha256(&fs::read(&path).unwrap())), "{log}");
     assert!(!marker.exists(), "it was run");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_user_there_is_no_adapter() {
+    let Some(world) = sam_world().await else { return };
+    install(&world, EXAMPLE);
+    world.write_config();
+    let others = world.path("passwd");
+    let of_others = |line: &&str| !line.starts_with("cai-decryptor:");
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    fs::write(&others, users.lines().filter(of_others).map(|line| format!("{line}\n")).collect::<String>())
+        .unwrap();
+    // Only for the agent and its helper.
+    let mut command = world.on_bus("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/passwd && exec \"$@\""]).arg(&others);
+    command.arg(env!("CARGO_BIN_EXE_cai")).arg("--root").arg(world.root()).arg("run");
+    let agent = Agent::launch(command, world.path("notify"));
+    let log = world.fails_as(agent, 78, "sam.user");
+    assert!(log.contains("user cai-decryptor does not exist"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,6 +66,15 @@ async fn first_read_fetches_what_it_asks_for_and_the_second_the_chunk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn header_that_two_ask_for_is_nobodys_first_read() {
+    let (origin, node) = alone(None);
+    for range in [0..18, 0..18, OTHERS] {
+        read(&node, range);
+    }
+    assert_eq!(delivered(&origin), [0..18, 0..18, OTHERS]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn while_the_chunk_comes_with_the_fill_no_read_waits_for_it() {
     let (origin, _full, node) = pair(|_, bytes| Sent::Bytes(bytes)).await;
     let store = node.store.clone();

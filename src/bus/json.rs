@@ -4,8 +4,10 @@ use serde_json::{Map, Value as Json, json};
 use zbus::Variant;
 
 use super::Dict;
+use crate::text::printable;
 
-/// Every property by its name; the types are those of the interface.
+/// Every property by its name; the types are those of the interface. Texts have one line and do nothing to a terminal: names of
+/// objects, for one, are chosen by whoever writes the bucket.
 pub fn to_json(properties: &Dict) -> Json {
     Json::Object(
         properties.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect::<Map<_, _>>(),
@@ -18,12 +20,12 @@ fn value_to_json(value: &Variant<'_>) -> Json {
         Variant::Bool(flag) => json!(flag),
         Variant::U32(number) => json!(number),
         Variant::U64(number) => json!(number),
-        Variant::Str(text) => json!(text.as_str()),
+        Variant::Str(text) => json!(printable(text.as_str(), usize::MAX)),
         Variant::Variant(inner) => value_to_json(inner),
         Variant::Array(items) => Json::Array(items.iter().map(value_to_json).collect()),
         Variant::Dict(entries) => {
             let entry = |(key, value): (&Variant<'_>, &Variant<'_>)| match key {
-                Variant::Str(name) => Some((name.as_str().to_owned(), value_to_json(value))),
+                Variant::Str(name) => Some((printable(name.as_str(), usize::MAX), value_to_json(value))),
                 _ => None,
             };
             Json::Object(entries.iter().filter_map(entry).collect())
@@ -44,5 +46,18 @@ mod tests {
             ("BySource".to_owned(), zbus::OwnedVariant::try_from(Variant::from(inner)).unwrap()),
         ]);
         assert_eq!(to_json(&properties), json!({"State": "Serving", "BySource": {"oss": 7}}));
+    }
+
+    #[test]
+    fn texts_do_nothing_to_a_terminal_and_make_no_lines() {
+        let text = |text: &str| zbus::OwnedVariant::from(zbus::Str::from(text.to_owned()));
+        let inner: std::collections::HashMap<String, String> =
+            [("of \u{9b}2J".to_owned(), "a\rb\u{202e}".to_owned())].into();
+        let properties = Dict::from([
+            ("StatusText".to_owned(), text("of \u{1b}[2J\nstate        Serving\u{7f}")),
+            ("LastError".to_owned(), zbus::OwnedVariant::try_from(Variant::from(inner)).unwrap()),
+        ]);
+        let expected = json!({"StatusText": "of  [2J state        Serving", "LastError": {"of  2J": "a b"}});
+        assert_eq!(to_json(&properties), expected);
     }
 }

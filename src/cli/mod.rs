@@ -26,7 +26,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::{ErrorClass, Fault};
+use crate::error::{ErrorClass, Fault, chain};
+use crate::text::printable_lines;
 
 /// Host agent for confidential LLM inference.
 #[derive(Debug, Parser)]
@@ -112,6 +113,14 @@ impl Fault for OutputError {
     fn hint(&self) -> String {
         "where does the output go? A full disk or a closed pipe cannot take it".into()
     }
+}
+
+/// Say on the terminal why a command failed; the exit status for it. The text may quote what somebody else chose: a name in a
+/// bucket, the answer of a server.
+pub fn failed(fault: &dyn Fault) -> ExitCode {
+    eprintln!("cai: {} [{}]", printable_lines(&chain(fault)), fault.code());
+    eprintln!("  hint: {}", printable_lines(&fault.hint()));
+    ExitCode::from(fault.class().exit_code())
 }
 
 /// Run the chosen subcommand.

@@ -62,7 +62,7 @@ pub enum FsError {
     Unreadable,
 }
 
-/// Buffers of one thread: ciphertext in, plaintext out. Kept between requests so that their pages stay warm.
+/// Buffers of one read: ciphertext in, plaintext out. Kept between reads so that their pages stay warm.
 #[derive(Default)]
 pub struct ReadBuffers {
     ciphertext: Vec<u8>,

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use fuser::{
@@ -33,11 +33,6 @@ const MAX_BACKGROUND: u16 = 512;
 /// Block size shown by `stat` and counted by `statfs`, bytes: the plaintext block of the format.
 const BLOCK: u32 = 4096;
 
-thread_local! {
-    /// One pair of buffers per FUSE thread, grown to the largest request and kept.
-    static BUFFERS: std::cell::RefCell<ReadBuffers> = std::cell::RefCell::default();
-}
-
 /// The file system as the kernel talks to it.
 pub(super) struct KernelFs {
     revisions: Arc<Revisions>,
@@ -46,6 +41,9 @@ pub(super) struct KernelFs {
     can_pass_through: Arc<OnceLock<bool>>,
     /// Reads of files that are not local yet.
     far: Far<Read>,
+    /// Buffers that nobody reads into, the one used last on top. The kernel wakes the threads in turn: buffers of their own would
+    /// have left the cores' caches when it is their turn again, and all of them would be kept.
+    spare: Mutex<Vec<ReadBuffers>>,
 }
 
 /// A read, to be answered.
@@ -67,7 +65,29 @@ impl KernelFs {
         can_pass_through: Arc<OnceLock<bool>>,
         threads: usize,
     ) -> Self {
-        KernelFs { revisions, loader, can_pass_through, far: Far::new(threads) }
+        let spare = Mutex::default();
+        KernelFs { revisions, loader, can_pass_through, far: Far::new(threads), spare }
+    }
+
+    fn answer(&self, read: Read) {
+        let Read { fs, inode, offset, size, reply, is_local, since } = read;
+        let mut buffers = self.spare().pop().unwrap_or_default();
+        match fs.read(inode, offset, size, &mut buffers) {
+            Ok(plaintext) => {
+                counts::read(is_local, since, Some(plaintext.len()));
+                reply.data(plaintext);
+            }
+            Err(error) => {
+                counts::read(is_local, since, None);
+                reply.error(errno(&error));
+            }
+        }
+        self.spare().push(buffers);
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<ReadBuffers>> {
+        // Each change of the stack is complete in itself.
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn attr(&self, info: &NodeInfo) -> FileAttr {
@@ -90,20 +110,6 @@ impl KernelFs {
             flags: 0,
         }
     }
-}
-
-fn answer(read: Read) {
-    let Read { fs, inode, offset, size, reply, is_local, since } = read;
-    BUFFERS.with_borrow_mut(|buffers| match fs.read(inode, offset, size, buffers) {
-        Ok(plaintext) => {
-            counts::read(is_local, since, Some(plaintext.len()));
-            reply.data(plaintext);
-        }
-        Err(error) => {
-            counts::read(is_local, since, None);
-            reply.error(errno(&error));
-        }
-    });
 }
 
 fn file_type(kind: Kind) -> FileType {
@@ -249,7 +255,7 @@ impl Filesystem for KernelFs {
         };
         let is_local = fs.is_complete(inode.0);
         let read = Read { fs, inode: inode.0, offset, size, reply, is_local, since: Instant::now() };
-        if is_local { answer(read) } else { self.far.run(read, answer) }
+        if is_local { self.answer(read) } else { self.far.run(read, |read| self.answer(read)) }
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

@@ -35,6 +35,10 @@ const GROUP: BlockSize = BlockSize::from_chunk_log(4);
 /// What a leaf's bytes are gathered to before they are handed on: few enough to come often, enough for a hand-over to cost nothing.
 const FRAME: usize = 256 << 10;
 
+/// Most that is taken, in bytes, also when nobody waits for it any more: more than any request of a mount. A connection that is cut
+/// off costs the next reader a handshake, which is dearer.
+const HEARD_OUT: u64 = 1 << 20;
+
 /// How long the other end may pause.
 pub const STALL: Duration = Duration::from_secs(10);
 
@@ -125,7 +129,7 @@ fn ranges(range: Range<u64>) -> ChunkRanges {
 /// first.
 ///
 /// # Errors
-/// [`PeerError`]; the connection is of no use then. Also where nobody takes the bytes any more.
+/// [`PeerError`]; the connection is of no use then. Also where nobody takes the bytes any more, and they are many.
 pub async fn take(
     stream: &mut dyn Wire,
     hash: [u8; 32],
@@ -143,6 +147,7 @@ pub async fn take(
     }
     let tree = BaoTree::new(size, GROUP);
     let mut decoder = ResponseDecoder::new(hash.into(), ranges(range.clone()), tree, In(stream));
+    let is_heard_out = range.end.saturating_sub(range.start) <= HEARD_OUT;
     let (mut wanted, mut frame) = (range, BytesMut::new());
     loop {
         let item = match within(STALL, decoder.next()).await? {
@@ -164,11 +169,11 @@ pub async fn take(
         wanted.start = to;
         begun();
         if frame.len() >= FRAME {
-            hand_on(frames, &mut frame).await?;
+            hand_on(frames, &mut frame, is_heard_out).await?;
         }
     }
     if !frame.is_empty() {
-        hand_on(frames, &mut frame).await?;
+        hand_on(frames, &mut frame, is_heard_out).await?;
     }
     Ok(())
 }
@@ -176,9 +181,12 @@ pub async fn take(
 async fn hand_on(
     frames: &mpsc::Sender<Result<Bytes, PeerFailed>>,
     frame: &mut BytesMut,
+    is_heard_out: bool,
 ) -> Result<(), PeerError> {
-    let taken = frames.send(Ok(frame.split().freeze())).await;
-    taken.map_err(|_| PeerError::Broken(io::Error::other("nobody waits for it any more")))
+    match frames.send(Ok(frame.split().freeze())).await {
+        Err(_) if !is_heard_out => Err(PeerError::Broken(io::Error::other("nobody waits for it any more"))),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// The end of a connection that bytes come from.
@@ -249,6 +257,24 @@ mod tests {
             });
             prop_assert!(taken.is_err());
             prop_assert!(right.starts_with(&all), "what came before it was right");
+        }
+    }
+
+    #[tokio::test]
+    async fn answer_that_nobody_waits_for_is_heard_out_unless_it_is_long() {
+        for (len, is_heard_out) in [(HEARD_OUT, true), (HEARD_OUT + 1, false)] {
+            let bytes = vec![7; usize::try_from(len).unwrap()];
+            let blob = Blob::new(&bytes, 0..len).unwrap();
+            let (mut ours, mut theirs) = tokio::io::duplex(4 << 20);
+            blob.give(&mut ours, Some(&Gate::default()), None).await.unwrap();
+            drop(ours);
+            let (frames, nobody) = mpsc::channel(1);
+            drop(nobody);
+            let taken = take(&mut theirs, blob.hash, 0..len, len, &frames, || ()).await;
+            assert_eq!(taken.is_ok(), is_heard_out, "{len} bytes");
+            let mut left = Vec::new();
+            tokio::io::AsyncReadExt::read_to_end(&mut theirs, &mut left).await.unwrap();
+            assert_eq!(left.is_empty(), is_heard_out, "{len} bytes");
         }
     }
 

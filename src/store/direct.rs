@@ -2,7 +2,7 @@
 //!
 //! Who reads here and there, as who looks at the heads of shards does, waits for 8 MiB otherwise, behind everything else on the
 //! line. The first read out of nowhere in a chunk fetches what it asks for and no more; nothing of it is kept. So do those that
-//! follow there, while the fill brings the chunk, next of all that nobody waits for; where nothing is filled, the second waits for
+//! follow there, while the fill brings the chunk, before most that nobody waits for; where nothing is filled, the second waits for
 //! the chunk. So does who reads through. Not where a manifest speaks for chunks: it says nothing of a part of one. Locks: see
 //! `engine`. Tested in `tests/store_direct.rs`.
 
@@ -32,6 +32,13 @@ const WORTH: u64 = 1 << 20;
 /// happen to be side by side.
 const MOST: u64 = 2 * ((1 << 20) + (64 << 10));
 
+/// Requests of one read are at most so far from each other, in bytes: another request of a mount, 512 KiB in whole blocks of the
+/// format, may come after those around it.
+const NEAR: u64 = MOST / 4;
+
+/// Less than a block of the format, in bytes, is no place where somebody reads: the header of a file, before any of its content.
+const HEADER: u64 = 4 << 10;
+
 /// Readers of one object that are told from each other.
 const READERS: usize = 8;
 
@@ -42,9 +49,33 @@ const LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Trail {
     /// What each of them read in a row, the latest last.
-    rows: VecDeque<Range<u64>>,
+    rows: VecDeque<Row>,
     /// Bytes of a chunk that were read past the store.
     spent: HashMap<ChunkIndex, u64>,
+}
+
+/// Requests that were near each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    range: Range<u64>,
+    /// Bytes asked for in it, again and again where they were.
+    read: u64,
+}
+
+impl Row {
+    fn new(range: &Range<u64>) -> Self {
+        Row { range: range.clone(), read: range.end.saturating_sub(range.start) }
+    }
+
+    fn is_near(&self, range: &Range<u64>) -> bool {
+        let far = |end: u64, start: u64| start.saturating_sub(end) > NEAR;
+        !far(self.range.end, range.start) && !far(range.end, self.range.start)
+    }
+
+    fn join(&mut self, other: &Row) {
+        self.range = self.range.start.min(other.range.start)..self.range.end.max(other.range.end);
+        self.read = self.read.saturating_add(other.read);
+    }
 }
 
 /// Who comes.
@@ -61,16 +92,16 @@ enum Comes {
 impl Trail {
     fn comes(&mut self, range: &Range<u64>) -> Comes {
         // The kernel cuts one read into several requests, and brings them side by side, in any order.
-        let (mut row, before) = (range.clone(), self.rows.len());
+        let (mut row, before) = (Row::new(range), self.rows.len());
         self.rows.retain(|other| {
-            let touches = other.end == range.start || range.end == other.start;
-            if touches {
-                row = row.start.min(other.start)..row.end.max(other.end);
+            let is_near = other.is_near(range);
+            if is_near {
+                row.join(other);
             }
-            !touches
+            !is_near
         });
-        let comes = match row.end.saturating_sub(row.start) {
-            len if len > MOST => Comes::Through,
+        let comes = match row.read {
+            read if read > MOST => Comes::Through,
             _ if self.rows.len() < before => Comes::On,
             _ => Comes::Anew,
         };
@@ -136,14 +167,17 @@ impl Engine {
         if spent.saturating_add(WORTH) > slot.layout.len_of(key.chunk) {
             return false;
         }
-        let again = before > 0 && comes == Comes::Anew;
+        let again = before > HEADER && comes == Comes::Anew;
         // Otherwise nobody brings the chunk but who waits for it.
         if again && !fills_all {
             return false;
         }
         object.trail.spent.insert(key.chunk, spent);
         if again {
-            state.plan.advance(key);
+            match self.shared.get() {
+                Some(shared) if state.exchange.advance(shared, key) => {}
+                _ => state.plan.advance(key),
+            }
             drop(state);
             self.work.notify_waiters();
         }
@@ -251,28 +285,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_that_touch_are_one_read_up_to_a_limit() {
+    fn requests_that_are_near_are_one_read_up_to_a_limit() {
         let mut trail = Trail::default();
         let mut comes = |range: Range<u64>| trail.comes(&range);
-        assert_eq!(comes(5000..6000), Comes::Anew);
-        assert_eq!((comes(6000..6500), comes(4000..5000)), (Comes::On, Comes::On), "in any order");
-        assert_eq!(
-            (comes(4000..5000), comes(6600..6700)),
-            (Comes::Anew, Comes::Anew),
-            "again, and with a gap"
-        );
-        assert_eq!(comes(6500..4000 + MOST), Comes::On);
-        assert_eq!(comes(4000 + MOST..4001 + MOST), Comes::Through);
+        assert_eq!(comes(NEAR + 5000..NEAR + 6000), Comes::Anew);
+        assert_eq!(comes(2 * NEAR + 6000..2 * NEAR + 6001), Comes::On, "what is between comes last");
+        assert_eq!(comes(4000..5000), Comes::On, "in any order");
+        assert_eq!(comes(4000..5000), Comes::On, "by two at once");
+        assert_eq!(comes(3 * NEAR + 6002..3 * NEAR + 6003), Comes::Anew, "too far");
+        assert_eq!(comes(NEAR..NEAR + MOST - 3002), Comes::On, "as much as there may be");
+        assert_eq!(comes(NEAR..NEAR + 1), Comes::Through);
     }
 
     #[test]
     fn request_that_comes_last_joins_those_on_both_sides() {
         let mut trail = Trail::default();
-        let comes: Vec<_> = [0..MOST / 2, MOST / 2 + 9..MOST, MOST / 2..MOST / 2 + 9, MOST..MOST + 1]
-            .map(|range| trail.comes(&range))
-            .into();
-        assert_eq!(comes, [Comes::Anew, Comes::Anew, Comes::On, Comes::Through]);
-        assert_eq!((trail.rows.len(), trail.rows.pop_back()), (1, Some(0..MOST + 1)));
+        let far = 2 * NEAR;
+        let comes: Vec<_> = [0..9, far..far + 9, NEAR..NEAR + 9].map(|range| trail.comes(&range)).into();
+        assert_eq!(comes, [Comes::Anew, Comes::Anew, Comes::On]);
+        assert_eq!(trail.rows, [Row { range: 0..far + 9, read: 27 }]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is fetched next. Pure; the order is tested here.
 //!
-//! Readers come first, always. Behind them the background fill: objects of one chunk, then the first chunk of each large
+//! Readers come first, always. Behind them the background fill: chunks around which somebody reads, in turn with objects of one chunk, then the first chunk of each large
 //! object (it answers every `safe_open`, and proves each object readable), then the rest, one object after the other: the first
 //! is the one a loader reads now. Once that is faster than one object may be served (10 Gbit/s, oss.md 1.10), the rest runs over
 //! several objects at once, with half of the turns for the first.
@@ -15,10 +15,17 @@ const WINDOW: usize = 8;
 /// Rate from which on one object may be what is slow: half of what is served of one (oss.md 1.10), bytes per second.
 const SPREAD_FROM: u64 = 600_000_000;
 
+/// Chunks around which somebody reads that are remembered: with more, the oldest come when their turn is.
+const ADVANCED: usize = 64;
+
 /// Queue of readers' chunks, and the background order.
 #[derive(Debug, Default)]
 pub struct Plan {
     readers: VecDeque<ChunkKey>,
+    /// What the fill takes between the others, in the order in which it was asked for.
+    advanced: VecDeque<ChunkKey>,
+    /// The last that the fill took was one of those.
+    took_advanced: bool,
     first: VecDeque<ChunkKey>,
     rest: VecDeque<Run>,
     turn: usize,
@@ -92,10 +99,15 @@ impl Plan {
 
     /// The next chunk of the fill for which `wanted` holds; `None` when the plan is exhausted.
     pub fn next_to_fill(&mut self, wanted: impl Fn(ChunkKey) -> bool) -> Option<ChunkKey> {
-        while let Some(key) = self.first.pop_front() {
-            if wanted(key) {
-                return Some(key);
-            }
+        self.advanced.retain(|key| wanted(*key));
+        while self.first.front().is_some_and(|key| !wanted(*key)) {
+            self.first.pop_front();
+        }
+        let takes_advanced = !self.took_advanced || self.first.is_empty();
+        let advanced = if takes_advanced { self.advanced.pop_front() } else { None };
+        self.took_advanced = advanced.is_some();
+        if let Some(key) = advanced.or_else(|| self.first.pop_front()) {
+            return Some(key);
         }
         loop {
             let window = if self.spread { WINDOW } else { 1 };
@@ -122,12 +134,13 @@ impl Plan {
         while self.first.front().is_some_and(|key| !wanted(*key)) {
             self.first.pop_front();
         }
+        self.advanced.retain(|key| wanted(*key));
         self.rest.retain_mut(|run| {
             let next = run.next_wanted(&wanted);
             run.next = next.map_or(run.end, |key| key.chunk.0);
             next.is_some()
         });
-        self.first.is_empty() && self.rest.is_empty()
+        self.advanced.is_empty() && self.first.is_empty() && self.rest.is_empty()
     }
 
     /// Move `object` to the front, now and in the next [`Plan::fill`].
@@ -146,14 +159,20 @@ impl Plan {
         }
     }
 
-    /// Fill `key` before everything else that nobody waits for.
+    /// Fill `key` soon: somebody reads around it, and does not wait for it.
     pub fn advance(&mut self, key: ChunkKey) {
-        self.first.retain(|other| *other != key);
-        self.first.push_front(key);
+        if self.advanced.contains(&key) {
+            return;
+        }
+        if self.advanced.len() == ADVANCED {
+            self.advanced.pop_front();
+        }
+        self.advanced.push_back(key);
     }
 
     /// Chunks planned for nobody in particular are dropped; readers' stay.
     pub fn clear_fill(&mut self) {
+        self.advanced.clear();
         self.first.clear();
         self.rest.clear();
     }
@@ -229,18 +248,32 @@ mod tests {
     }
 
     #[test]
-    fn chunk_that_is_advanced_comes_next_and_once() {
+    fn chunks_that_are_advanced_come_in_turn_with_the_first_ones_and_once() {
         let mut plan = Plan::default();
-        plan.fill(layouts(&[35, 5]));
-        let key = ChunkKey { object: ObjectIndex(0), chunk: ChunkIndex(2) };
-        plan.advance(ChunkKey { object: ObjectIndex(1), chunk: ChunkIndex(0) });
-        plan.advance(key);
+        plan.fill(layouts(&[55, 5, 5]));
+        [3, 2, 4, 2].into_iter().for_each(|chunk| plan.advance(of_first(chunk)));
         let mut done = Vec::new();
         while let Some(next) = plan.next_to_fill(|key| !done.contains(&key)) {
             done.push(next);
         }
         let done: Vec<_> = done.iter().map(|key| (key.object.0, key.chunk.0)).collect();
-        assert_eq!(done, [(0, 2), (1, 0), (0, 0), (0, 1), (0, 3)]);
+        assert_eq!(done, [(0, 3), (1, 0), (0, 2), (2, 0), (0, 4), (0, 0), (0, 1), (0, 5)]);
+    }
+
+    #[test]
+    fn no_more_than_so_many_chunks_are_advanced() {
+        let mut plan = Plan::default();
+        (0..=ADVANCED as u64).for_each(|chunk| plan.advance(of_first(chunk)));
+        assert_eq!(drain(&mut plan), (1..=ADVANCED as u64).map(|chunk| (0, chunk)).collect::<Vec<_>>());
+        plan.advance(of_first(7));
+        assert!(!plan.is_exhausted(|_| true) && plan.is_exhausted(|key| key != of_first(7)));
+        plan.advance(of_first(7));
+        plan.clear_fill();
+        assert!(plan.is_exhausted(|_| true));
+    }
+
+    fn of_first(chunk: u64) -> ChunkKey {
+        ChunkKey { object: ObjectIndex(0), chunk: ChunkIndex(chunk) }
     }
 
     #[test]

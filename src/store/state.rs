@@ -10,7 +10,7 @@ use super::engine::Slot;
 use super::error::{StoreError, source_code};
 use super::flight::{Failure, Flight};
 use super::landing::Origin;
-use super::layout::{ChunkIndex, ChunkKey, ObjectIndex};
+use super::layout::{ChunkIndex, ChunkKey, Layout, ObjectIndex};
 use super::memory::Recent;
 use super::plan::Plan;
 use super::progress::{Counters, Problem};
@@ -173,6 +173,16 @@ impl ObjectState {
 
     pub fn is_present(&self, chunk: ChunkIndex) -> bool {
         matches!(self.chunk(chunk), Some(Chunk::Present(_)))
+    }
+
+    /// Bytes of it that are [`Chunk::Present`].
+    pub fn bytes_done(&self, layout: Layout) -> u64 {
+        let Some(last) = layout.chunks().checked_sub(1).map(ChunkIndex) else { return 0 };
+        // All that are missing as if each were a whole one, but the last.
+        let short =
+            if self.is_present(last) { 0 } else { layout.chunk_len().saturating_sub(layout.len_of(last)) };
+        let missing = self.missing.saturating_mul(layout.chunk_len()).saturating_sub(short);
+        layout.len.saturating_sub(missing)
     }
 
     /// Whether every chunk is on the disk.

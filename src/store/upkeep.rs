@@ -183,13 +183,8 @@ impl Engine {
         let objects: BTreeSet<ObjectIndex> = state.running.iter().map(|key| key.object).collect();
         let coming = |object: ObjectIndex| {
             let slot = self.slot(object)?;
-            let bytes_total = slot.layout.len;
-            let missing = slot.missing_bytes(&state.object(object)?.map);
-            Some(Coming {
-                path: slot.path.clone(),
-                bytes_done: bytes_total.saturating_sub(missing),
-                bytes_total,
-            })
+            let bytes_done = state.object(object)?.bytes_done(slot.layout);
+            Some(Coming { path: slot.path.clone(), bytes_done, bytes_total: slot.layout.len })
         };
         objects.into_iter().filter_map(coming).collect()
     }
