@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
@@ -102,5 +103,5 @@ fn main() -> io::Result<()> {
     config.n_threads = Some(THREADS);
     config.mount_options = vec![MountOption::RO, MountOption::DefaultPermissions];
     let zeros = vec![0; usize::try_from(MAX_REQUEST).map_err(io::Error::other)?];
-    Session::new(Empty { len, zeros }, point.as_ref(), &config)?.run()
+    Session::new(Empty { len, zeros }, Path::new(point), &config)?.run()
 }

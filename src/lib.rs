@@ -44,7 +44,7 @@
 //! gateway:    error, config, ratls, task, host::tool
 //! host:       error
 //! agent:      everything but cli, bus, metrics
-//! bus:        error, agent
+//! bus:        error, agent, text::printable
 //! metrics:    error, config::MetricsPlace, agent, mount
 //! doctor:     everything but agent, cli
 //! report:     error, host, gateway

@@ -265,8 +265,7 @@ mod tests {
 
     #[test]
     fn files_on_their_way_are_shown_one_by_one_and_the_rest_counted() {
-        let file =
-            |number| json!({"Path": format!("shard-{number}"), "BytesDone": 1024, "BytesTotal": 4096});
+        let file = |number| json!({"Path": format!("shard-{number}"), "BytesDone": 1024, "BytesTotal": 4096});
         let mut status = sample();
         status["Progress"]["Fetching"] = (1..=6).map(file).collect();
         let text = render(&status, false);
