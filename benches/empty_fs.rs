@@ -16,10 +16,11 @@ use fuser::{
 const NAME: &str = "model.safetensors";
 const ROOT: u64 = 1;
 const FILE: u64 = 2;
-/// As in cai's mount: bytes of a request, requests in flight, and threads on a machine with few cores.
+/// As in cai's mount: bytes of a request, requests in flight, and threads.
 const MAX_REQUEST: u32 = 512 << 10;
 const MAX_BACKGROUND: u16 = 512;
-const THREADS: usize = 16;
+const FEWEST_THREADS: usize = 16;
+const MOST_THREADS: usize = 64;
 const TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 struct Empty {
@@ -100,7 +101,8 @@ fn main() -> io::Result<()> {
     };
     let len = len.parse().map_err(io::Error::other)?;
     let mut config = Config::default();
-    config.n_threads = Some(THREADS);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    config.n_threads = Some(cores.clamp(FEWEST_THREADS, MOST_THREADS));
     config.mount_options = vec![MountOption::RO, MountOption::DefaultPermissions];
     let zeros = vec![0; usize::try_from(MAX_REQUEST).map_err(io::Error::other)?];
     Session::new(Empty { len, zeros }, Path::new(point), &config)?.run()

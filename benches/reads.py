@@ -44,7 +44,7 @@ TENSORS = 32
 # What a shard has beside its tensors, and more.
 SLACK = 64 << 20
 DIRECTORIES = 100
-EMPTY = "FUSE alone, zeros"
+EMPTY = "FUSE alone"
 # What cai sets, KiB.
 READ_AHEAD = 4096
 
@@ -311,7 +311,7 @@ def rows(bench):
 
     def by_empty(path, work, **more):
         measure = lambda name: bench.first(name, work)
-        return Row(f"on-demand, {path}", "on-demand", EMPTY, measure, ("on-demand", EMPTY), **more)
+        return Row(f"on-demand, {path}, beside FUSE alone", "on-demand", EMPTY, measure, ("on-demand", EMPTY), **more)
 
     def by_find(path, state, ratio):
         path, needs = f"on-demand, {bench.options.files} small files: {path}", ("on-demand", "gocryptfs", "tree")
@@ -333,7 +333,7 @@ def rows(bench):
     for readers, name in ((1, "one reader"), (4, "four readers")):
         random = {"work": scattered(readers), "unit": "k reads"}
         yield by_gocryptfs(f"random 4 KiB, {name}", "on-demand", ratio=1.8, **random)
-        yield by_gocryptfs(f"random 4 KiB of a shard that is loaded, {name}", "load", ratio=1.8, state=bench.again, **random)
+        yield by_gocryptfs(f"random 4 KiB, second pass, {name}", "load", ratio=1.8, state=bench.again, **random)
     for readers, name in ((1, "one reader"), (4, "four readers")):
         yield by_empty(f"{name}, read", spread(read, readers))
         yield by_empty(f"{name}, mmap + memcpy", spread(copy, readers))

@@ -54,10 +54,25 @@ pub fn printable_lines(text: &str) -> String {
     text.chars().map(|c| if is_hidden(c) && c != '\n' { ' ' } else { c }).collect()
 }
 
+/// JSON `text` with such characters of its strings as escapes: the same value.
+pub fn printable_json(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    for c in text.chars() {
+        // A line break in the text is none of a string's.
+        if is_hidden(c) && c != '\n' {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| clean.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            clean.push(c);
+        }
+    }
+    clean
+}
+
 /// Whether `c` is a control or an invisible formatting character.
 fn is_hidden(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]
@@ -70,5 +85,13 @@ mod tests {
         assert_eq!(printable(&"x".repeat(9), 4), "xxxx…");
         assert_eq!(printable("ключ", 4), "ключ");
         assert_eq!(printable_lines("a\x1b[31m\n  b\u{202e}c\u{9b}"), "a [31m\n  b c ");
+    }
+
+    #[test]
+    fn printable_json_is_the_same_value() {
+        let value = serde_json::json!({"a\u{9b}": ["\n\x1b\u{7f}\u{202e}\u{e0041} é"]});
+        let text = printable_json(&format!("{value:#}"));
+        assert_eq!(text, "{\n  \"a\\u009b\": [\n    \"\\n\\u001b\\u007f\\u202e\\udb40\\udc41 é\"\n  ]\n}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 }

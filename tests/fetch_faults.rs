@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use cai::ciphertext::{Ciphertext, EntryKind, ReadError};
 use cai::error::{ErrorClass, Fault as _};
-use cai::store::{Filled, Store, StoreError};
+use cai::store::{Filled, Store, StoreError, StoreOptions};
 use chunks::*;
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -247,6 +247,31 @@ fn reader_overtakes_a_saturating_fill_and_joins_its_fetches() {
     assert_eq!(bench.rt.block_on(fill).unwrap().unwrap(), Filled::Complete);
     assert_eq!(bench.source.fetched_sorted(), all_chunks(&objects));
     drop(token);
+}
+
+#[test]
+fn chunk_around_which_somebody_reads_comes_next_and_is_not_waited_for() {
+    // As large as chunks are that are worth reading past.
+    let large = 2048 * CHUNK;
+    let objects = [object("a", 5 * large)];
+    let (rt, dir) = (runtime(), TempDir::new().unwrap());
+    let cue = |_: &str, number: u64, _| if number % 2048 == 0 { Fault::Hold } else { Fault::None };
+    let source = Faulty::new(Memory::new(&objects), cue);
+    let options = StoreOptions { chunk_len: large, ..options(dir.path(), 2) };
+    let store = open(options, &objects, source.clone(), &rt);
+    let filled = store.clone();
+    let fill = rt.spawn(async move { filled.fill(CancellationToken::new()).await });
+    source.wait_for(1);
+    let all = content("a", 5 * large);
+    // Far from each other, in the fourth of five.
+    for at in [3 * large + CHUNK, 3 * large + 1024 * CHUNK, 3 * large + CHUNK] {
+        let range = at..at + 8 * CHUNK;
+        assert_eq!(read(&store, "a", range.clone()).unwrap(), all[range.start as usize..range.end as usize]);
+    }
+    source.release(5);
+    assert_eq!(rt.block_on(fill).unwrap().unwrap(), Filled::Complete);
+    let fetched = [0, 3 * 2048 + 1, 3 * 2048 + 1024, 3 * 2048 + 1, 3 * 2048, 2048, 2 * 2048, 4 * 2048];
+    assert_eq!(source.fetched(), fetched.map(|number| chunk("a", number)));
 }
 
 #[test]

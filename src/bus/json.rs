@@ -6,8 +6,24 @@ use zbus::Variant;
 use super::Dict;
 use crate::text::printable;
 
-/// Every property by its name; the types are those of the interface. Texts have one line and do nothing to a terminal: names of
-/// objects, for one, are chosen by whoever writes the bucket.
+/// The same for people: texts have one line and do nothing to a terminal. Names of objects, for one, are chosen by whoever writes the
+/// bucket.
+pub fn to_legible_json(properties: &Dict) -> Json {
+    legible(to_json(properties))
+}
+
+fn legible(value: Json) -> Json {
+    match value {
+        Json::String(text) => printable(&text, usize::MAX).into(),
+        Json::Array(items) => items.into_iter().map(legible).collect(),
+        Json::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (printable(&name, usize::MAX), legible(value))).collect()
+        }
+        other => other,
+    }
+}
+
+/// Every property by its name; the types are those of the interface.
 pub fn to_json(properties: &Dict) -> Json {
     Json::Object(
         properties.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect::<Map<_, _>>(),
@@ -20,12 +36,12 @@ fn value_to_json(value: &Variant<'_>) -> Json {
         Variant::Bool(flag) => json!(flag),
         Variant::U32(number) => json!(number),
         Variant::U64(number) => json!(number),
-        Variant::Str(text) => json!(printable(text.as_str(), usize::MAX)),
+        Variant::Str(text) => json!(text.as_str()),
         Variant::Variant(inner) => value_to_json(inner),
         Variant::Array(items) => Json::Array(items.iter().map(value_to_json).collect()),
         Variant::Dict(entries) => {
             let entry = |(key, value): (&Variant<'_>, &Variant<'_>)| match key {
-                Variant::Str(name) => Some((printable(name.as_str(), usize::MAX), value_to_json(value))),
+                Variant::Str(name) => Some((name.as_str().to_owned(), value_to_json(value))),
                 _ => None,
             };
             Json::Object(entries.iter().filter_map(entry).collect())
@@ -58,6 +74,7 @@ mod tests {
             ("LastError".to_owned(), zbus::OwnedVariant::try_from(Variant::from(inner)).unwrap()),
         ]);
         let expected = json!({"StatusText": "of  [2J state        Serving", "LastError": {"of  2J": "a b"}});
-        assert_eq!(to_json(&properties), expected);
+        assert_eq!(to_legible_json(&properties), expected);
+        assert_ne!(to_json(&properties), expected, "what programs get is what was said");
     }
 }

@@ -11,7 +11,7 @@ mod permission;
 mod values;
 
 pub use client::Daemon;
-pub use json::to_json;
+pub use json::{to_json, to_legible_json};
 pub use values::Dict;
 
 use std::path::PathBuf;

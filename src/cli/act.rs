@@ -84,7 +84,8 @@ fn on_the_bus(ask: impl AsyncFnOnce(&Daemon) -> Result<(), Box<dyn Fault>>) -> R
 async fn wait(daemon: &Daemon, number: u32) -> Result<(), Box<dyn Fault>> {
     let mut said = String::new();
     loop {
-        let rotation = bus::to_json(&daemon.properties().await?).get("Rotation").cloned().unwrap_or_default();
+        let rotation =
+            bus::to_legible_json(&daemon.properties().await?).get("Rotation").cloned().unwrap_or_default();
         if rotation.get("Number").and_then(Json::as_u64) != Some(u64::from(number)) {
             // The daemon began anew, or somebody rotated again: how this one ended nobody knows any more.
             let detail = format!("rotation {number} is not the last one any more");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 
 use super::encrypt::progress_bar;
-use super::place::{Place, print, retry, until_interrupted};
+use super::place::{Place, complain, print, retry, until_interrupted};
 use super::verify::public_key;
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::CONF_NAME;
@@ -146,7 +146,7 @@ impl Show {
                 self.bar.set_position(self.bar.position().saturating_sub(object.len));
                 let path = object.path.display();
                 self.bar.suspend(|| {
-                    eprintln!("warning: {path} arrived with a wrong checksum, and is fetched again");
+                    complain(&format!("warning: {path} arrived with a wrong checksum, and is fetched again"));
                 });
             }
         }
@@ -182,7 +182,7 @@ impl Show {
         }
         if failed.len() > 1 {
             for error in &failed {
-                eprintln!("failed: {} [{}]", chain(error), error.code());
+                complain(&format!("failed: {} [{}]", chain(error), error.code()));
             }
         }
         // The first one is the cause; what follows may have been stopped by it.

@@ -12,6 +12,7 @@ use super::{act, watch};
 use crate::agent::status::unix_seconds;
 use crate::bus;
 use crate::error::Fault;
+use crate::text::printable_json;
 
 /// Arguments of `cai status`.
 #[derive(Debug, clap::Args)]
@@ -39,11 +40,13 @@ pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
         return runtime.block_on(watch::watch());
     }
     let properties = runtime.block_on(async { bus::Daemon::on_the_bus().await?.properties().await })?;
-    let status = bus::to_json(&properties);
     let text = match (args.json, std::io::stdout().is_terminal()) {
-        (true, _) => format!("{status:#}\n"),
-        (false, false) => render(&status, false),
-        (false, true) => wrapped(&render(&status, true), usize::from(console::Term::stdout().size().1)),
+        (true, _) => format!("{}\n", printable_json(&format!("{:#}", bus::to_json(&properties)))),
+        (false, false) => render(&bus::to_legible_json(&properties), false),
+        (false, true) => {
+            let columns = usize::from(console::Term::stdout().size().1);
+            wrapped(&render(&bus::to_legible_json(&properties), true), columns)
+        }
     };
     // A closed pipe (`cai status | head`) is not our failure.
     let _ = std::io::stdout().write_all(text.as_bytes());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use indicatif::ProgressBar;
 
 use super::encrypt::progress_bar;
-use super::place::{Place, print, retry, until_interrupted};
+use super::place::{Place, complain, print, retry, until_interrupted};
 use crate::config::Oss;
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::CONF_NAME;
@@ -183,7 +183,7 @@ impl Show {
             }
             _ => return,
         };
-        self.bar.suspend(|| eprintln!("warning: {text}"));
+        self.bar.suspend(|| complain(&format!("warning: {text}")));
     }
 
     fn line(&self, line: &str) {
@@ -213,10 +213,10 @@ impl Show {
             let shown = others.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
             let more = others.len().saturating_sub(SHOWN);
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
-            eprintln!(
+            complain(&format!(
                 "warning: {} objects below the prefix are not in the directory: {shown}{more}; --delete removes them",
                 others.len()
-            );
+            ));
         }
         if self.kept.get() > 0 {
             eprintln!(
@@ -231,7 +231,7 @@ impl Show {
         }
         if published.failed.len() > 1 {
             for error in &published.failed {
-                eprintln!("failed: {} [{}]", chain(error), error.code());
+                complain(&format!("failed: {} [{}]", chain(error), error.code()));
             }
         }
         // The first one is the cause; what follows may have been stopped by it.

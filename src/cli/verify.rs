@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::OutputError;
 use super::encrypt::progress_bar;
+use super::place::complain;
 use crate::ciphertext::Ciphertext;
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::{self, Conf, Damaged, Kind, LocalDir, Passphrase, Tree, read_passfile};
 use crate::manifest::{self, Difference, Manifest, PublicKey};
+use crate::text::printable_lines;
 
 /// Look at every block and every name of an encrypted directory, and at its manifest where it has one
 ///
@@ -70,17 +72,17 @@ pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     bar.finish_and_clear();
 
     for (path, blocks) in &verified.holes {
-        eprintln!(
+        complain(&format!(
             "warning: {} has {blocks} blocks that are holes: they read as zeros, and nothing says that they were written so",
             path.display()
-        );
+        ));
     }
     let mut lines = signed.problem;
     lines.extend(verified.damaged.iter().map(damage_line));
     lines.extend(differences.iter().map(difference_line));
     let mut out = std::io::stdout().lock();
     for line in &lines {
-        writeln!(out, "{line}").map_err(OutputError)?;
+        writeln!(out, "{}", printable_lines(line)).map_err(OutputError)?;
     }
     if !lines.is_empty() {
         return Err(DamageFound { dir: args.dir.clone(), count: lines.len() }.into());

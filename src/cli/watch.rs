@@ -41,7 +41,7 @@ pub(super) async fn watch() -> Result<(), Box<dyn Fault>> {
     let mut view = View::new();
     loop {
         let status = match daemon.properties().await {
-            Ok(properties) => Some(bus::to_json(&properties)),
+            Ok(properties) => Some(bus::to_legible_json(&properties)),
             // It may come back.
             Err(BusError::NotRunning) => None,
             Err(error) => return Err(error.into()),

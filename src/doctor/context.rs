@@ -190,7 +190,7 @@ impl Context {
     pub(super) async fn status(&self) -> &Result<serde_json::Value, Arc<BusError>> {
         let ask = || async {
             let properties = async { bus::Daemon::on_the_bus().await?.properties().await };
-            properties.await.map(|all| bus::to_json(&all)).map_err(Arc::new)
+            properties.await.map(|all| bus::to_legible_json(&all)).map_err(Arc::new)
         };
         self.status.get_or_init(ask).await
     }

@@ -41,9 +41,11 @@ pub(super) struct KernelFs {
     can_pass_through: Arc<OnceLock<bool>>,
     /// Reads of files that are not local yet.
     far: Far<Read>,
-    /// Buffers that nobody reads into, the one used last on top. The kernel wakes the threads in turn: buffers of their own would
-    /// have left the cores' caches when it is their turn again, and all of them would be kept.
+    /// Buffers that nobody reads into, one for each core at most, the one used last on top. The kernel wakes the threads in turn:
+    /// buffers of their own would have left the cores' caches when it is their turn again, and all of them would be kept.
     spare: Mutex<Vec<ReadBuffers>>,
+    /// How many are kept.
+    cores: usize,
 }
 
 /// A read, to be answered.
@@ -65,8 +67,9 @@ impl KernelFs {
         can_pass_through: Arc<OnceLock<bool>>,
         threads: usize,
     ) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let spare = Mutex::default();
-        KernelFs { revisions, loader, can_pass_through, far: Far::new(threads), spare }
+        KernelFs { revisions, loader, can_pass_through, far: Far::new(threads), spare, cores }
     }
 
     fn answer(&self, read: Read) {
@@ -82,7 +85,10 @@ impl KernelFs {
                 reply.error(errno(&error));
             }
         }
-        self.spare().push(buffers);
+        let mut spare = self.spare();
+        if spare.len() < self.cores {
+            spare.push(buffers);
+        }
     }
 
     fn spare(&self) -> MutexGuard<'_, Vec<ReadBuffers>> {

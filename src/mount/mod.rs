@@ -50,8 +50,8 @@ use crate::error::{ErrorClass, Fault};
 
 /// Threads on a machine with few cores: one that waits for the network must not keep the others' reads of local data waiting.
 const FEWEST_THREADS: usize = 16;
-/// Threads on a machine with many: each that reads takes buffers, of 1.2 MiB at most (3.2 MiB while it reads what is not local), from
-/// those that are kept. They are what readers borrow memory from, however many there are.
+/// Threads on a machine with many: each that reads takes buffers, of 1.2 MiB at most (3.2 MiB while it reads what is not local), of
+/// which as many are kept as there are cores. They are what readers borrow memory from, however many there are.
 const MOST_THREADS: usize = 64;
 
 /// The mount could not be put in place or taken away.

@@ -32,9 +32,12 @@ const WORTH: u64 = 1 << 20;
 /// happen to be side by side.
 const MOST: u64 = 2 * ((1 << 20) + (64 << 10));
 
-/// Requests of one read are at most so far from each other, in bytes: another request of a mount, 512 KiB in whole blocks of the
-/// format, may come after those around it.
+/// Requests of one read that come side by side are at most so far from each other, in bytes: another request of a mount, 512 KiB in
+/// whole blocks of the format, may come after those around it.
 const NEAR: u64 = MOST / 4;
+
+/// How long the next request of one read takes to come, where it does not begin where the last one ended.
+const SIDE_BY_SIDE: Duration = Duration::from_millis(20);
 
 /// Less than a block of the format, in bytes, is no place where somebody reads: the header of a file, before any of its content.
 const HEADER: u64 = 4 << 10;
@@ -54,22 +57,26 @@ pub struct Trail {
     spent: HashMap<ChunkIndex, u64>,
 }
 
-/// Requests that were near each other.
+/// Requests of one reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Row {
     range: Range<u64>,
     /// Bytes asked for in it, again and again where they were.
     read: u64,
+    /// When the last of them came.
+    last: Instant,
 }
 
 impl Row {
-    fn new(range: &Range<u64>) -> Self {
-        Row { range: range.clone(), read: range.end.saturating_sub(range.start) }
+    fn new(range: &Range<u64>, now: Instant) -> Self {
+        Row { range: range.clone(), read: range.end.saturating_sub(range.start), last: now }
     }
 
-    fn is_near(&self, range: &Range<u64>) -> bool {
-        let far = |end: u64, start: u64| start.saturating_sub(end) > NEAR;
-        !far(self.range.end, range.start) && !far(range.end, self.range.start)
+    /// Whether a request for `range` that comes `now` is the same reader's.
+    fn goes_on(&self, range: &Range<u64>, now: Instant) -> bool {
+        let gap = range.start.saturating_sub(self.range.end).max(self.range.start.saturating_sub(range.end));
+        let touches = self.range.end == range.start || range.end == self.range.start;
+        touches || (gap <= NEAR && now.saturating_duration_since(self.last) <= SIDE_BY_SIDE)
     }
 
     fn join(&mut self, other: &Row) {
@@ -90,15 +97,15 @@ enum Comes {
 }
 
 impl Trail {
-    fn comes(&mut self, range: &Range<u64>) -> Comes {
+    fn comes(&mut self, range: &Range<u64>, now: Instant) -> Comes {
         // The kernel cuts one read into several requests, and brings them side by side, in any order.
-        let (mut row, before) = (Row::new(range), self.rows.len());
+        let (mut row, before) = (Row::new(range, now), self.rows.len());
         self.rows.retain(|other| {
-            let is_near = other.is_near(range);
-            if is_near {
+            let goes_on = other.goes_on(range, now);
+            if goes_on {
                 row.join(other);
             }
-            !is_near
+            !goes_on
         });
         let comes = match row.read {
             read if read > MOST => Comes::Through,
@@ -158,7 +165,7 @@ impl Engine {
         let fills_all = state.fills_all();
         let Some(object) = state.objects.get_mut(key.object.0) else { return false };
         // Also where nothing is to be fetched: it shows who reads through.
-        let comes = object.trail.comes(range);
+        let comes = object.trail.comes(range, Instant::now());
         if !missing || object.broken.is_some() || comes == Comes::Through {
             return false;
         }
@@ -173,11 +180,8 @@ impl Engine {
             return false;
         }
         object.trail.spent.insert(key.chunk, spent);
-        if again {
-            match self.shared.get() {
-                Some(shared) if state.exchange.advance(shared, key) => {}
-                _ => state.plan.advance(key),
-            }
+        if again && !state.flights.contains_key(&key) {
+            state.plan.advance(key);
             drop(state);
             self.work.notify_waiters();
         }
@@ -217,8 +221,7 @@ impl Engine {
             bytes = &mut origin => match bytes {
                 Some(bytes) => {
                     answer(Some(bytes));
-                    // What has begun, to its end: a connection whose answer is cut off is lost, and with it what the next reader is
-                    // served by. What has not is not to be waited for by those behind it.
+                    // What has begun, to its end: it may count as well. What has not begun is not waited for, nor held against the peer.
                     if has_begun || begun.try_recv().is_ok() {
                         peer.await;
                     }
@@ -285,9 +288,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_that_are_near_are_one_read_up_to_a_limit() {
-        let mut trail = Trail::default();
-        let mut comes = |range: Range<u64>| trail.comes(&range);
+    fn requests_that_come_side_by_side_are_one_read_up_to_a_limit() {
+        let (mut trail, now) = (Trail::default(), Instant::now());
+        let mut comes = |range: Range<u64>| trail.comes(&range, now);
         assert_eq!(comes(NEAR + 5000..NEAR + 6000), Comes::Anew);
         assert_eq!(comes(2 * NEAR + 6000..2 * NEAR + 6001), Comes::On, "what is between comes last");
         assert_eq!(comes(4000..5000), Comes::On, "in any order");
@@ -298,12 +301,24 @@ mod tests {
     }
 
     #[test]
+    fn after_a_while_only_what_touches_is_the_same_read() {
+        let (mut trail, begun) = (Trail::default(), Instant::now());
+        let mut comes =
+            |range: Range<u64>, millis| trail.comes(&range, begun + Duration::from_millis(millis));
+        assert_eq!(comes(0..5000, 0), Comes::Anew);
+        assert_eq!(comes(6000..7000, 20), Comes::On);
+        assert_eq!(comes(7001..8000, 41), Comes::Anew, "a byte further on");
+        assert_eq!(comes(0..5000, 90), Comes::Anew, "there again");
+        assert_eq!(comes(8000..9000, 100_000), Comes::On, "where it ended");
+    }
+
+    #[test]
     fn request_that_comes_last_joins_those_on_both_sides() {
-        let mut trail = Trail::default();
+        let (mut trail, now) = (Trail::default(), Instant::now());
         let far = 2 * NEAR;
-        let comes: Vec<_> = [0..9, far..far + 9, NEAR..NEAR + 9].map(|range| trail.comes(&range)).into();
+        let comes: Vec<_> = [0..9, far..far + 9, NEAR..NEAR + 9].map(|range| trail.comes(&range, now)).into();
         assert_eq!(comes, [Comes::Anew, Comes::Anew, Comes::On]);
-        assert_eq!(trail.rows, [Row { range: 0..far + 9, read: 27 }]);
+        assert_eq!(trail.rows, [Row { range: 0..far + 9, read: 27, last: now }]);
     }
 
     #[test]
@@ -313,7 +328,7 @@ mod tests {
         let mut rounds = Vec::new();
         for round in 0..4u64 {
             let readers = (0..READERS as u64).map(|reader| (reader << 30) + round * step);
-            let comes: Vec<_> = readers.map(|at| trail.comes(&(at..at + step))).collect();
+            let comes: Vec<_> = readers.map(|at| trail.comes(&(at..at + step), Instant::now())).collect();
             assert!(comes.iter().all(|one| *one == comes[0]), "{comes:?}");
             rounds.push(comes[0]);
         }

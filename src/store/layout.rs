@@ -69,6 +69,13 @@ impl Layout {
         range.end.saturating_sub(range.start)
     }
 
+    /// Bytes of it without `missing` chunks, of which the last of all is one if `lacks_last`.
+    pub fn len_without(&self, missing: u64, lacks_last: bool) -> u64 {
+        let last = ChunkIndex(self.chunks().saturating_sub(1));
+        let short = if lacks_last { self.chunk_len.saturating_sub(self.len_of(last)) } else { 0 };
+        self.len.saturating_sub(missing.saturating_mul(self.chunk_len).saturating_sub(short))
+    }
+
     /// Cut the read `offset..offset + len` at chunk borders, in order. `None` when it is not inside the object.
     pub fn pieces(&self, offset: u64, len: u64) -> Option<impl Iterator<Item = Piece>> {
         let end = offset.checked_add(len).filter(|end| *end <= self.len)?;
@@ -127,6 +134,18 @@ mod tests {
                 next = range.end;
             }
             prop_assert_eq!(next, len);
+        }
+
+        #[test]
+        fn length_without_chunks_is_that_of_the_others(
+            len in 0u64..5_000, chunk_len in 1u64..700, here: u64,
+        ) {
+            let layout = Layout::new(len, chunk_len);
+            let is_here = |chunk: u64| here.rotate_left(u32::try_from(chunk % 64).unwrap()) & 1 == 1;
+            let (here, missing): (Vec<_>, Vec<_>) = (0..layout.chunks()).partition(|chunk| is_here(*chunk));
+            let expected: u64 = here.iter().map(|chunk| layout.len_of(ChunkIndex(*chunk))).sum();
+            let lacks_last = missing.last() == layout.chunks().checked_sub(1).as_ref() && !missing.is_empty();
+            prop_assert_eq!(layout.len_without(missing.len() as u64, lacks_last), expected);
         }
 
         #[test]

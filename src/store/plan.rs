@@ -22,7 +22,7 @@ const ADVANCED: usize = 64;
 #[derive(Debug, Default)]
 pub struct Plan {
     readers: VecDeque<ChunkKey>,
-    /// What the fill takes between the others, in the order in which it was asked for.
+    /// What comes between the others, of peers or of the origin, in the order in which it was asked for.
     advanced: VecDeque<ChunkKey>,
     /// The last that the fill took was one of those.
     took_advanced: bool,
@@ -99,12 +99,11 @@ impl Plan {
 
     /// The next chunk of the fill for which `wanted` holds; `None` when the plan is exhausted.
     pub fn next_to_fill(&mut self, wanted: impl Fn(ChunkKey) -> bool) -> Option<ChunkKey> {
-        self.advanced.retain(|key| wanted(*key));
         while self.first.front().is_some_and(|key| !wanted(*key)) {
             self.first.pop_front();
         }
         let takes_advanced = !self.took_advanced || self.first.is_empty();
-        let advanced = if takes_advanced { self.advanced.pop_front() } else { None };
+        let advanced = if takes_advanced { self.next_advanced(&wanted) } else { None };
         self.took_advanced = advanced.is_some();
         if let Some(key) = advanced.or_else(|| self.first.pop_front()) {
             return Some(key);
@@ -134,13 +133,13 @@ impl Plan {
         while self.first.front().is_some_and(|key| !wanted(*key)) {
             self.first.pop_front();
         }
-        self.advanced.retain(|key| wanted(*key));
         self.rest.retain_mut(|run| {
             let next = run.next_wanted(&wanted);
             run.next = next.map_or(run.end, |key| key.chunk.0);
             next.is_some()
         });
-        self.advanced.is_empty() && self.first.is_empty() && self.rest.is_empty()
+        let advances = self.advanced.iter().any(|key| wanted(*key));
+        !advances && self.first.is_empty() && self.rest.is_empty()
     }
 
     /// Move `object` to the front, now and in the next [`Plan::fill`].
@@ -168,6 +167,12 @@ impl Plan {
             self.advanced.pop_front();
         }
         self.advanced.push_back(key);
+    }
+
+    /// The next of those for which `wanted` holds. Peers and the origin are not asked for the same ones.
+    pub fn next_advanced(&mut self, wanted: impl Fn(ChunkKey) -> bool) -> Option<ChunkKey> {
+        let at = self.advanced.iter().position(|key| wanted(*key))?;
+        self.advanced.remove(at)
     }
 
     /// Chunks planned for nobody in particular are dropped; readers' stay.
@@ -267,7 +272,12 @@ mod tests {
         assert_eq!(drain(&mut plan), (1..=ADVANCED as u64).map(|chunk| (0, chunk)).collect::<Vec<_>>());
         plan.advance(of_first(7));
         assert!(!plan.is_exhausted(|_| true) && plan.is_exhausted(|key| key != of_first(7)));
-        plan.advance(of_first(7));
+        plan.advance(of_first(8));
+        assert_eq!(
+            plan.next_advanced(|key| key != of_first(7)),
+            Some(of_first(8)),
+            "the other is somebody else's"
+        );
         plan.clear_fill();
         assert!(plan.is_exhausted(|_| true));
     }

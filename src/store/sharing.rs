@@ -149,8 +149,6 @@ pub struct Exchange {
     /// Chunks that peers are believed to have, in an order that is no other node's: those of [`Holder::Part`], and those of
     /// [`Holder::Whole`].
     offered: (Offers, Offers),
-    /// The place in that order of the next chunk that is to come before all others.
-    advanced: u64,
     /// When something last came in, from wherever, or nothing was to come.
     moved: Instant,
     /// Bytes that came from peers.
@@ -184,7 +182,6 @@ impl Default for Exchange {
     fn default() -> Self {
         Exchange {
             offered: (Offers::new(), Offers::new()),
-            advanced: 0,
             moved: Instant::now(),
             bytes: 0,
             first: None,
@@ -236,16 +233,6 @@ impl Exchange {
             }
             Holder::Whole => drop(of_whole.insert(order, key)),
         }
-    }
-
-    /// Take `key` of a peer before everything else that nobody waits for. `false`: no peer is to be asked for it.
-    pub fn advance(&mut self, shared: &Shared, key: ChunkKey) -> bool {
-        let holder = if self.is_slow() { None } else { self.holder(shared, key) };
-        let Some(holder) = holder else { return false };
-        // The places of all others are hashes: larger, as good as always.
-        self.offer(self.advanced, key, holder);
-        self.advanced = self.advanced.saturating_add(1);
-        true
     }
 
     /// Whether it is time to plan again what the fill fetches from the origin; if so, it is noted that this was done now.
@@ -473,6 +460,10 @@ impl Engine {
         {
             return None;
         }
+        let (plan, lacking) = state.choice(Some(shared));
+        if let Some(key) = plan.next_advanced(|key| lacking.is_offered(key)) {
+            return Some((key, state.depart(key)));
+        }
         let whole = worker < self.at_once(state).1;
         loop {
             let key = state.exchange.next_offer(whole)?;
@@ -522,48 +513,5 @@ mod tests {
         let (len, span) = (8 << 20, Duration::from_secs(2));
         let at_once = |rate| at_once((span, 4), rate, len);
         assert_eq!([0, 16 << 20, 20 << 20, 1 << 30].map(at_once), [4, 4, 5, 256]);
-    }
-
-    /// They have the even chunks, and each of them everything, but of the sixth.
-    struct Even;
-
-    impl Peers for Even {
-        fn are_there(&self) -> bool {
-            true
-        }
-
-        fn holder(&self, ChunkKey { chunk: ChunkIndex(chunk), .. }: ChunkKey) -> Option<Holder> {
-            let holder = if chunk == 6 { Holder::Part } else { Holder::Whole };
-            chunk.is_multiple_of(2).then_some(holder)
-        }
-
-        fn rank(&self, _chunk: ChunkKey) -> u32 {
-            0
-        }
-
-        fn fetch<'a>(
-            &'a self,
-            _chunk: ChunkKey,
-            _range: Range<u64>,
-            _urgency: &'a Urgency,
-        ) -> ReceiveFuture<'a> {
-            Box::pin(std::future::ready(Err(PeerFailed("nothing is fetched here".into()))))
-        }
-    }
-
-    #[test]
-    fn chunks_that_are_advanced_are_taken_first_in_their_order() {
-        let objects = vec![(true, OnceLock::new())];
-        let patience = Patience::default();
-        let shared =
-            Shared { peers: Arc::new(Even), judge: None, patience, objects, order: RandomState::new() };
-        let mut exchange = Exchange::default();
-        let key = |chunk| ChunkKey { object: ObjectIndex(0), chunk: ChunkIndex(chunk) };
-        (1..=50).for_each(|chunk| exchange.offer(u64::from(u32::MAX) + chunk, key(2 * chunk), Holder::Whole));
-        let advanced = [90, 6, 33, 70].map(|chunk| exchange.advance(&shared, key(chunk)));
-        assert_eq!(advanced, [true, true, false, true], "nobody has the third");
-        let taken: Vec<_> =
-            [true, true, true, false].iter().filter_map(|whole| exchange.next_offer(*whole)).collect();
-        assert_eq!(taken, [90, 70, 2, 6].map(key));
     }
 }

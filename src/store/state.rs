@@ -115,6 +115,11 @@ impl Lacking<'_> {
         self.wants(key) && !self.is_doubtful(key)
     }
 
+    /// Whether a peer that may be asked for `key` says that it has it.
+    pub fn is_offered(&self, key: ChunkKey) -> bool {
+        self.asks_peers(key) && self.shared.is_some_and(|shared| self.exchange.holder(shared, key).is_some())
+    }
+
     /// Whether the fill's own workers bring `key`, which look here and then at the origin: it is wanted, its object has not been given
     /// up, and no peer is to bring it.
     pub fn asks_origin(&self, key: ChunkKey) -> bool {
@@ -177,12 +182,8 @@ impl ObjectState {
 
     /// Bytes of it that are [`Chunk::Present`].
     pub fn bytes_done(&self, layout: Layout) -> u64 {
-        let Some(last) = layout.chunks().checked_sub(1).map(ChunkIndex) else { return 0 };
-        // All that are missing as if each were a whole one, but the last.
-        let short =
-            if self.is_present(last) { 0 } else { layout.chunk_len().saturating_sub(layout.len_of(last)) };
-        let missing = self.missing.saturating_mul(layout.chunk_len()).saturating_sub(short);
-        layout.len.saturating_sub(missing)
+        let last = layout.chunks().checked_sub(1).map(ChunkIndex);
+        layout.len_without(self.missing, last.is_some_and(|last| !self.is_present(last)))
     }
 
     /// Whether every chunk is on the disk.
