@@ -255,7 +255,7 @@ fn chunk_around_which_somebody_reads_comes_next_and_is_not_waited_for() {
     let large = 2048 * CHUNK;
     let objects = [object("a", 5 * large)];
     let (rt, dir) = (runtime(), TempDir::new().unwrap());
-    let cue = |_: &str, number: u64, _| if number % 2048 == 0 { Fault::Hold } else { Fault::None };
+    let cue = |_: &str, number: u64, _| if number.is_multiple_of(2048) { Fault::Hold } else { Fault::None };
     let source = Faulty::new(Memory::new(&objects), cue);
     let options = StoreOptions { chunk_len: large, ..options(dir.path(), 2) };
     let store = open(options, &objects, source.clone(), &rt);

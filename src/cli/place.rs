@@ -12,7 +12,7 @@ use super::run::RuntimeError;
 use crate::config::{self, Oss, OssOverrides};
 use crate::error::Fault;
 use crate::store::Retry;
-use crate::text::printable_lines;
+use crate::text::printable;
 
 /// How long one request is tried again: a restart of the network, but not a night.
 const RETRY_LIMIT: Duration = Duration::from_secs(60);
@@ -80,10 +80,10 @@ where
 /// A line for whoever reads.
 pub(super) fn print(line: &str) {
     // A closed pipe (`cai upload | head`) must not end the work.
-    let _ = writeln!(std::io::stdout(), "{}", printable_lines(line));
+    let _ = writeln!(std::io::stdout(), "{}", printable(line, usize::MAX));
 }
 
-/// The same to the standard error: it names what somebody else named.
+/// The same to the standard error.
 pub(super) fn complain(line: &str) {
-    eprintln!("{}", printable_lines(line));
+    eprintln!("{}", printable(line, usize::MAX));
 }

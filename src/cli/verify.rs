@@ -10,7 +10,7 @@ use crate::ciphertext::Ciphertext;
 use crate::error::{ErrorClass, Fault, chain};
 use crate::gocryptfs::{self, Conf, Damaged, Kind, LocalDir, Passphrase, Tree, read_passfile};
 use crate::manifest::{self, Difference, Manifest, PublicKey};
-use crate::text::printable_lines;
+use crate::text::printable;
 
 /// Look at every block and every name of an encrypted directory, and at its manifest where it has one
 ///
@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args) -> Result<(), Box<dyn Fault>> {
     lines.extend(differences.iter().map(difference_line));
     let mut out = std::io::stdout().lock();
     for line in &lines {
-        writeln!(out, "{}", printable_lines(line)).map_err(OutputError)?;
+        writeln!(out, "{}", printable(line, usize::MAX)).map_err(OutputError)?;
     }
     if !lines.is_empty() {
         return Err(DamageFound { dir: args.dir.clone(), count: lines.len() }.into());

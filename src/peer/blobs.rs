@@ -39,9 +39,6 @@ const FRAME: usize = 256 << 10;
 /// off costs the next reader a handshake, which is dearer.
 const HEARD_OUT: u64 = 1 << 20;
 
-/// How long that may take: about what the handshake costs.
-const HEAR_OUT_LIMIT: Duration = Duration::from_secs(2);
-
 /// How long the other end may pause.
 pub const STALL: Duration = Duration::from_secs(10);
 
@@ -152,15 +149,8 @@ pub async fn take(
     let mut decoder = ResponseDecoder::new(hash.into(), ranges(range.clone()), tree, In(stream));
     let is_heard_out = range.end.saturating_sub(range.start) <= HEARD_OUT;
     let (mut wanted, mut frame) = (range, BytesMut::new());
-    let mut until = None;
     loop {
-        let limit = if frames.is_closed() {
-            let until = until.get_or_insert_with(|| Instant::now() + HEAR_OUT_LIMIT);
-            until.saturating_duration_since(Instant::now())
-        } else {
-            STALL
-        };
-        let item = match within(limit, decoder.next()).await? {
+        let item = match within(STALL, decoder.next()).await? {
             ResponseDecoderNext::More((next, item)) => {
                 decoder = next;
                 item.map_err(|error| PeerError::Broken(io::Error::other(error)))?

@@ -1,5 +1,6 @@
 //! The dialling end: hears what a peer has, and gets chunks from it.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub const NEWS_EVERY: Duration = Duration::from_millis(50);
 
 /// How long a hello may take.
 pub const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long an answer that nobody waits for any more may take: about what a new connection costs.
+const HEAR_OUT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Start all there is for peer `index`.
 pub fn supervise(
@@ -180,7 +184,15 @@ impl Link {
                 };
                 blobs::take(&mut **stream, hash, ask.range.clone(), size, &frames, tell).await
             };
-            match asked.await {
+            let left = async {
+                frames.closed().await;
+                tokio::time::sleep(HEAR_OUT_LIMIT).await;
+            };
+            let outcome = tokio::select! {
+                outcome = asked => outcome,
+                () = left => Err(PeerError::Broken(io::Error::other("nobody waits for it any more"))),
+            };
+            match outcome {
                 Ok(()) => return Some(now),
                 Err(PeerError::NotHere { object, chunk }) => {
                     self.board.lacks(

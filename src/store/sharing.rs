@@ -296,7 +296,7 @@ impl Exchange {
     }
 
     /// Peers have delivered for a while, and less than half of what the origin did: it does not pay to wait for them.
-    fn is_slow(&self) -> bool {
+    pub fn is_slow(&self) -> bool {
         let (peers, origin) = self.rates;
         let known = self.first.is_some_and(|first| first.elapsed() >= KNOWN_AFTER);
         known && peers.saturating_mul(2) < origin
@@ -460,11 +460,12 @@ impl Engine {
         {
             return None;
         }
+        let whole = worker < self.at_once(state).1;
         let (plan, lacking) = state.choice(Some(shared));
-        if let Some(key) = plan.next_advanced(|key| lacking.is_offered(key)) {
+        let is_ours = |key| lacking.holder(key).is_some_and(|holder| whole || holder == Holder::Part);
+        if let Some(key) = plan.next_advanced(is_ours) {
             return Some((key, state.depart(key)));
         }
-        let whole = worker < self.at_once(state).1;
         loop {
             let key = state.exchange.next_offer(whole)?;
             match state.exchange.holder(shared, key).filter(|_| state.asks_peers(key)) {

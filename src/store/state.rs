@@ -15,7 +15,7 @@ use super::memory::Recent;
 use super::plan::Plan;
 use super::progress::{Counters, Problem};
 use super::room::Room;
-use super::sharing::{Exchange, Shared};
+use super::sharing::{Exchange, Holder, Shared};
 use super::source::SourceError;
 use crate::error::{Fault, chain};
 
@@ -115,9 +115,10 @@ impl Lacking<'_> {
         self.wants(key) && !self.is_doubtful(key)
     }
 
-    /// Whether a peer that may be asked for `key` says that it has it.
-    pub fn is_offered(&self, key: ChunkKey) -> bool {
-        self.asks_peers(key) && self.shared.is_some_and(|shared| self.exchange.holder(shared, key).is_some())
+    /// Who has `key`, of those that are to be asked for it.
+    pub fn holder(&self, key: ChunkKey) -> Option<Holder> {
+        let shared = self.shared.filter(|_| !self.exchange.is_slow() && self.asks_peers(key))?;
+        self.exchange.holder(shared, key)
     }
 
     /// Whether the fill's own workers bring `key`, which look here and then at the origin: it is wanted, its object has not been given
