@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 
 use cai::helper::channel;
 use cai::helper::protocol::{Reply, Request};
+use cai::host::mounts::lasting_id_behind;
 use common::wait_until;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proptest::prelude::*;
@@ -193,6 +194,25 @@ fn mount_that_has_come_to_lie_elsewhere_is_detached_there_and_what_took_its_plac
         assert!(machine.mount_line().contains(" - tmpfs theirs "), "somebody else's mount was taken away");
         umount2(&machine.point(), MntFlags::empty()).unwrap();
         assert_eq!(machine.mounts(), mounts - 1);
+    }
+}
+
+#[test]
+fn mount_of_another_helper_that_has_got_the_numbers_of_ours_stays() {
+    let (Some(ours), Some(theirs)) = (Machine::new(), Machine::new()) else { return };
+    if lasting_id_behind(File::open("/").unwrap()).is_none() {
+        println!("skip: before Linux 6.8 nothing tells one from the other");
+        return;
+    }
+    for _ in 0..20 {
+        let (line, other) = (ours.line(), theirs.line());
+        let (_, device) = line.done(Request::Mount);
+        umount2(&ours.point(), MntFlags::MNT_DETACH).unwrap();
+        // Now the kernel gives them to the next one.
+        drop(device);
+        let (_, _device) = other.done(Request::Mount);
+        assert_eq!(line.done(Request::Unmount).0, "the mount was detached already");
+        assert_eq!(theirs.mounts(), 1, "somebody else's mount was taken away");
     }
 }
 

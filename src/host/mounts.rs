@@ -5,6 +5,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
+/// What asks statx(2) for an id that is not given again (include/uapi/linux/stat.h).
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+
 /// Where the table is, as this process sees it.
 pub const PATH: &str = "/proc/self/mountinfo";
 
@@ -82,6 +87,15 @@ pub fn id_behind(descriptor: impl AsFd) -> Option<u64> {
     let path = format!("/proc/self/fdinfo/{}", descriptor.as_fd().as_raw_fd());
     let info = std::fs::read_to_string(path).ok()?;
     info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+}
+
+/// Id of the mount that `descriptor` is open on that the kernel never gives again until it boots (statx(2); Linux 6.8); `None` where
+/// it has none. Asks no file system.
+pub fn lasting_id_behind(descriptor: impl AsFd) -> Option<u64> {
+    let wanted = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = statx(descriptor, "", flags, wanted).ok()?;
+    (found.stx_mask & STATX_MNT_ID_UNIQUE != 0).then_some(found.stx_mnt_id)
 }
 
 /// Whether another mount hides all of `entry`.
@@ -190,6 +204,15 @@ mod tests {
         let entry = mount_behind(&process).unwrap();
         assert_eq!((entry.id, entry.fs_type.as_str()), (mount_of(Path::new("/proc")).unwrap().id, "proc"));
         assert!(mount_behind(std::io::pipe().unwrap().0).is_none(), "a mount that no table shows");
+    }
+
+    #[test]
+    fn lasting_id_is_one_for_a_mount_where_the_kernel_has_it() {
+        let open = |path: &str| lasting_id_behind(std::fs::File::open(path).unwrap());
+        assert_eq!(open("/proc/self"), open("/proc/version"));
+        if let (Some(proc), Some(sys)) = (open("/proc"), open("/sys")) {
+            assert_ne!(proc, sys);
+        }
     }
 
     #[test]

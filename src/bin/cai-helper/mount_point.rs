@@ -2,7 +2,8 @@
 //!
 //! `/tmp/model` has a world-writable parent, so the point is opened without following links, its owner checked, and it is
 //! mounted over by descriptor. What was mounted is known by its id and device: it is found by them, and detached only by a descriptor
-//! that is on it, wherever it has come to lie. It is not kept open: then nobody else could unmount it, and the daemon would not learn
+//! that is on it, wherever it has come to lie. Both are given again at once when somebody else has unmounted it, so the id that lasts
+//! is compared where the kernel has one (Linux 6.8). It is not kept open: then nobody else could unmount it, and the daemon would not learn
 //! of it.
 //!
 //! What a crash left there is detached first, and nothing else ([`is_stale`]): a FUSE mount of ours whose device nobody holds,
@@ -16,7 +17,9 @@ use std::path::PathBuf;
 use cai::error::chain;
 use cai::host;
 use cai::host::directory::{Directory, DirectoryError, open_or_create};
-use cai::host::mounts::{FS_SOURCE, MountEntry, by_id, id_behind, is_covered, mount_behind};
+use cai::host::mounts::{
+    FS_SOURCE, MountEntry, by_id, id_behind, is_covered, lasting_id_behind, mount_behind,
+};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -138,7 +141,7 @@ impl MountPoint {
                 "see whether something else unmounts there at the same time: findmnt; and whether /proc is mounted",
             ));
         };
-        self.mounted = Some(OurMount { id, device });
+        self.mounted = Some(OurMount { id, device, lasting: lasting_id_behind(descriptor) });
         Ok(point)
     }
 
@@ -173,6 +176,10 @@ impl MountPoint {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let root = open(&entry.point, flags, Mode::empty()).ok();
         let root = root.filter(|root| id_behind(root) == Some(entry.id));
+        if root.as_ref().is_some_and(|root| lasting_id_behind(root) != mounted.lasting) {
+            self.forget();
+            return Ok("the mount was detached already".into());
+        }
         // The kernel would take away what lies on top.
         let Some(root) = root.filter(|_| !is_covered(&entry)) else {
             return refuse(format!("something else is mounted over the model at {point}"));
@@ -199,6 +206,8 @@ struct OurMount {
     id: u64,
     /// Its device, `major:minor`.
     device: String,
+    /// Its id that no other mount gets, if the kernel has such.
+    lasting: Option<u64>,
 }
 
 impl OurMount {
