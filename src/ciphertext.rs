@@ -64,6 +64,13 @@ pub struct Attributes {
     pub mtime: SystemTime,
 }
 
+impl Attributes {
+    /// Those of an entry of which nothing is known but its time.
+    pub fn unknown(mtime: SystemTime) -> Self {
+        Attributes { mode: 0, uid: 0, gid: 0, nlink: 1, ino: 0, blocks: 0, mtime }
+    }
+}
+
 /// Why ciphertext could not be read. Never "short": a read gives every byte asked for, or one of these.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

@@ -234,15 +234,7 @@ mod tests {
 
     #[test]
     fn only_large_files_of_an_unknown_format_are_shared_and_never_a_conf() {
-        let attributes = Attributes {
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            nlink: 1,
-            ino: 0,
-            blocks: 0,
-            mtime: SystemTime::UNIX_EPOCH,
-        };
+        let attributes = Attributes::unknown(SystemTime::UNIX_EPOCH);
         let entry = |path: &str, kind| Entry { path: path.into(), kind, attributes };
         let file = |path, len| entry(path, EntryKind::File { len });
         let entries = [

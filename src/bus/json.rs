@@ -6,6 +6,13 @@ use zbus::Variant;
 use super::Dict;
 use crate::text::printable;
 
+/// Every property by its name; the types are those of the interface.
+pub fn to_json(properties: &Dict) -> Json {
+    Json::Object(
+        properties.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect::<Map<_, _>>(),
+    )
+}
+
 /// The same for people: texts have one line and do nothing to a terminal. Names of objects, for one, are chosen by whoever writes the
 /// bucket.
 pub fn to_legible_json(properties: &Dict) -> Json {
@@ -21,13 +28,6 @@ fn legible(value: Json) -> Json {
         }
         other => other,
     }
-}
-
-/// Every property by its name; the types are those of the interface.
-pub fn to_json(properties: &Dict) -> Json {
-    Json::Object(
-        properties.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect::<Map<_, _>>(),
-    )
 }
 
 /// D-Bus value as JSON; the types are those of the interface (strings, unsigned numbers, booleans and containers of them).

@@ -209,7 +209,7 @@ fn fetching_lines(files: &[Json]) -> Vec<String> {
         let number = |name: &str| file.get(name).and_then(Json::as_u64).unwrap_or(0);
         let (done, total) = (number("BytesDone"), number("BytesTotal"));
         let path = file.get("Path").and_then(Json::as_str).unwrap_or_default();
-        format!("{} % of {}, {}", percent(done, total), HumanBytes(total), path)
+        format!("{} % of {}, {path}", percent(done, total), HumanBytes(total))
     };
     let mut lines: Vec<String> = files.iter().take(FILES).map(line).collect();
     lines.extend(files.len().checked_sub(FILES).filter(|more| *more > 0).map(|more| format!("{more} more")));

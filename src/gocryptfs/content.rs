@@ -293,7 +293,7 @@ impl FileReader {
     ///
     /// Ciphertext is read and opened in pieces of 128 KiB, so that both sides of a piece stay in a core's own cache; whole
     /// blocks are opened straight into `out`. Where a source has to wait for bytes it is asked for all of them at once. The
-    /// file's first read needs one more for the header. `scratch` holds the ciphertext of a piece: keep one per thread, it keeps
+    /// file's first read needs one more for the header. `scratch` holds the ciphertext of a piece: keep it between reads, it keeps
     /// at most 134 KiB.
     ///
     /// # Errors

@@ -285,7 +285,7 @@ impl<'a> Builder<'a> {
 fn root(source: &dyn Ciphertext) -> Node {
     let top = source.entries().iter().filter(|entry| split(entry).0.is_empty());
     let newest = top.map(|entry| entry.attributes.mtime).max().unwrap_or(SystemTime::UNIX_EPOCH);
-    let unknown = Attributes { mode: 0, uid: 0, gid: 0, nlink: 1, ino: 0, blocks: 0, mtime: newest };
+    let unknown = Attributes::unknown(newest);
     Node {
         id: ROOT,
         parent: ROOT,

@@ -11,15 +11,7 @@ use crate::ciphertext::{Attributes, Ciphertext, EntryId, EntryKind};
 
 /// All nodes, the root first and parents before children.
 pub(super) fn build(source: &dyn Ciphertext) -> Result<Vec<Node>, TreeError> {
-    let attributes = source.root().unwrap_or(Attributes {
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        nlink: 1,
-        ino: 0,
-        blocks: 0,
-        mtime: SystemTime::UNIX_EPOCH,
-    });
+    let attributes = source.root().unwrap_or(Attributes::unknown(SystemTime::UNIX_EPOCH));
     let kind = Kind::Directory { children: Vec::new() };
     let root =
         Node { id: ROOT, parent: ROOT, name: OsString::new(), kind, entry: None, attributes, nlink: 2 };

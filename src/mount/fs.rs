@@ -282,7 +282,7 @@ impl ModelFs {
     }
 
     /// Plaintext of a regular file from `offset` into `out`; the count is short only at its end. `scratch` is for the
-    /// ciphertext: keep one per thread.
+    /// ciphertext: keep it between reads.
     ///
     /// # Errors
     /// As [`ModelFs::read`].

@@ -178,13 +178,18 @@ pub async fn take(
     Ok(())
 }
 
+/// Why an answer was not taken to its end.
+pub fn abandoned() -> PeerError {
+    PeerError::Broken(io::Error::other("nobody waits for it any more"))
+}
+
 async fn hand_on(
     frames: &mpsc::Sender<Result<Bytes, PeerFailed>>,
     frame: &mut BytesMut,
     is_heard_out: bool,
 ) -> Result<(), PeerError> {
     match frames.send(Ok(frame.split().freeze())).await {
-        Err(_) if !is_heard_out => Err(PeerError::Broken(io::Error::other("nobody waits for it any more"))),
+        Err(_) if !is_heard_out => Err(abandoned()),
         Ok(()) | Err(_) => Ok(()),
     }
 }

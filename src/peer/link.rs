@@ -1,6 +1,5 @@
 //! The dialling end: hears what a peer has, and gets chunks from it.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -190,7 +189,7 @@ impl Link {
             };
             let outcome = tokio::select! {
                 outcome = asked => outcome,
-                () = left => Err(PeerError::Broken(io::Error::other("nobody waits for it any more"))),
+                () = left => Err(blobs::abandoned()),
             };
             match outcome {
                 Ok(()) => return Some(now),

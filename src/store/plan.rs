@@ -1,9 +1,9 @@
 //! What is fetched next. Pure; the order is tested here.
 //!
-//! Readers come first, always. Behind them the background fill: chunks around which somebody reads, in turn with objects of one chunk, then the first chunk of each large
-//! object (it answers every `safe_open`, and proves each object readable), then the rest, one object after the other: the first
-//! is the one a loader reads now. Once that is faster than one object may be served (10 Gbit/s, oss.md 1.10), the rest runs over
-//! several objects at once, with half of the turns for the first.
+//! Readers come first, always. Behind them the background fill: chunks around which somebody reads, in turn with objects of one
+//! chunk, then the first chunk of each large object (it answers every `safe_open`, and proves each object readable), then the rest,
+//! one object after the other: the first is the one a loader reads now. Once that is faster than one object may be served (10 Gbit/s,
+//! oss.md 1.10), the rest runs over several objects at once, with half of the turns for the first.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -99,9 +99,7 @@ impl Plan {
 
     /// The next chunk of the fill for which `wanted` holds; `None` when the plan is exhausted.
     pub fn next_to_fill(&mut self, wanted: impl Fn(ChunkKey) -> bool) -> Option<ChunkKey> {
-        while self.first.front().is_some_and(|key| !wanted(*key)) {
-            self.first.pop_front();
-        }
+        self.drop_unwanted_heads(&wanted);
         let takes_advanced = !self.took_advanced || self.first.is_empty();
         let advanced = if takes_advanced { self.next_advanced(&wanted) } else { None };
         self.took_advanced = advanced.is_some();
@@ -130,9 +128,7 @@ impl Plan {
     /// Whether the fill has no chunk left for which `wanted` holds.
     pub fn is_exhausted(&mut self, wanted: impl Fn(ChunkKey) -> bool) -> bool {
         // What is not wanted now is planned again when that changes, so it can go; usually it is a chunk or two.
-        while self.first.front().is_some_and(|key| !wanted(*key)) {
-            self.first.pop_front();
-        }
+        self.drop_unwanted_heads(&wanted);
         self.rest.retain_mut(|run| {
             let next = run.next_wanted(&wanted);
             run.next = next.map_or(run.end, |key| key.chunk.0);
@@ -140,6 +136,12 @@ impl Plan {
         });
         // What is advanced is planned besides, or is again once this is exhausted.
         self.first.is_empty() && self.rest.is_empty()
+    }
+
+    fn drop_unwanted_heads(&mut self, wanted: impl Fn(ChunkKey) -> bool) {
+        while self.first.front().is_some_and(|key| !wanted(*key)) {
+            self.first.pop_front();
+        }
     }
 
     /// Move `object` to the front, now and in the next [`Plan::fill`].

@@ -47,7 +47,7 @@ pub fn build(objects: &[Object]) -> Result<Tree, StoreError> {
     let entry = |(path, (index, mtime)): (PathBuf, (Option<ObjectIndex>, SystemTime))| {
         let file = index.and_then(|index| objects.get(index.0));
         let kind = file.map_or(EntryKind::Directory, |object| EntryKind::File { len: object.len });
-        let attributes = Attributes { mode: 0, uid: 0, gid: 0, nlink: 1, ino: 0, blocks: 0, mtime };
+        let attributes = Attributes::unknown(mtime);
         (Entry { path, kind, attributes }, index)
     };
     let (entries, objects) = nodes.into_iter().map(entry).unzip();

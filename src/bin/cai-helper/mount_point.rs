@@ -3,8 +3,8 @@
 //! `/tmp/model` has a world-writable parent, so the point is opened without following links, its owner checked, and it is
 //! mounted over by descriptor. What was mounted is known by its id and device: it is found by them, and detached only by a descriptor
 //! that is on it, wherever it has come to lie. Both are given again at once when somebody else has unmounted it, so the id that lasts
-//! is compared where the kernel has one (Linux 6.8). It is not kept open: then nobody else could unmount it, and the daemon would not learn
-//! of it.
+//! is compared where the kernel has one (Linux 6.8). It is not kept open: then nobody else could unmount it, and the daemon would not
+//! learn of it.
 //!
 //! What a crash left there is detached first, and nothing else ([`is_stale`]): a FUSE mount of ours whose device nobody holds,
 //! and a published memory file system of ours behind which no session lives.
@@ -165,8 +165,7 @@ impl MountPoint {
     pub(crate) fn detach(&mut self) -> Result<String, Refusal> {
         let Some(mounted) = &self.mounted else { return Ok("nothing was mounted".into()) };
         let Some(entry) = mounted.entry() else {
-            self.forget();
-            return Ok("the mount was detached already".into());
+            return Ok(self.gone_already());
         };
         let point = entry.point.display();
         let refuse = |text: String| {
@@ -177,8 +176,7 @@ impl MountPoint {
         let root = open(&entry.point, flags, Mode::empty()).ok();
         let root = root.filter(|root| id_behind(root) == Some(entry.id));
         if root.as_ref().is_some_and(|root| lasting_id_behind(root) != mounted.lasting) {
-            self.forget();
-            return Ok("the mount was detached already".into());
+            return Ok(self.gone_already());
         }
         // The kernel would take away what lies on top.
         let Some(root) = root.filter(|_| !is_covered(&entry)) else {
@@ -191,6 +189,11 @@ impl MountPoint {
             }
             Err(error) => refuse(format!("detaching {point}: {error}")),
         }
+    }
+
+    fn gone_already(&mut self) -> String {
+        self.forget();
+        "the mount was detached already".into()
     }
 
     /// It is gone, and what was registered with it is nobody's.
